@@ -1,0 +1,51 @@
+# invisor's build. The commands people use: make, make demo, make check, make bench (see README.md).
+# Everything made goes below build/ (build-asan/ and the like with SANITIZE=).
+
+SANITIZE ?=
+V ?= 0
+BUILD    := build$(if $(SANITIZE),-$(SANITIZE))
+CC       ?= gcc
+CFLAGS   ?= -O2 -g
+WARN     := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wvla -Werror
+CPPFLAGS += -D_GNU_SOURCE -I.
+LIBS     := -luring -lfdt -ljansson -lpthread
+ALL_CFLAGS = -std=gnu17 $(CFLAGS) $(WARN) $(CPPFLAGS) -fno-strict-aliasing -MMD -MP -pthread
+ifneq ($(SANITIZE),)
+ALL_CFLAGS += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
+LDFLAGS    += -fsanitize=$(SANITIZE)
+endif
+Q := $(if $(filter 0,$(V)),@,)
+
+IPT_SRC    := $(wildcard ipt/*.c)
+VIRTIO_SRC := $(wildcard virtio/*.c)
+VMM_SRC    := $(filter-out vmm/main.c,$(wildcard vmm/*.c))
+obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
+
+.PHONY: all clean
+all: $(BUILD)/invisor guest
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "  CC $<")
+	$(Q)$(CC) $(ALL_CFLAGS) -c -o $@ $<
+
+$(BUILD)/libipt.a: $(call obj,$(IPT_SRC))
+$(BUILD)/libvirtio.a: $(call obj,$(VIRTIO_SRC))
+$(BUILD)/libvmm.a: $(call obj,$(VMM_SRC))
+$(BUILD)/%.a:
+	$(if $(Q),@echo "  AR $@")
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+
+PRODUCT_LIBS := $(BUILD)/libvmm.a $(BUILD)/libvirtio.a $(BUILD)/libipt.a
+
+$(BUILD)/invisor: $(call obj,vmm/main.c) $(PRODUCT_LIBS)
+	$(if $(Q),@echo "  LD $@")
+	$(Q)$(CC) $(LDFLAGS) -pthread -o $@ $^ $(LIBS)
+
+include guest/guest.mk
+include tests/tests.mk
+
+clean:
+	rm -rf build build-*
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,200 @@
+/*
+ * The inverted page table: who owns each frame of the pool, and where each guest frame is.
+ *
+ * Words
+ *   frame    a 4 KiB page of the pool, named by its index (frame_t)
+ *   run      consecutive gfns at consecutive frames
+ *   cluster  16 frames, aligned in both gfn and frame (64 KiB): one index element for all of them
+ *   block    2^order free or allocated frames, naturally aligned, order 0 to IPT_MAX_ORDER
+ *   limbo    a frame that left the free lists for a VM but backs no gfn (yet, or any more)
+ *
+ * Three parts, all in one memfd that every process maps shared:
+ *   array    ipt[frame], one atomic 64-bit word {state, vm, gfn}: the truth and the commit point of
+ *            every change; 4 bytes beside it (pins, age) in an array of their own
+ *   forward  (vm, gfn) -> frame, a cache of the array that can be rebuilt from it. Two kinds with
+ *            one interface: the hash index (IPT_INDEX) and per-VM radix tables (IPT_RADIX, for which
+ *            the array is the reverse map)
+ *   zones    the frame allocator, one a NUMA node; its free lists run through the words of free frames
+ *
+ * Invariants (ipt_audit checks every one)
+ *   I1  every frame is in exactly one of: beyond its zone's wilderness mark, a free block on a list,
+ *       limbo, mapped
+ *   I2  word(f) = {PRIVATE, vm, gfn}  <=>  lookup(vm, gfn) = f, and at most one such f per (vm, gfn)
+ *   I3  zone.free = sum of the free blocks' sizes + frames beyond the wilderness mark
+ *   I4  vm.frames[state] = number of words with that vm and state; only a live or dying VM has any
+ *   I5  every forward element leads to a word that confirms it for at least one gfn; no element
+ *       stands twice
+ *   I6  a free frame has no pins
+ *
+ * Concurrency
+ *   Readers (lookup, owner) take no lock; writers lock the stripe of the key. Locks are process-shared
+ *   and robust: whoever finds a holder dead rebuilds that part from the array before it goes on.
+ *   A word's (vm, gfn) is changed only by that VM's process, or, once it is dead, by its reaper
+ *   (ipt_vm_reap): so the only contention is for stripes and zones, never for one mapping.
+ *   Lock order (checked at run time where NDEBUG is not defined):
+ *     registry  <  stripe (one at a time)  <  zone (one at a time)
+ *
+ * Functions return 0 or -errno and print nothing.
+ */
+#ifndef IPT_IPT_H
+#define IPT_IPT_H
+
+#include "ipt/addr.h"
+#include <stddef.h>
+
+#define IPT_MAX_ORDER      9                    /* 2 MiB */
+#define IPT_CLUSTER_ORDER  4                    /* 64 KiB */
+#define IPT_CLUSTER_FRAMES (1u << IPT_CLUSTER_ORDER)
+#define IPT_MAX_FRAMES     (UINT32_C(1) << 28)  /* 1 TiB of pool */
+#define IPT_MAX_GFN        (UINT64_C(1) << 36)  /* 48 bits of gpa */
+#define IPT_MAX_VMS        (UINT32_C(1) << 20)
+#define IPT_MAX_NODES      8
+#define IPT_MAX_COLOURS    16
+#define IPT_NAME_LEN       32
+
+enum ipt_kind { IPT_INDEX, IPT_RADIX };
+
+/* A mapped or unmapped frame's state, as word(f) holds it. FREE is 0 so that untouched, zero table
+ * memory says free. */
+enum ipt_state { IPT_FREE, IPT_LIMBO, IPT_PRIVATE, IPT_NSTATES };
+
+struct ipt; /* one process's handle on a table */
+
+struct ipt_config {
+	enum ipt_kind kind;
+	uint32_t frames;   /* 1 to IPT_MAX_FRAMES; size of the pool */
+	uint32_t max_vms;  /* 1 to IPT_MAX_VMS - 1 live at once */
+	unsigned nodes;    /* NUMA nodes, 1 to IPT_MAX_NODES; frames are split evenly among them */
+	unsigned colours;  /* page colours, a power of two, 1 to IPT_MAX_COLOURS */
+	uint64_t seed;     /* of the hash; take it from getrandom(2) outside tests */
+};
+
+/* Make a table in a new memfd. -EINVAL for a config out of range, else memfd_create's or mmap's. */
+int ipt_create(struct ipt **out, const struct ipt_config *config);
+/* Map the table that fd (a memfd made by ipt_create, from any process) holds. -EINVAL, -EPROTO for
+ * what is no table or one of another layout. The fd is duplicated. */
+int ipt_attach(struct ipt **out, int fd);
+/* Unmap and close this process's handle; the table lives on while any process holds its memfd. */
+void ipt_detach(struct ipt *t);
+int ipt_fd(const struct ipt *t);
+const struct ipt_config *ipt_config(const struct ipt *t);
+
+/* ---- VM registry: names, lineage ---------------------------------------------------------- */
+
+struct ipt_vm_info {
+	vmid_t id;
+	vmid_t parent;  /* the template this VM was cloned from, or INVALID_VMID */
+	char name[IPT_NAME_LEN];
+	bool dying;
+	uint32_t children;  /* VMs whose parent this is */
+	uint32_t frames[IPT_NSTATES];
+};
+
+/* Register a VM. Names are unique among the registered: -EEXIST. -ENOENT for an unknown parent,
+ * -ENAMETOOLONG, -EINVAL for an empty name, -ENOSPC when max_vms are registered. Ids are reused only
+ * after ipt_vm_reap finished. Takes the registry lock. */
+int ipt_vm_add(struct ipt *t, const char *name, vmid_t parent, vmid_t *out);
+/* What the registry says of vm: -ENOENT if it is not registered. No lock. */
+int ipt_vm_info(struct ipt *t, vmid_t vm, struct ipt_vm_info *out);
+/* The registered VM of that name, or -ENOENT. */
+int ipt_vm_find(struct ipt *t, const char *name, vmid_t *out);
+/* Next registered VM after `after` (start with INVALID_VMID); INVALID_VMID when there is none. */
+vmid_t ipt_vm_next(struct ipt *t, vmid_t after);
+
+/*
+ * Free everything that a VM which no process works for any more still owns: mapped, limbo, pinned.
+ * `clean` is called for runs of frames before they become free (the pool punches holes there, so that
+ * no guest ever sees another's bytes); if it fails with -errno the run stays in limbo and the error is
+ * returned after the rest was freed; call again to retry. The VM is marked dying at the start and
+ * unregistered at the end. Repairs whatever the dead left half done. -EBUSY if it has children.
+ */
+typedef int ipt_clean_fn(void *ctx, frame_t first, uint32_t count);
+int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
+
+/* ---- frames: allocation ------------------------------------------------------------------- */
+
+struct ipt_hint {
+	frame_t goal;    /* wanted first frame, INVALID_FRAME for any; keeping frame - gfn constant
+			    from run to run lets mappings merge */
+	unsigned node;   /* preferred NUMA node; others are used when it is empty */
+	unsigned colour; /* preferred colour of the first frame, for orders below log2(colours) */
+};
+
+/* Take a naturally aligned block of 2^order frames out of the free lists, for vm, into limbo.
+ * -ENOMEM when there is no block of that order (a smaller one may exist). Takes one zone lock. */
+int ipt_alloc(struct ipt *t, vmid_t vm, unsigned order, const struct ipt_hint *hint, frame_t *out);
+/* Give `count` limbo frames of vm back (any alignment; they coalesce). Their bytes must be clean
+ * already: the next owner sees them. -EPERM if one isn't vm's limbo, -EBUSY if one is pinned; then
+ * nothing has changed. */
+int ipt_free(struct ipt *t, vmid_t vm, frame_t first, uint32_t count);
+/* Free frames now: in all, and the largest order that could be allocated (-1 for none). */
+uint32_t ipt_free_frames(struct ipt *t);
+int ipt_largest_order(struct ipt *t);
+
+/* ---- mappings ----------------------------------------------------------------------------- */
+
+/*
+ * Map `count` gfns of vm at consecutive limbo frames of vm, as PRIVATE. Aligned runs of 16 go in as
+ * clusters. Prepare/commit: on any error nothing has changed. -EPERM if a frame isn't vm's limbo,
+ * -EEXIST if a gfn is mapped already, -EINVAL out of range, -ENOSPC/-ENOMEM when the forward map
+ * can't grow. Lock: stripes, one at a time.
+ */
+int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count);
+/* Unmap `count` gfns (void ones are skipped); their frames go to limbo. `gone` is told each run of
+ * frames that was unmapped (may be NULL). */
+typedef void ipt_run_fn(void *ctx, gfn_t gfn, frame_t frame, uint32_t count);
+int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn *gone, void *ctx);
+
+/* The frame behind (vm, gfn) or INVALID_FRAME. No lock; about one line of index and one of array. */
+frame_t ipt_lookup(struct ipt *t, vmid_t vm, gfn_t gfn);
+/* The same for n keys at once, with the memory accesses of all of them in flight together. */
+struct ipt_key {
+	vmid_t vm;
+	gfn_t gfn;
+};
+void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n);
+/* How many gfns from `first` on (at most max) are mapped at consecutive frames, and the first of
+ * these frames: 0 and INVALID_FRAME if `first` is void. */
+uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, frame_t *out);
+
+/* Who owns a frame: one array read. -EINVAL for a frame outside the pool. */
+struct ipt_owner {
+	enum ipt_state state;
+	vmid_t vm;   /* INVALID_VMID when free */
+	gfn_t gfn;   /* INVALID_GFN unless mapped */
+	uint32_t pins;
+};
+int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out);
+
+/* ---- pins: I/O in flight ------------------------------------------------------------------ */
+
+/* Look (vm, gfn) up and count one more user of the frame, so that it is neither freed nor moved until
+ * ipt_unpin. -ENOENT if void, -EOVERFLOW at 65535 pins. No lock. */
+int ipt_pin(struct ipt *t, vmid_t vm, gfn_t gfn, frame_t *out);
+void ipt_unpin(struct ipt *t, frame_t f);
+
+/* ---- looking at the whole ----------------------------------------------------------------- */
+
+struct ipt_bytes { /* memory the table really has (populated pages of the memfd), bytes */
+	uint64_t array;    /* the words */
+	uint64_t side;     /* the 4 bytes beside each */
+	uint64_t forward;  /* index or radix tables, with their stripes' headers and locks */
+	uint64_t other;    /* header, registry, zones */
+};
+int ipt_bytes(struct ipt *t, struct ipt_bytes *out);
+
+struct ipt_counts {
+	uint32_t frames[IPT_NSTATES];
+	uint64_t cluster_elements, single_elements; /* of the index; 0 for radix */
+	uint64_t radix_pages;                       /* 4 KiB table pages; 0 for the index */
+	uint32_t repairs;  /* times a dead holder's stripe or zone was rebuilt */
+};
+void ipt_counts(struct ipt *t, struct ipt_counts *out);
+
+/* Check I1 to I6 over everything. Takes every lock in turn, so may run beside others only if they
+ * are quiet (it reports in-between states otherwise). Returns the number of violations; each is told
+ * to `say` as one line of text (may be NULL). */
+typedef void ipt_say_fn(void *ctx, const char *line);
+int ipt_audit(struct ipt *t, ipt_say_fn *say, void *ctx);
+
+#endif

@@ -1,0 +1,12 @@
+# Everything that checks and measures. Each part has its own file.
+-include tests/unit/unit.mk
+-include tests/kvm/kvm.mk
+-include tests/lab/lab.mk
+-include tests/bench/bench.mk
+
+.PHONY: check-format format
+FORMATTED := $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' 2>/dev/null)
+check-format:
+	@clang-format --dry-run --Werror $(FORMATTED) && echo "check-format: $(words $(FORMATTED)) files as clang-format has them"
+format:
+	clang-format -i $(FORMATTED)
