@@ -1,0 +1,65 @@
+/*
+ * The machine a VM is: one description, made by the command line, from which the FDT, the ACPI
+ * tables, the e820 map and KVM's set-up all come.
+ */
+#ifndef VMM_MACHINE_H
+#define VMM_MACHINE_H
+
+#include "ipt/addr.h"
+#include <stddef.h>
+
+#define MACHINE_MAX_CPUS   8
+#define MACHINE_MAX_VIRTIO 16
+#define MACHINE_MAX_BANKS  2
+#define MACHINE_CMDLINE_MAX \
+	2048 /* bytes with the NUL: COMMAND_LINE_SIZE of arch/x86/include/asm/setup.h */
+
+/* The map of guest physical addresses. RAM is one bank up to MACHINE_LOW_END and, where it is
+ * larger, a second from 4 GiB on. */
+#define MACHINE_LOW_END     UINT64_C(0xC0000000) /* RAM below 4 GiB ends here at the latest: 3 GiB */
+#define MACHINE_HIGH_BASE   UINT64_C(0x100000000)
+#define MACHINE_MMIO_BASE   UINT64_C(0xD0000000) /* virtio slot i at base + i * 0x1000 */
+#define MACHINE_MMIO_STRIDE UINT64_C(0x1000)
+#define MACHINE_IOAPIC_BASE UINT64_C(0xFEC00000)
+#define MACHINE_LAPIC_BASE  UINT64_C(0xFEE00000)
+#define MACHINE_TSS_BASE    UINT64_C(0xFFFBD000) /* KVM_SET_TSS_ADDR: 3 pages, Intel only */
+#define MACHINE_VIRTIO_GSI  5 /* virtio slot i on GSI 5 + i, level, active high */
+
+/* Ports. */
+#define MACHINE_COM1_PORT  0x3f8 /* 16550, IRQ 4 */
+#define MACHINE_COM1_GSI   4
+#define MACHINE_I8042_PORT 0x64   /* writing 0xFE resets (the keyboard controller's reset line) */
+#define MACHINE_SLEEP_PORT 0x600  /* ACPI sleep control, 1 byte; status at +1 (ACPI 6.4, 4.8.3.7) \
+				   */
+#define MACHINE_SLEEP_S5    5     /* SLP_TYP for S5 as our DSDT gives it */
+#define MACHINE_RESET_PORT  0x604 /* ACPI reset register: writing MACHINE_RESET_VALUE reboots */
+#define MACHINE_RESET_VALUE 0x42
+
+struct machine_bank {
+	gpa_t base;
+	uint64_t bytes;
+};
+
+struct machine {
+	char name[32];
+	uint64_t mem_bytes; /* whole 4 KiB pages */
+	struct machine_bank bank[MACHINE_MAX_BANKS];
+	unsigned banks;
+	unsigned cpus;                          /* 1 to MACHINE_MAX_CPUS */
+	unsigned virtio_slots;                  /* 0 to MACHINE_MAX_VIRTIO */
+	uint32_t virtio_id[MACHINE_MAX_VIRTIO]; /* device id in each slot, virtio 1.2 section 5 */
+	const char *cmdline;
+};
+
+/* Lay banks out for mem_bytes. -EINVAL for 0 or no whole number of pages. */
+int machine_set_memory(struct machine *m, uint64_t mem_bytes);
+/* Does [gpa, gpa + len) lie wholly within one bank? */
+bool machine_is_ram(const struct machine *m, gpa_t gpa, uint64_t len);
+
+/* The machine as a flattened device tree (Devicetree Specification 0.4), built with libfdt: /memory
+ * banks, /cpus, virtio,mmio nodes with reg and interrupts, serial, /chosen with bootargs and, if
+ * initrd_bytes, linux,initrd-start/-end. Writes at most `size` bytes: -ENOSPC. */
+int machine_fdt(const struct machine *m, gpa_t initrd, uint64_t initrd_bytes, void *out,
+		size_t size);
+
+#endif
