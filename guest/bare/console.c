@@ -1,0 +1,59 @@
+#include "guest/bare/console.h"
+#include "guest/bare/cpu.h"
+#include "guest/bare/text.h"
+#include "guest/bare/vcon.h"
+#include "vmm/machine.h"
+
+#define COM1_DATA      MACHINE_COM1_PORT
+#define COM1_LSR       (MACHINE_COM1_PORT + 5) /* PC16550D: line status */
+#define COM1_LSR_READY 0x01
+#define COM1_BURST     255 /* a string instruction's count in one exit: far below a page */
+
+static bool by_virtio;
+
+void console_write(const char *bytes, size_t n)
+{
+	if (by_virtio) {
+		vcon_write(bytes, n);
+		return;
+	}
+	while (n > 0) {
+		size_t now = n < COM1_BURST ? n : COM1_BURST;
+		cpu_outs8(COM1_DATA, bytes, now);
+		bytes += now;
+		n -= now;
+	}
+}
+
+void console_say(const char *format, ...)
+{
+	char line[CONSOLE_LINE_MAX];
+	va_list args;
+	va_start(args, format);
+	size_t n = text_format(line, sizeof line - 1, format, args);
+	va_end(args);
+	line[n++] = '\n';
+	console_write(line, n);
+}
+
+size_t console_read(char *out, size_t size)
+{
+	size_t n = 0;
+	if (by_virtio)
+		return vcon_read(out, size);
+	while (n < size && (cpu_in8(COM1_LSR) & COM1_LSR_READY) != 0)
+		out[n++] = (char)cpu_in8(COM1_DATA);
+	return n;
+}
+
+bool console_use_virtio(void)
+{
+	by_virtio = vcon_open();
+	return by_virtio;
+}
+
+void console_drain(void)
+{
+	if (by_virtio)
+		vcon_drain();
+}
