@@ -1,14 +1,31 @@
 /*
  * Getting a kernel into a VM's memory and a vCPU to its first instruction. Three kinds of image,
- * told apart by their contents, never by name: bzImage     Linux/x86 boot protocol 2.12+, 64-bit
- * entry (Documentation/arch/x86/boot.rst) ELF + PVH   vmlinux with a XEN_ELFNOTE_PHYS32_ENTRY note
- * (xen/include/public/arch-x86/hvm/start_info.h) bare ELF    a 64-bit static ELF with our note
- * (name "invisor", type 1): entered by every vCPU at once in CPL 3 with IOPL 3, paging on
- * (identity, user), RDI = gpa of the FDT, RSI = vCPU number, RSP = top of a stack of its own
- * (16-byte aligned)
+ * told apart by their contents, never by name:
+ *
+ *   bzImage    Linux/x86 boot protocol 2.12+, 64-bit entry (Documentation/arch/x86/boot.rst)
+ *   ELF + PVH  vmlinux with a XEN_ELFNOTE_PHYS32_ENTRY note
+ *              (xen/include/public/arch-x86/hvm/start_info.h)
+ *   bare ELF   a 64-bit static ELF with our note (name "invisor", type 1), linked at 1 MiB or
+ *              above with physical and virtual addresses the same: entered by every vCPU at once in
+ *              CPL 3 with IOPL 3, paging on (identity, user), RDI = gpa of the FDT, RSI = vCPU
+ *              number, RSP = top of a stack of its own (16-byte aligned, BOOT_STACK_BYTES)
  *
  * Nothing here knows KVM's ioctls beyond struct kvm_regs/kvm_sregs, and guest memory is reached
  * only through gmem (virtio/gmem.h).
+ *
+ * What is below 1 MiB once a VM is loaded (everything for Linux lies in two 64 KiB clusters):
+ *
+ *   0x01000  GDT
+ *   0x02000  zero page (struct boot_params), or PVH start info, memory map and module list
+ *   0x03000  command line, at most MACHINE_CMDLINE_MAX bytes with its NUL
+ *   0x04000  FDT, behind a struct setup_data of type SETUP_DTB; at most BOOT_DTB_SIZE bytes
+ *   0x09000  Linux: page tables, the first 4 GiB one to one (PML4, PDPT, 4 page directories)
+ *   0x0f000  Linux: a page for the first stack
+ *   0x20000  bare: page tables, up to 0x80000
+ *   0x80000  bare: BOOT_STACK_BYTES of stack for each of MACHINE_MAX_CPUS vCPUs, up to 0xa0000
+ *   0xe0000  ACPI tables (Linux only)
+ *
+ * A bare guest may use every byte of RAM from 1 MiB on that its own segments and the initrd leave.
  */
 #ifndef VMM_BOOT_H
 #define VMM_BOOT_H
@@ -17,17 +34,55 @@
 #include "vmm/machine.h"
 #include <linux/kvm.h>
 
+#define BOOT_GDT         UINT64_C(0x1000)
+#define BOOT_INFO        UINT64_C(0x2000)
+#define BOOT_CMDLINE     UINT64_C(0x3000)
+#define BOOT_DTB         UINT64_C(0x4000)
+#define BOOT_DTB_SIZE    UINT64_C(0x5000)
+#define BOOT_TABLES      UINT64_C(0x9000)
+#define BOOT_STACK_TOP   UINT64_C(0x10000)
+#define BOOT_BARE_TABLES UINT64_C(0x20000)
+#define BOOT_BARE_STACKS UINT64_C(0x80000)
+#define BOOT_STACK_BYTES UINT64_C(0x4000)
+#define BOOT_LOW_END     UINT64_C(0xA0000)  /* RAM below the PC's hole ends */
+#define BOOT_KERNEL_MIN  UINT64_C(0x100000) /* and goes on here: no image may load below */
+#define BOOT_FDT         (BOOT_DTB + 16)    /* where the FDT itself begins: 16-byte aligned */
+
 enum boot_kind { BOOT_BZIMAGE, BOOT_PVH, BOOT_BARE };
 
-/* An image checked once in the host and loaded into many VMs: files mapped read-only. */
+/* A piece of the kernel file and its place. Checked: offset + bytes lies in the file, bytes <=
+ * mem_bytes, pieces don't overlap, and all lie in [BOOT_KERNEL_MIN, MACHINE_LOW_END). */
+struct boot_segment {
+	uint64_t offset, bytes;
+	gpa_t at;
+	uint64_t mem_bytes;
+};
+#define BOOT_MAX_SEGMENTS 32
+#define BOOT_NAME_MAX     80
+#define BOOT_HEADER_MAX   0x9f /* struct setup_header ends below 0x290 */
+
+/* An image checked once in the host and loaded into many VMs: files mapped read-only. What the
+ * loaders go by was copied out of the file while it was checked, so that a file that changes
+ * later gives a broken guest at worst. (One that is cut short later gives SIGBUS: replace kernels
+ * by renaming, as packages do.) */
 struct boot_image {
 	enum boot_kind kind;
 	const uint8_t *kernel;
 	size_t kernel_bytes;
 	const uint8_t *initrd; /* NULL if none */
 	size_t initrd_bytes;
-	uint64_t entry;     /* as the image gives it; loaders may add to it */
+	uint64_t entry;     /* gpa of the first instruction */
 	uint64_t min_bytes; /* least guest memory it can be loaded into */
+
+	struct boot_segment segment[BOOT_MAX_SEGMENTS];
+	unsigned segments;
+	uint64_t end;                    /* the kernel takes nothing at or above this gpa */
+	uint64_t initrd_end;             /* the initrd must lie wholly below this gpa */
+	uint64_t cmdline_max;            /* bytes without the NUL */
+	uint8_t header[BOOT_HEADER_MAX]; /* bzImage: the setup header as the file has it */
+	size_t header_bytes;
+	char kernel_name[BOOT_NAME_MAX]; /* for messages; long paths keep their end */
+	char initrd_name[BOOT_NAME_MAX];
 };
 
 #define BOOT_ERROR_MAX 256
@@ -38,6 +93,10 @@ struct boot_image {
 int boot_image_open(struct boot_image *out, const char *kernel_path, const char *initrd_path,
 		    char error[BOOT_ERROR_MAX]);
 void boot_image_close(struct boot_image *image);
+/* The check alone, of an image already in memory whose kernel, kernel_bytes and kernel_name are
+ * set: fills in the rest. -ENOEXEC or -EFBIG with words. (boot_image_open uses it, and so do
+ * tests.) */
+int boot_image_check(struct boot_image *image, char error[BOOT_ERROR_MAX]);
 /* Would it fit this machine? 0, or -E2BIG (initrd or kernel larger than memory, command line too
  * long) with words. Called before any VM is made. */
 int boot_image_fits(const struct boot_image *image, const struct machine *m,
@@ -56,16 +115,21 @@ struct boot_plan {
 };
 
 /* Write kernel, initrd, command line, zero page or start info, FDT, ACPI tables and page tables
- * into guest memory, and say how the vCPUs start. -errno of gmem, or -E2BIG. */
+ * into guest memory, and say how the vCPUs start. -errno of gmem, or -E2BIG, with words.
+ *
+ * The memory must be as new, reading as zeros: what an image wants zeroed (.bss) isn't written, so
+ * that it takes no frames before the guest touches it. A reboot in place must drop the old
+ * contents first. */
 int boot_load(const struct boot_image *image, const struct machine *m, struct gmem *mem,
 	      struct boot_plan *plan, char error[BOOT_ERROR_MAX]);
 /* Change in `sregs` (from KVM_GET_SREGS of the fresh vCPU, so its APIC base stays) what the plan
- * sets. */
+ * sets. Nothing for a vCPU that doesn't run yet. */
 void boot_apply_sregs(const struct boot_cpu *cpu, struct kvm_sregs *sregs);
 
 /* ACPI (6.4) tables for the machine, with all pointers and checksums, to be placed at `base`
  * (16-byte aligned, below 1 MiB): RSDP first. HW-reduced FADT with sleep control and reset
- * registers, MADT (LAPICs, IOAPIC), DSDT with LNRO0005 devices for the virtio slots and COM1.
+ * registers, MADT (LAPICs, IOAPIC), DSDT with LNRO0005 devices for the virtio slots, COM1, and the
+ * power button (PNP0C0C behind a generic event device on MACHINE_POWER_GSI).
  * Returns the bytes used, or -ENOSPC. (acpi.c) */
 int64_t acpi_build(const struct machine *m, gpa_t base, void *out, size_t size);
 #define BOOT_ACPI_BASE UINT64_C(0xE0000)

@@ -20,16 +20,20 @@
 #define MACHINE_HIGH_BASE   UINT64_C(0x100000000)
 #define MACHINE_MMIO_BASE   UINT64_C(0xD0000000) /* virtio slot i at base + i * 0x1000 */
 #define MACHINE_MMIO_STRIDE UINT64_C(0x1000)
+#define MACHINE_MMIO_BYTES  UINT64_C(0x200) /* of it registers: VIRTIO_MMIO_SIZE */
 #define MACHINE_IOAPIC_BASE UINT64_C(0xFEC00000)
 #define MACHINE_LAPIC_BASE  UINT64_C(0xFEE00000)
 #define MACHINE_TSS_BASE    UINT64_C(0xFFFBD000) /* KVM_SET_TSS_ADDR: 3 pages, Intel only */
 #define MACHINE_VIRTIO_GSI  5 /* virtio slot i on GSI 5 + i, level, active high */
+#define MACHINE_POWER_GSI \
+	22 /* power button: edge; a pulse asks the guest to shut down (ACPI GED) */
 
 /* Ports. */
 #define MACHINE_COM1_PORT  0x3f8 /* 16550, IRQ 4 */
 #define MACHINE_COM1_GSI   4
-#define MACHINE_I8042_PORT 0x64   /* writing 0xFE resets (the keyboard controller's reset line) */
-#define MACHINE_SLEEP_PORT 0x600  /* ACPI sleep control, 1 byte; status at +1 (ACPI 6.4, 4.8.3.7) \
+#define MACHINE_I8042_PORT 0x64 /* writing 0xFE resets (the keyboard controller's reset line) */
+#define MACHINE_SLEEP_PORT                                                                        \
+	0x600                     /* ACPI sleep control, 1 byte; status at +1 (ACPI 6.4, 4.8.3.7) \
 				   */
 #define MACHINE_SLEEP_S5    5     /* SLP_TYP for S5 as our DSDT gives it */
 #define MACHINE_RESET_PORT  0x604 /* ACPI reset register: writing MACHINE_RESET_VALUE reboots */
@@ -51,7 +55,7 @@ struct machine {
 	const char *cmdline;
 };
 
-/* Lay banks out for mem_bytes. -EINVAL for 0 or no whole number of pages. */
+/* Lay banks out for mem_bytes. -EINVAL for 0, no whole number of pages, or more than 1 TiB. */
 int machine_set_memory(struct machine *m, uint64_t mem_bytes);
 /* Does [gpa, gpa + len) lie wholly within one bank? */
 bool machine_is_ram(const struct machine *m, gpa_t gpa, uint64_t len);
