@@ -1,0 +1,161 @@
+/* What stands at ports and MMIO addresses: UART, reset and power registers, virtio slots. */
+#include "vmm/error.h"
+#include "vmm/vm.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#define SLP_EN    (1u << 5) /* ACPI 6.4, table 4.24: sleep control register */
+#define SLP_TYP_S 2         /* SLP_TYPx, bits 4:2 */
+
+static void serial_irq(void *ctx, bool level)
+{
+	struct vm *vm = ctx;
+	kvm_vm_irq(&vm->kvm, MACHINE_COM1_GSI, level);
+}
+
+static void serial_output(void *ctx, const char *bytes, size_t n)
+{
+	struct vm *vm = ctx;
+	atomic_store_explicit(&vm->input_to_virtio, false, memory_order_relaxed);
+	outlet_write(&vm->outlet, bytes, n);
+}
+
+static void serial_room(void *ctx)
+{
+	vm_input_wanted(ctx);
+}
+
+static size_t console_output(void *ctx, const char *bytes, size_t n)
+{
+	struct vm *vm = ctx;
+	atomic_store_explicit(&vm->input_to_virtio, true, memory_order_relaxed);
+	return outlet_offer(&vm->outlet, bytes, n);
+}
+
+static void virtio_irq(void *ctx, bool level)
+{
+	const struct vm_slot *slot = ctx;
+	kvm_vm_irq(&slot->vm->kvm, slot->gsi, level);
+}
+
+/* A line about a guest's fault goes to the user's standard error, a bounded number of them. */
+static void say(void *ctx, const char *line)
+{
+	struct vm *vm = ctx;
+	unsigned said = atomic_fetch_add_explicit(&vm->said, 1, memory_order_relaxed);
+	if (said < VM_MAX_SAID)
+		dprintf(STDERR_FILENO, "invisor: %s: %s%s\n", vm->config->machine.name, line,
+			said == VM_MAX_SAID - 1 ? " (no more of these)" : "");
+}
+
+static int add(struct vm *vm, int rc, struct virtio_dev *d, char *error)
+{
+	if (rc)
+		return errorf(error, rc, "%s: virtio slot %u: %s", vm->config->machine.name,
+			      vm->devices, strerror(-rc));
+	vm->device[vm->devices++] = d;
+	return 0;
+}
+
+static struct virtio_env env(struct vm *vm)
+{
+	struct vm_slot *slot = &vm->slot[vm->devices];
+	*slot = (struct vm_slot){vm, MACHINE_VIRTIO_GSI + vm->devices};
+	return (struct virtio_env){.gmem = &vm->memory.gmem,
+				   .loop = vm->loop,
+				   .irq = virtio_irq,
+				   .irq_ctx = slot,
+				   .say = say,
+				   .say_ctx = vm};
+}
+
+int board_create(struct vm *vm, char *error)
+{
+	static const struct serial_ops ops = {
+		.irq = serial_irq, .output = serial_output, .room = serial_room};
+	int rc = serial_create(&vm->serial, &ops, vm);
+	if (rc)
+		return errorf(error, rc, "%s: serial port: %s", vm->config->machine.name,
+			      strerror(-rc));
+	/* The order is the machine's: vm_machine_devices in vm.c. */
+	struct virtio_dev *d = NULL;
+	struct virtio_env e = env(vm);
+	rc = add(vm, virtio_console_create(&d, &e, console_output, vm), d, error);
+	if (rc)
+		return rc;
+	vm->console = d;
+	e = env(vm);
+	rc = add(vm, virtio_rng_create(&d, &e), d, error);
+	for (unsigned i = 0; !rc && i < vm->config->disks; i++) {
+		const struct vm_disk *disk = &vm->config->disk[i];
+		char serial[21];
+		snprintf(serial, sizeof serial, "invisor-%u", i);
+		struct virtio_blk_config c = {
+			.fd = disk->fd, .read_only = disk->read_only, .serial = serial};
+		e = env(vm);
+		rc = add(vm, virtio_blk_create(&d, &e, &c), d, error);
+		vm->disk[i] = d;
+	}
+	return rc;
+}
+
+void board_destroy(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->devices; i++)
+		virtio_destroy(vm->device[i]);
+	vm->devices = 0;
+	for (unsigned i = 0; i < vm->config->disks; i++)
+		if (!vm->config->disk[i].read_only && fsync(vm->config->disk[i].fd) < 0 &&
+		    errno != EINVAL && errno != EBADF)
+			say(vm, "a disk could not be flushed");
+}
+
+void board_port(struct vm *vm, uint16_t port, uint8_t *data, unsigned size, bool write)
+{
+	if (port >= MACHINE_COM1_PORT && port < MACHINE_COM1_PORT + 8 && size == 1) {
+		serial_access(vm->serial, port - MACHINE_COM1_PORT, data, write);
+		return;
+	}
+	if (!write) {
+		/* No device there: the bus floats high. The keyboard controller's status reads as
+		 * empty and ready, so that who resets by it need not wait. */
+		memset(data,
+		       port == MACHINE_I8042_PORT || port == MACHINE_SLEEP_PORT + 1 ? 0 : 0xff,
+		       size);
+		return;
+	}
+	if (port == MACHINE_SLEEP_PORT && *data & SLP_EN) {
+		if ((*data >> SLP_TYP_S & 7) == MACHINE_SLEEP_S5)
+			vm_end(vm, END_POWER_OFF, "the guest powered off");
+	} else if (port == MACHINE_RESET_PORT && *data == MACHINE_RESET_VALUE) {
+		vm_end(vm, END_REBOOT, "the guest asked for a reset (ACPI reset register)");
+	} else if (port == MACHINE_I8042_PORT && *data == 0xfe) {
+		vm_end(vm, END_REBOOT, "the guest asked for a reset (keyboard controller)");
+	}
+}
+
+void board_mmio(struct vm *vm, gpa_t at, uint8_t *data, unsigned size, bool write)
+{
+	uint64_t slot = (at.v - MACHINE_MMIO_BASE) / MACHINE_MMIO_STRIDE;
+	uint64_t offset = (at.v - MACHINE_MMIO_BASE) % MACHINE_MMIO_STRIDE;
+	if (at.v >= MACHINE_MMIO_BASE && slot < vm->devices && offset < VIRTIO_MMIO_SIZE)
+		virtio_mmio_access(vm->device[slot], offset, data, size, write);
+	else if (!write)
+		memset(data, 0xff, size);
+}
+
+size_t board_input(struct vm *vm, const char *bytes, size_t n)
+{
+	if (atomic_load_explicit(&vm->input_to_virtio, memory_order_relaxed))
+		return virtio_console_input(vm->console, bytes, n);
+	return serial_input(vm->serial, bytes, n);
+}
+
+void board_retry(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->devices; i++)
+		virtio_retry(vm->device[i]);
+}

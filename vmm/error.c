@@ -1,0 +1,14 @@
+#include "vmm/error.h"
+#include <stdarg.h>
+#include <stdio.h>
+
+int errorf(char *error, int code, const char *format, ...)
+{
+	if (error) {
+		va_list args;
+		va_start(args, format);
+		vsnprintf(error, ERROR_MAX, format, args);
+		va_end(args);
+	}
+	return code;
+}

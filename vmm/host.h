@@ -1,0 +1,92 @@
+/*
+ * The host: makes the pool and the table, forks a process for every VM, and never runs a guest
+ * itself. It hears of a VM through its pidfd, its console socket and the news eventfd, gives back
+ * what a dead VM owned, and wakes those that wait for frames. One thread, one epoll; callers add
+ * their own sources (signals, terminal, control socket, timers).
+ */
+#ifndef VMM_HOST_H
+#define VMM_HOST_H
+
+#include "ipt/ipt.h"
+#include "vmm/vm.h"
+#include <sys/epoll.h>
+#include <sys/types.h>
+
+struct host;
+
+/* A descriptor in the host's loop. */
+struct host_source {
+	int fd;
+	void (*ready)(struct host_source *s, uint32_t events); /* EPOLLIN ... */
+};
+
+enum host_vm_phase {
+	HOST_VM_UNUSED,
+	HOST_VM_ALIVE,
+	HOST_VM_REAPING, /* the process is gone, its frames aren't all free yet */
+	HOST_VM_GONE,    /* its numbers can still be read */
+};
+
+struct host_vm {
+	struct host *host;
+	enum host_vm_phase phase;
+	vmid_t id;
+	pid_t pid;
+	struct vm_config config;
+	struct mailbox *mailbox;
+	int pidfd, orders_fd, console_fd;
+	struct host_source on_exit, on_console;
+	uint64_t forked_ns, ready_ns, ended_ns; /* CLOCK_MONOTONIC, 0: not yet */
+	bool said_starved;
+	enum vm_end end;
+	int wait_status;
+	uint32_t frames_at_end[IPT_NSTATES];
+	void *user; /* the caller's */
+};
+
+struct host_config {
+	uint64_t pool_bytes;
+	enum ipt_kind kind;
+	uint32_t max_vms;
+	unsigned nodes, colours;
+};
+
+struct host_events {
+	/* Console bytes of a VM. Returns how many were taken; if fewer than n, the rest is offered
+	 * again after host_console_resume. */
+	size_t (*console)(void *ctx, struct host_vm *vm, const char *bytes, size_t n);
+	void (*starved)(void *ctx, struct host_vm *vm, bool now); /* waits for frames / goes on */
+	void (*ended)(void *ctx, struct host_vm *vm);             /* its frames are free again */
+	void *ctx;
+};
+
+/* Pool, table and KVM. -errno with words. */
+int host_create(struct host **out, const struct host_config *config,
+		const struct host_events *events, char *error);
+/* Kill what still runs, free everything. */
+void host_destroy(struct host *h);
+
+/* Fork a VM's process. The config is copied; image and disk descriptors stay the caller's, the
+ * latter until the VM ended. -errno with words. */
+int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm **out,
+		  char *error);
+void host_order(struct host_vm *vm, enum vm_order order);
+void host_kill(struct host_vm *vm);
+/* Bytes for the guest's console; returns how many were taken (none if its socket is full). */
+size_t host_console_input(struct host_vm *vm, const char *bytes, size_t n);
+void host_console_resume(struct host *h);
+
+int host_add_source(struct host *h, struct host_source *s, uint32_t events);
+void host_remove_source(struct host *h, struct host_source *s);
+/* Handle events until host_stop. 0 or -errno. */
+int host_run(struct host *h);
+void host_stop(struct host *h);
+
+struct ipt *host_table(struct host *h);
+const struct pool *host_pool(struct host *h);
+unsigned host_alive(struct host *h);
+/* VMs by index, in order of start, the gone ones too; NULL past the last. */
+struct host_vm *host_vm_at(struct host *h, unsigned index);
+struct host_vm *host_vm_by_id(struct host *h, vmid_t id);
+
+#endif

@@ -1,0 +1,75 @@
+/*
+ * What the host and one VM's process share besides the table and the pool: orders for the VM, and
+ * what the VM tells of itself. One block a VM, made by the host before it forks, so that it
+ * outlives the VM's process. Everything in it is read defensively: a VM's process may die between
+ * any two stores.
+ *
+ * Orders: the sender sets bits in `orders` (release) and writes to the VM's eventfd; the VM's loop
+ * takes them all at once (exchange, acquire). News: the VM stores, then writes to the host's
+ * eventfd.
+ */
+#ifndef VMM_MAILBOX_H
+#define VMM_MAILBOX_H
+
+#include "vmm/histogram.h"
+#include "vmm/machine.h"
+#include <stdatomic.h>
+#include <stdbool.h>
+
+enum vm_state {
+	VM_STARTING, /* the process sets up KVM and loads the image */
+	VM_RUNNING,
+	VM_STARVED, /* stopped in a second-stage fault: the pool has no frame for it */
+	VM_ENDED,
+};
+
+/* Why a VM ended. CRASHED is what the host concludes when the process died without saying. */
+enum vm_end {
+	END_NONE,
+	END_POWER_OFF,  /* the guest powered off */
+	END_REBOOT,     /* the guest asked for a reset */
+	END_TRIPLE,     /* triple fault */
+	END_KVM_ERROR,  /* KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY, or KVM_RUN failed */
+	END_HOST_ERROR, /* set-up or service failed on the host */
+	END_ORDERED,    /* powered off by the host's order */
+	END_CRASHED,
+};
+
+enum vm_order {
+	ORDER_POWER_OFF = 1 << 0,
+	ORDER_FRAMES = 1 << 1, /* the pool has frames again: retry what waits */
+	ORDER_SAMPLE = 1 << 2, /* refresh what is sampled below */
+};
+
+enum fault_kind { FAULT_GUEST_READ, FAULT_GUEST_WRITE, FAULT_DEVICE, FAULT_STALE, FAULT_NKINDS };
+
+#define MAILBOX_WORDS 1024
+
+struct mailbox {
+	_Atomic uint32_t orders;
+	_Atomic uint32_t state;   /* enum vm_state */
+	_Atomic uint32_t end;     /* enum vm_end, set before state becomes VM_ENDED */
+	_Atomic uint32_t hungry;  /* the VM found the pool empty: send ORDER_FRAMES when it isn't */
+	_Atomic uint32_t sampled; /* counts ORDER_SAMPLEs carried out */
+	char words[MAILBOX_WORDS]; /* why it ended, with registers where they help; NUL-terminated
+				    */
+
+	/* The VM's own counters; only its process writes them. */
+	_Atomic uint64_t faults[FAULT_NKINDS]; /* second-stage faults served, by what touched */
+	_Atomic uint64_t starved;              /* times that a fault had to wait for frames */
+	_Atomic uint64_t extents;              /* pieces of pool mapped into the window */
+	_Atomic uint64_t extent_frames;
+	struct histogram service_ns;     /* userfault read to wake */
+	_Atomic uint64_t exits[64];      /* KVM exits by reason */
+	_Atomic uint64_t run_started_ns; /* CLOCK_MONOTONIC at the first KVM_RUN */
+
+	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
+	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */
+	_Atomic uint64_t disk_reads, disk_writes, disk_errors;
+};
+
+/* Names for people: "running", "power-off" and so on. */
+const char *vm_state_name(enum vm_state s);
+const char *vm_end_name(enum vm_end e);
+
+#endif

@@ -1,0 +1,54 @@
+/* invisor: the command line. */
+#include "vmm/control.h"
+#include "vmm/kvm.h"
+#include "vmm/run.h"
+#include <stdio.h>
+#include <string.h>
+
+static const char help[] =
+	"usage: invisor COMMAND [OPTION]...   (invisor COMMAND --help says more)\n"
+	"\n"
+	"  run         boot guests whose memory comes from one inverted page table\n"
+	"  owner       who owns a frame of a running host's pool\n"
+	"  translate   which frame is behind a guest's physical address\n"
+	"  probe       what this host's KVM can do for us\n";
+
+static int probe(void)
+{
+	char error[ERROR_MAX];
+	struct kvm_host k;
+	if (kvm_open(&k, error)) {
+		fprintf(stderr, "invisor: %s\n", error);
+		return EXIT_BAD_INPUT;
+	}
+	double rate[2];
+	int native = kvm_is_native(&k, rate);
+	kvm_close(&k);
+	if (native < 0) {
+		fprintf(stderr, "invisor: /dev/kvm: a test loop did not run: %s\n",
+			strerror(-native));
+		return EXIT_BAD_INPUT;
+	}
+	printf("%s: a privileged loop runs at %.3f times the speed of an unprivileged one\n",
+	       native ? "native" : "software", rate[0] / rate[1]);
+	return native ? EXIT_CLEAN : EXIT_GUEST;
+}
+
+int main(int argc, char **argv)
+{
+	const char *command = argc > 1 ? argv[1] : "";
+	if (!strcmp(command, "run"))
+		return run_command(argc - 1, argv + 1);
+	if (!strcmp(command, "owner"))
+		return control_command_owner(argc - 1, argv + 1);
+	if (!strcmp(command, "translate"))
+		return control_command_translate(argc - 1, argv + 1);
+	if (!strcmp(command, "probe"))
+		return probe();
+	if (!strcmp(command, "--help") || !strcmp(command, "-h") || !strcmp(command, "help")) {
+		fputs(help, stdout);
+		return EXIT_CLEAN;
+	}
+	fprintf(stderr, "invisor: '%.80s': no such command; see invisor --help\n", command);
+	return EXIT_BAD_INPUT;
+}

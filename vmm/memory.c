@@ -1,0 +1,183 @@
+#include "vmm/memory.h"
+#include "vmm/error.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/*
+ * Which extent a fault gets. Memory is promised to a VM only where it was touched, and a touch at
+ * the end of a run of touched clusters says that the run goes on (kernels fill memory up- or
+ * downwards), so the extent is as long as that run, from one cluster to 2 MiB, naturally aligned.
+ */
+#define EXTENT_MAX_CLUSTERS (1u << (IPT_MAX_ORDER - IPT_CLUSTER_ORDER))
+
+static bool touched(const struct memory *m, uint64_t cluster)
+{
+	return m->touched[cluster / 64] >> (cluster % 64) & 1;
+}
+
+static void touch(struct memory *m, uint64_t first, uint64_t count)
+{
+	for (uint64_t c = first; c < first + count; c++)
+		m->touched[c / 64] |= UINT64_C(1) << (c % 64);
+}
+
+/* Clusters are numbered in window order, 16 pages each; banks start on cluster boundaries. */
+static uint64_t cluster_of(const struct memory *m, gfn_t g)
+{
+	return (uint64_t)(window_at(&m->window, g) - m->window.base) >>
+	       (PAGE_SHIFT + IPT_CLUSTER_ORDER);
+}
+
+static const struct machine_bank *bank_of(const struct memory *m, gfn_t g)
+{
+	for (unsigned i = 0; i < m->machine->banks; i++) {
+		const struct machine_bank *b = &m->machine->bank[i];
+		if (gfn_gpa(g).v >= b->base.v && gfn_gpa(g).v - b->base.v < b->bytes)
+			return b;
+	}
+	return NULL;
+}
+
+struct extent {
+	gfn_t first;
+	unsigned order;
+};
+
+/* Is the naturally aligned block of 2^order gfns around g wholly in its bank and untouched? */
+static bool block_is_void(const struct memory *m, const struct machine_bank *b, gfn_t g,
+			  unsigned order, struct extent *e)
+{
+	uint64_t first = g.v & ~((UINT64_C(1) << order) - 1);
+	uint64_t start = first << PAGE_SHIFT, bytes = PAGE_SIZE << order;
+	if (start < b->base.v || start - b->base.v + bytes > b->bytes)
+		return false;
+	uint64_t c = cluster_of(m, gfn(first)), n = UINT64_C(1) << (order - IPT_CLUSTER_ORDER);
+	for (uint64_t i = 0; i < n; i++)
+		if (touched(m, c + i))
+			return false;
+	*e = (struct extent){gfn(first), order};
+	return true;
+}
+
+static struct extent choose_extent(const struct memory *m, gfn_t g)
+{
+	const struct machine_bank *b = bank_of(m, g);
+	struct extent e = {g, 0};
+	uint64_t c = cluster_of(m, g);
+	uint64_t below = 0, above = 0;
+	while (below < EXTENT_MAX_CLUSTERS && below < c && touched(m, c - 1 - below))
+		below++;
+	while (above < EXTENT_MAX_CLUSTERS && c + 1 + above < m->clusters &&
+	       touched(m, c + 1 + above))
+		above++;
+	uint64_t run = below > above ? below : above;
+	for (unsigned order = IPT_CLUSTER_ORDER;
+	     order <= IPT_MAX_ORDER &&
+	     (UINT64_C(1) << (order - IPT_CLUSTER_ORDER)) <= (run ? run : 1);
+	     order++)
+		if (!block_is_void(m, b, g, order, &e))
+			break;
+	return e;
+}
+
+/* Frames wanted for an extent: those that continue a neighbour's, so that mappings merge. */
+static frame_t choose_goal(const struct memory *m, struct extent e)
+{
+	frame_t f;
+	if (e.first.v && ipt_lookup_run(m->table, m->vm, gfn(e.first.v - 1), 1, &f))
+		return frame_add(f, 1);
+	uint32_t count = UINT32_C(1) << e.order;
+	if (ipt_lookup_run(m->table, m->vm, gfn_add(e.first, count), 1, &f) && f.v >= count)
+		return frame(f.v - count);
+	return INVALID_FRAME;
+}
+
+static int populate_extent(struct memory *m, gfn_t g)
+{
+	struct extent e = choose_extent(m, g);
+	struct ipt_hint hint = {.goal = choose_goal(m, e)};
+	frame_t f;
+	int rc;
+	/* A pool that is short gives a smaller extent, down to the one page. */
+	while ((rc = ipt_alloc(m->table, m->vm, e.order, &hint, &f)) == -ENOMEM && e.order) {
+		e.order--;
+		if (e.order < IPT_CLUSTER_ORDER)
+			e = (struct extent){g, 0};
+		else
+			e.first = gfn(g.v & ~((UINT64_C(1) << e.order) - 1));
+		hint.goal = INVALID_FRAME;
+	}
+	if (rc)
+		return rc == -ENOMEM ? -EAGAIN : rc;
+	uint32_t count = UINT32_C(1) << e.order;
+	rc = ipt_map(m->table, m->vm, e.first, f, count);
+	if (rc) {
+		ipt_free(m->table, m->vm, f, count); /* never touched, so still clean */
+		return rc;
+	}
+	rc = window_map(&m->window, e.first, f, count);
+	if (rc) {
+		ipt_unmap(m->table, m->vm, e.first, count, NULL, NULL);
+		ipt_free(m->table, m->vm, f, count);
+		return rc;
+	}
+	touch(m, cluster_of(m, e.first), (count + IPT_CLUSTER_FRAMES - 1) / IPT_CLUSTER_FRAMES);
+	atomic_fetch_add_explicit(&m->mailbox->extents, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&m->mailbox->extent_frames, count, memory_order_relaxed);
+	return 0;
+}
+
+int memory_populate(struct memory *m, gfn_t g)
+{
+	if (!bank_of(m, g))
+		return -EFAULT;
+	pthread_mutex_lock(&m->lock);
+	int rc = 0;
+	if (!frame_valid(ipt_lookup(m->table, m->vm, g))) {
+		rc = populate_extent(m, g);
+		if (rc == -EAGAIN) {
+			/* Say so, then look once more: the host frees frames first and reads
+			 * `hungry` after, so (both sequentially consistent) one of us sees the
+			 * other. */
+			atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
+			rc = populate_extent(m, g);
+		}
+	}
+	pthread_mutex_unlock(&m->lock);
+	return rc;
+}
+
+int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct machine *machine,
+		  const struct pool *pool, struct mailbox *mailbox, char *error)
+{
+	*m = (struct memory){
+		.gmem = {.ops = &memory_gmem_ops,
+			 .bytes = machine->bank[machine->banks - 1].base.v +
+				  machine->bank[machine->banks - 1].bytes},
+		.table = table,
+		.vm = vm,
+		.machine = machine,
+		.pool = pool,
+		.mailbox = mailbox,
+		.uffd = -1,
+		.lock = PTHREAD_MUTEX_INITIALIZER,
+		.clusters = (machine->mem_bytes >> PAGE_SHIFT) / IPT_CLUSTER_FRAMES + 1,
+	};
+	m->touched = calloc((m->clusters + 63) / 64, sizeof *m->touched);
+	if (!m->touched)
+		return errorf(error, -ENOMEM, "%s: no memory for the bitmap", machine->name);
+	int rc = window_create(&m->window, machine, pool);
+	if (rc)
+		return errorf(error, rc, "%s: no address space for a window of %" PRIu64 " MiB: %s",
+			      machine->name, machine->mem_bytes / MiB, strerror(-rc));
+	m->uffd = fault_open(error);
+	if (m->uffd < 0)
+		return m->uffd;
+	rc = fault_register(m->uffd, m->window.base, m->window.bytes);
+	if (rc)
+		return errorf(error, rc, "%s: userfaultfd can't watch the window: %s",
+			      machine->name, strerror(-rc));
+	return 0;
+}

@@ -1,0 +1,201 @@
+#include "vmm/options.h"
+#include "vmm/proc.h"
+#include "vmm/size.h"
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char run_help[] =
+	"usage: invisor run [OPTION]...\n"
+	"Boot guests whose memory comes from one pool with one inverted page table.\n"
+	"\n"
+	"  -n, --count COUNT     how many guests (1)\n"
+	"      --name NAME       their name; NAME-1, NAME-2 ... for several (vm)\n"
+	"      --kernel FILE     bzImage, ELF vmlinux with PVH entry, or bare guest (the made "
+	"guest's)\n"
+	"      --initrd FILE     initial ramdisk (the made guest's, with the made kernel)\n"
+	"      --append STR      words added to the kernel's command line\n"
+	"      --mem SIZE        memory of each guest: 64M, 1G ... (256M)\n"
+	"      --cpus N          virtual processors of each guest, 1 to 8 (1)\n"
+	"      --disk FILE[,ro]  a virtio disk; repeat for more, up to 8\n"
+	"      --pool SIZE       host memory for all guests together (enough for all, if there "
+	"is)\n"
+	"      --table KIND      ipt (inverted page table) or radix (per-VM tables, to compare)\n"
+	"      --stats FILE      write numbers as JSON: when all are ready, and at the end\n"
+	"      --timeout SECONDS power all off and exit 3 if guests still run after that\n"
+	"      --help            this\n"
+	"\n"
+	"Lines of several guests' consoles come with the guest's name. One guest on a terminal is\n"
+	"interactive. Ctrl-C powers the guests off (Ctrl-A Ctrl-C is the guest's own), a second "
+	"one\n"
+	"kills them.\n"
+	"Exit status: 0 all guests powered off by themselves, 1 one ended otherwise, 2 bad input,\n"
+	"3 timeout, 130 Ctrl-C.\n";
+
+static int bad(char *error, const char *option, const char *value, const char *mend)
+{
+	return errorf(error, -EINVAL, "%s: '%.80s' %s", option, value, mend);
+}
+
+static int parse_disk(struct run_options *o, char *value, char *error)
+{
+	if (o->disks == VM_MAX_DISKS)
+		return errorf(error, -EINVAL, "--disk: at most %d disks", VM_MAX_DISKS);
+	bool ro = false;
+	char *comma = strrchr(value, ',');
+	if (comma && (!strcmp(comma, ",ro") || !strcmp(comma, ",rw"))) {
+		ro = !strcmp(comma, ",ro");
+		*comma = 0;
+	}
+	if (!*value)
+		return bad(error, "--disk", value, "names no file; give FILE or FILE,ro");
+	o->disk[o->disks].path = value;
+	o->disk[o->disks++].read_only = ro;
+	return 0;
+}
+
+static int parse_one(struct run_options *o, int option, char *value, char *error)
+{
+	uint64_t n;
+	switch (option) {
+	case 'n':
+		if (!number_parse(value, 1, RUN_MAX_GUESTS, &n))
+			return bad(error, "-n", value, "is no count from 1 to 4096");
+		o->count = (unsigned)n;
+		return 0;
+	case 'N':
+		/* Room for the -4096 behind it, and only what is safe in a line or a file name. */
+		if (!*value || strlen(value) > IPT_NAME_LEN - 6 ||
+		    strspn(value,
+			   "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") !=
+			    strlen(value))
+			return bad(error, "--name", value,
+				   "must be 1 to 26 letters, digits, '-', '_' or '.'");
+		o->name = value;
+		return 0;
+	case 'k':
+		o->kernel = value;
+		return 0;
+	case 'i':
+		o->initrd = value;
+		return 0;
+	case 'a':
+		o->append = value;
+		return 0;
+	case 'm':
+		if (!size_parse(value, &o->mem_bytes))
+			return bad(error, "--mem", value, "is no size; write 256M or 1G");
+		return 0;
+	case 'c':
+		if (!number_parse(value, 1, MACHINE_MAX_CPUS, &n))
+			return bad(error, "--cpus", value, "is no number from 1 to 8");
+		o->cpus = (unsigned)n;
+		return 0;
+	case 'd':
+		return parse_disk(o, value, error);
+	case 'p':
+		if (!size_parse(value, &o->pool_bytes) || !o->pool_bytes)
+			return bad(error, "--pool", value, "is no size; write 4G");
+		return 0;
+	case 't':
+		if (!strcmp(value, "ipt"))
+			o->table = IPT_INDEX;
+		else if (!strcmp(value, "radix"))
+			o->table = IPT_RADIX;
+		else
+			return bad(error, "--table", value, "is neither ipt nor radix");
+		return 0;
+	case 's':
+		o->stats = value;
+		return 0;
+	case 'T':
+		if (!number_parse(value, 1, 1u << 30, &o->timeout_seconds))
+			return bad(error, "--timeout", value,
+				   "is no whole number of seconds from 1 on");
+		return 0;
+	}
+	return -EINVAL;
+}
+
+int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
+{
+	static const struct option longs[] = {
+		{"count", 1, NULL, 'n'},  {"name", 1, NULL, 'N'},   {"kernel", 1, NULL, 'k'},
+		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'},
+		{"cpus", 1, NULL, 'c'},   {"disk", 1, NULL, 'd'},   {"pool", 1, NULL, 'p'},
+		{"table", 1, NULL, 't'},  {"stats", 1, NULL, 's'},  {"timeout", 1, NULL, 'T'},
+		{"help", 0, NULL, 'h'},   {NULL, 0, NULL, 0},
+	};
+	*o = (struct run_options){
+		.count = 1, .name = "vm", .mem_bytes = 256 * MiB, .cpus = 1, .table = IPT_INDEX};
+	opterr = 0;
+	optind = 1;
+	int option;
+	while ((option = getopt_long(argc, argv, ":n:h", longs, NULL)) != -1) {
+		if (option == 'h') {
+			fputs(run_help, stdout);
+			return 1;
+		}
+		if (option == ':')
+			return errorf(error, -EINVAL,
+				      "%.80s: needs a value; see invisor run --help",
+				      argv[optind - 1]);
+		if (option == '?')
+			return errorf(error, -EINVAL,
+				      "%.80s: no such option; see invisor run --help",
+				      argv[optind - 1]);
+		int rc = parse_one(o, option, optarg, error);
+		if (rc)
+			return rc;
+	}
+	if (optind < argc)
+		return errorf(error, -EINVAL,
+			      "'%.80s': run takes options only; see invisor run --help",
+			      argv[optind]);
+	return 0;
+}
+
+/* Less than this holds no kernel, nor the tables that a bare guest is started with. */
+#define MEM_MIN (4 * MiB)
+/* More than the guests could ever use at once is not needed, and a host wants some memory itself.
+ */
+#define HOST_SHARE_NUMERATOR   9
+#define HOST_SHARE_DENOMINATOR 10
+
+int options_check_sizes(struct run_options *o, char *error)
+{
+	uint64_t host = proc_meminfo_kib("MemTotal") * KiB;
+	if (o->mem_bytes % PAGE_SIZE)
+		return errorf(error, -EINVAL, "--mem: %" PRIu64 " bytes is no multiple of 4096",
+			      o->mem_bytes);
+	if (o->mem_bytes < MEM_MIN)
+		return errorf(error, -EINVAL,
+			      "--mem: %" PRIu64 " KiB is too little for any guest; 4M is "
+			      "the least",
+			      o->mem_bytes / KiB);
+	if (o->pool_bytes % PAGE_SIZE)
+		return errorf(error, -EINVAL, "--pool: %" PRIu64 " bytes is no multiple of 4096",
+			      o->pool_bytes);
+	if (host && o->pool_bytes > host)
+		return errorf(error, -ENOMEM,
+			      "--pool: %" PRIu64 " MiB, but this host has %" PRIu64
+			      " MiB; give less",
+			      o->pool_bytes / MiB, host / MiB);
+	if (!o->pool_bytes) {
+		uint64_t most = host ? host / HOST_SHARE_DENOMINATOR * HOST_SHARE_NUMERATOR
+				     : IPT_MAX_FRAMES * PAGE_SIZE;
+		most &= ~PAGE_MASK;
+		bool all_fit = o->mem_bytes <= most / o->count;
+		o->pool_bytes = all_fit ? o->mem_bytes * o->count : most;
+	}
+	if (o->pool_bytes >> PAGE_SHIFT > IPT_MAX_FRAMES)
+		return errorf(error, -EINVAL, "--pool: more than 1 TiB");
+	if (o->mem_bytes > o->pool_bytes)
+		return errorf(error, -ENOMEM,
+			      "--mem: %" PRIu64 " MiB for a guest, but the pool has %" PRIu64
+			      " MiB; give less, or a larger --pool",
+			      o->mem_bytes / MiB, o->pool_bytes / MiB);
+	return 0;
+}

@@ -1,0 +1,58 @@
+#include "vmm/pool.h"
+#include "vmm/error.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int pool_create(struct pool *p, uint32_t frames, char *error)
+{
+	uint64_t bytes = (uint64_t)frames << PAGE_SHIFT;
+	*p = (struct pool){.fd = -1, .frames = frames};
+	p->fd = memfd_create("invisor-pool", MFD_CLOEXEC);
+	if (p->fd < 0)
+		return errorf(error, -errno, "pool: memfd_create: %s", strerror(errno));
+	if (ftruncate(p->fd, (off_t)bytes) == 0) {
+		void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+				  p->fd, 0);
+		if (base != MAP_FAILED) {
+			p->base = base;
+			return 0;
+		}
+	}
+	int rc = -errno;
+	close(p->fd);
+	p->fd = -1;
+	return errorf(error, rc, "pool: no address space for %" PRIu64 " MiB: %s", bytes / MiB,
+		      strerror(-rc));
+}
+
+void pool_destroy(struct pool *p)
+{
+	if (p->base)
+		munmap(p->base, (size_t)p->frames << PAGE_SHIFT);
+	if (p->fd >= 0)
+		close(p->fd);
+	*p = (struct pool){.fd = -1};
+}
+
+int pool_clean(void *ctx, frame_t first, uint32_t count)
+{
+	const struct pool *p = ctx;
+	int rc;
+	do {
+		rc = fallocate(p->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			       (off_t)first.v << PAGE_SHIFT, (off_t)count << PAGE_SHIFT);
+	} while (rc < 0 && errno == EINTR);
+	return rc < 0 ? -errno : 0;
+}
+
+uint64_t pool_populated_bytes(const struct pool *p)
+{
+	struct stat st;
+	if (p->fd < 0 || fstat(p->fd, &st) < 0)
+		return 0;
+	return (uint64_t)st.st_blocks * 512;
+}

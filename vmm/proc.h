@@ -1,0 +1,19 @@
+/* What /proc says of a process and of the host. All 0 where it can't be read. */
+#ifndef VMM_PROC_H
+#define VMM_PROC_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+struct proc_memory {
+	uint64_t private_dirty_kib; /* outside pool, table and mailboxes: what one more process
+				       costs */
+	uint64_t page_table_kib;    /* the process's own page tables (VmPTE) */
+	uint64_t pool_mappings;     /* VMAs of the pool in its window */
+};
+
+void proc_memory(pid_t pid, struct proc_memory *out);
+/* A line of /proc/meminfo, such as "MemTotal", in KiB. */
+uint64_t proc_meminfo_kib(const char *key);
+
+#endif

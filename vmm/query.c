@@ -1,0 +1,128 @@
+/* `invisor owner` and `invisor translate`: questions to a running host. */
+#include "vmm/control.h"
+#include "vmm/error.h"
+#include "vmm/size.h"
+#include <stdio.h>
+#include <string.h>
+
+/* The options that both take, from argv[1] on: returns the index of the first that is none, or -1.
+ */
+static int common(int argc, char **argv, const char *usage, const char **host, bool *json)
+{
+	int i = 1;
+	*host = NULL;
+	*json = false;
+	for (; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
+		if (!strcmp(argv[i], "--json")) {
+			*json = true;
+		} else if (!strcmp(argv[i], "--host") && i + 1 < argc) {
+			*host = argv[++i];
+		} else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+			fputs(usage, stdout);
+			return -1;
+		} else {
+			fprintf(stderr, "invisor: %s: no such option, or it needs a value\n",
+				argv[i]);
+			return -2;
+		}
+	}
+	return i;
+}
+
+static int ask_and_print(const char *host, bool json, json_t *request,
+			 void (*say)(const json_t *answer))
+{
+	char error[ERROR_MAX];
+	json_t *answer = control_ask(host, request, error);
+	json_decref(request);
+	if (!answer) {
+		fprintf(stderr, "invisor: %s\n", error);
+		return 2;
+	}
+	if (json) {
+		json_dumpf(answer, stdout, JSON_COMPACT);
+		putchar('\n');
+	} else {
+		say(answer);
+	}
+	json_decref(answer);
+	return 0;
+}
+
+static long long integer(const json_t *o, const char *key)
+{
+	return json_integer_value(json_object_get(o, key));
+}
+
+static const char *string(const json_t *o, const char *key)
+{
+	const char *s = json_string_value(json_object_get(o, key));
+	return s ? s : "?";
+}
+
+static void say_owner(const json_t *a)
+{
+	printf("frame %lld: %s", integer(a, "frame"), string(a, "state"));
+	if (json_object_get(a, "vm"))
+		printf(", VM %s (id %lld)", string(a, "vm"), integer(a, "vm_id"));
+	if (json_object_get(a, "gpa"))
+		printf(", gpa 0x%llx", integer(a, "gpa"));
+	if (integer(a, "pins"))
+		printf(", %lld pins", integer(a, "pins"));
+	putchar('\n');
+}
+
+static void say_translate(const json_t *a)
+{
+	printf("%s gpa 0x%llx: %s", string(a, "vm"), integer(a, "gpa"), string(a, "state"));
+	if (json_object_get(a, "frame"))
+		printf(", frame %lld, pool offset 0x%llx", integer(a, "frame"),
+		       integer(a, "pool_offset"));
+	putchar('\n');
+}
+
+int control_command_owner(int argc, char **argv)
+{
+	static const char usage[] = "usage: invisor owner [--json] [--host SOCKET] FRAME\n"
+				    "Say who owns a frame of the running host's pool: one look "
+				    "into the table's array.\n";
+	const char *host;
+	bool json;
+	uint64_t n;
+	int i = common(argc, argv, usage, &host, &json);
+	if (i < 0)
+		return i == -1 ? 0 : 2;
+	if (argc - i != 1 || !number_parse(argv[i], 0, UINT32_MAX, &n)) {
+		fputs("invisor: owner: takes one frame number; see invisor owner --help\n", stderr);
+		return 2;
+	}
+	return ask_and_print(host, json,
+			     json_pack("{s:s, s:I}", "do", "owner", "frame", (json_int_t)n),
+			     say_owner);
+}
+
+int control_command_translate(int argc, char **argv)
+{
+	static const char usage[] =
+		"usage: invisor translate [--json] [--host SOCKET] VM GPA\n"
+		"Say which frame of the pool is behind a guest physical address.\n";
+	const char *host;
+	bool json;
+	uint64_t n;
+	int i = common(argc, argv, usage, &host, &json);
+	if (i < 0)
+		return i == -1 ? 0 : 2;
+	if (argc - i != 2 || !number_parse(argv[i + 1], 0, INT64_MAX, &n)) {
+		fputs("invisor: translate: takes a VM's name and an address such as 0x100000; see "
+		      "invisor translate --help\n",
+		      stderr);
+		return 2;
+	}
+	json_t *request = json_pack("{s:s, s:s, s:I}", "do", "translate", "vm", argv[i], "gpa",
+				    (json_int_t)n);
+	if (!request) {
+		fputs("invisor: translate: the VM's name is no UTF-8 text\n", stderr);
+		return 2;
+	}
+	return ask_and_print(host, json, request, say_translate);
+}

@@ -1,0 +1,22 @@
+/* `invisor run`: a host of its own, the guests that the options ask for, and their consoles. */
+#ifndef VMM_RUN_H
+#define VMM_RUN_H
+
+#include "vmm/options.h"
+
+enum { EXIT_CLEAN, EXIT_GUEST, EXIT_BAD_INPUT, EXIT_TIMEOUT, EXIT_INTERRUPTED = 130 };
+
+int run_command(int argc, char **argv);
+
+/* What run and density share: kernel and initrd (the made guest's unless given), disks and sizes,
+ * checked and open. -errno with words. */
+struct run_setup {
+	struct run_options options;
+	struct boot_image image;
+	struct vm_config config; /* of every guest but for its name */
+	char cmdline[MACHINE_CMDLINE_MAX];
+};
+int run_setup_open(struct run_setup *s, char *error);
+void run_setup_close(struct run_setup *s);
+
+#endif

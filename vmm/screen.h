@@ -1,0 +1,30 @@
+/*
+ * What the user sees of consoles: one guest's bytes as they are, several guests' line by line with
+ * the name in front. Standard output may be slow (a pager): then nothing is taken from the guests,
+ * and nobody waits.
+ */
+#ifndef VMM_SCREEN_H
+#define VMM_SCREEN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SCREEN_LINE_MAX 2048 /* longer lines are cut into several */
+
+/* One guest's line in the making, and what it said of itself. */
+struct screen_line {
+	char name[32];
+	char text[SCREEN_LINE_MAX];
+	size_t n;
+	bool ready; /* a line beginning with READY came by */
+};
+
+/* Feed console bytes; returns how many were taken. prefix: several guests. */
+size_t screen_feed(struct screen_line *l, bool prefix, const char *bytes, size_t n);
+/* Print a last line that had no end. */
+void screen_finish(struct screen_line *l, bool prefix);
+/* Can standard output take a line now? */
+bool screen_writable(void);
+
+#endif

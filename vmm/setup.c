@@ -1,0 +1,164 @@
+/* From options to what VMs are made of: images, disks, command line, machine. */
+#include "vmm/run.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Short boots: few messages, one UART to probe. A panic ends the guest instead of hanging it. */
+#define LINUX_CMDLINE "console=ttyS0 quiet panic=-1 8250.nr_uarts=1"
+
+/* The made guest lies beside the program, in guest/. */
+static int made_guest(char *out, size_t size, const char *file)
+{
+	char self[PATH_MAX];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+	if (n < 0)
+		return -errno;
+	self[n] = 0;
+	if ((size_t)snprintf(out, size, "%s/guest/%s", dirname(self), file) >= size)
+		return -ENAMETOOLONG;
+	return access(out, R_OK) < 0 ? -errno : 0;
+}
+
+static int open_image(struct run_setup *s, char *error)
+{
+	char kernel[PATH_MAX + 32], initrd[PATH_MAX + 32];
+	const char *k = s->options.kernel, *i = s->options.initrd;
+	if (!k) {
+		int rc = made_guest(kernel, sizeof kernel, "vmlinux");
+		if (!rc && !i)
+			rc = made_guest(initrd, sizeof initrd, "initrd");
+		if (rc)
+			return errorf(error, rc,
+				      "no guest beside the program: make it with 'make guest', or "
+				      "name one "
+				      "with --kernel and --initrd");
+		k = kernel;
+		i = i ? i : initrd;
+	}
+	return boot_image_open(&s->image, k, i, error);
+}
+
+static int open_disk(struct run_setup *s, unsigned i, char *error)
+{
+	const char *path = s->options.disk[i].path;
+	bool ro = s->options.disk[i].read_only;
+	struct stat st;
+	if (!ro && s->options.count > 1)
+		return errorf(error, -EINVAL,
+			      "--disk: %.120s would be written by %u guests at once; add ,ro", path,
+			      s->options.count);
+	/* O_NONBLOCK so that a FIFO can't hold us up before we see that it is one. */
+	int fd = open(path, (ro ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		return errorf(error, -errno, "--disk: %.150s: %s%s", path, strerror(errno),
+			      errno == EACCES || errno == EROFS ? "; read-only disks take ,ro"
+								: "");
+	if (fstat(fd, &st) < 0 || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode))) {
+		close(fd);
+		return errorf(error, -EINVAL, "--disk: %.150s is neither a file nor a block device",
+			      path);
+	}
+	if (S_ISREG(st.st_mode) && st.st_size < 512) {
+		close(fd);
+		return errorf(error, -EINVAL,
+			      "--disk: %.120s has %lld bytes; a disk has 512 at least", path,
+			      (long long)st.st_size);
+	}
+	/* Two writers of one disk would ruin it, whoever they are. */
+	if (flock(fd, (ro ? LOCK_SH : LOCK_EX) | LOCK_NB) < 0) {
+		close(fd);
+		return errorf(error, -EBUSY, "--disk: %.150s is in use by another guest or host",
+			      path);
+	}
+	s->config.disk[i] = (struct vm_disk){.path = path, .fd = fd, .read_only = ro};
+	s->config.disks = i + 1;
+	return 0;
+}
+
+static int make_cmdline(struct run_setup *s, char *error)
+{
+	const char *base = s->image.kind == BOOT_BARE ? "" : LINUX_CMDLINE;
+	const char *more = s->options.append ? s->options.append : "";
+	int n = snprintf(s->cmdline, sizeof s->cmdline, "%s%s%s", base, *base && *more ? " " : "",
+			 more);
+	if (n < 0 || (size_t)n >= sizeof s->cmdline)
+		return errorf(error, -E2BIG,
+			      "--append: the command line would have %d bytes; %d fit", n,
+			      MACHINE_CMDLINE_MAX - 1);
+	return 0;
+}
+
+/* Linux does not boot where KVM emulates privileged code; say so before it hangs. */
+static int check_native(const struct run_setup *s, char *error)
+{
+	if (s->image.kind == BOOT_BARE)
+		return 0;
+	struct kvm_host kvm;
+	int rc = kvm_open(&kvm, error);
+	if (rc)
+		return rc;
+	rc = kvm_is_native(&kvm, NULL);
+	kvm_close(&kvm);
+	if (rc < 0)
+		return errorf(error, rc, "/dev/kvm: a test loop did not run: %s", strerror(-rc));
+	if (rc == 0)
+		return errorf(error, -ENOTSUP,
+			      "this host's KVM emulates privileged code, so Linux won't boot; run "
+			      "it in the "
+			      "lab: tests/lab/run -- build/invisor run ...");
+	return 0;
+}
+
+/* Permission for userfaultfd, asked for once before any VM is made. */
+static int check_userfaultfd(char *error)
+{
+	int fd = fault_open(error);
+	if (fd < 0)
+		return fd;
+	close(fd);
+	return 0;
+}
+
+int run_setup_open(struct run_setup *s, char *error)
+{
+	int rc = options_check_sizes(&s->options, error);
+	if (!rc)
+		rc = open_image(s, error);
+	if (rc)
+		return rc;
+	struct machine *m = &s->config.machine;
+	s->config.image = &s->image;
+	m->cpus = s->options.cpus;
+	m->cmdline = s->cmdline;
+	snprintf(m->name, sizeof m->name, "%s", s->options.name);
+	rc = make_cmdline(s, error);
+	if (!rc)
+		rc = machine_set_memory(m, s->options.mem_bytes);
+	for (unsigned i = 0; !rc && i < s->options.disks; i++)
+		rc = open_disk(s, i, error);
+	vm_machine_devices(m, s->options.disks);
+	if (!rc)
+		rc = boot_image_fits(&s->image, m, error);
+	if (!rc)
+		rc = check_userfaultfd(error);
+	if (!rc)
+		rc = check_native(s, error);
+	if (rc)
+		run_setup_close(s);
+	return rc;
+}
+
+void run_setup_close(struct run_setup *s)
+{
+	for (unsigned i = 0; i < s->config.disks; i++)
+		close(s->config.disk[i].fd);
+	s->config.disks = 0;
+	boot_image_close(&s->image);
+}

@@ -1,0 +1,179 @@
+#include "vmm/stats.h"
+#include "vmm/proc.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void put(json_t *o, const char *key, uint64_t value)
+{
+	json_object_set_new(o, key, json_integer((json_int_t)value));
+}
+
+static json_t *table_stats(struct ipt *t)
+{
+	json_t *o = json_object();
+	struct ipt_bytes b = {0};
+	struct ipt_counts c;
+	ipt_bytes(t, &b);
+	ipt_counts(t, &c);
+	json_object_set_new(o, "kind",
+			    json_string(ipt_config(t)->kind == IPT_RADIX ? "radix" : "ipt"));
+	put(o, "array_bytes", b.array);
+	put(o, "side_bytes", b.side);
+	put(o, "forward_bytes", b.forward);
+	put(o, "other_bytes", b.other);
+	put(o, "total_bytes", b.array + b.side + b.forward + b.other);
+	put(o, "cluster_elements", c.cluster_elements);
+	put(o, "single_elements", c.single_elements);
+	put(o, "radix_pages", c.radix_pages);
+	put(o, "repairs", c.repairs);
+	return o;
+}
+
+static json_t *pool_stats(struct host *h)
+{
+	json_t *o = json_object();
+	struct ipt_counts c;
+	const struct pool *p = host_pool(h);
+	ipt_counts(host_table(h), &c);
+	put(o, "frames_total", p->frames);
+	put(o, "frames_free", ipt_free_frames(host_table(h)));
+	put(o, "frames_limbo", c.frames[IPT_LIMBO]);
+	put(o, "frames_private", c.frames[IPT_PRIVATE]);
+	put(o, "total_bytes", (uint64_t)p->frames << PAGE_SHIFT);
+	put(o, "populated_bytes", pool_populated_bytes(p));
+	return o;
+}
+
+static json_t *host_stats(void)
+{
+	json_t *o = json_object();
+	struct proc_memory m;
+	proc_memory(getpid(), &m);
+	put(o, "process_private_dirty_kib", m.private_dirty_kib);
+	put(o, "page_table_kib", m.page_table_kib);
+	put(o, "second_stage_page_tables_kib", proc_meminfo_kib("SecPageTables"));
+	return o;
+}
+
+static json_t *faults(const struct mailbox *mb)
+{
+	static const char *const names[FAULT_NKINDS] = {
+		[FAULT_GUEST_READ] = "guest_read",
+		[FAULT_GUEST_WRITE] = "guest_write",
+		[FAULT_DEVICE] = "device",
+		[FAULT_STALE] = "stale",
+	};
+	json_t *o = json_object();
+	for (int i = 0; i < FAULT_NKINDS; i++)
+		put(o, names[i], mb->faults[i]);
+	return o;
+}
+
+static json_t *service(const struct histogram *h)
+{
+	json_t *o = json_object();
+	put(o, "count", h->n);
+	put(o, "p50_ns", histogram_quantile(h, 0.5));
+	put(o, "p99_ns", histogram_quantile(h, 0.99));
+	put(o, "max_ns", h->max);
+	return o;
+}
+
+static double seconds_since(uint64_t then, uint64_t since)
+{
+	return then > since ? (double)(then - since) / 1e9 : 0;
+}
+
+json_t *stats_vm(struct host_vm *vm)
+{
+	json_t *o = json_object();
+	const struct mailbox *mb = vm->mailbox;
+	bool alive = vm->phase == HOST_VM_ALIVE;
+	json_object_set_new(o, "name", json_string(vm->config.machine.name));
+	put(o, "id", vm->id.v);
+	put(o, "pid", (uint64_t)vm->pid);
+	put(o, "memory_bytes", vm->config.machine.mem_bytes);
+	put(o, "cpus", vm->config.machine.cpus);
+	uint32_t frames[IPT_NSTATES];
+	memcpy(frames, vm->frames_at_end, sizeof frames);
+	struct ipt_vm_info info;
+	if (alive && ipt_vm_info(host_table(vm->host), vm->id, &info) == 0)
+		memcpy(frames, info.frames, sizeof frames);
+	put(o, "frames_private", frames[IPT_PRIVATE]);
+	put(o, "frames_limbo", frames[IPT_LIMBO]);
+	json_object_set_new(o, "ready_seconds",
+			    vm->ready_ns ? json_real(seconds_since(vm->ready_ns, vm->forked_ns))
+					 : json_null());
+	if (!mb)
+		return o;
+	json_object_set_new(o, "state", json_string(alive ? vm_state_name(mb->state) : "ended"));
+	if (!alive) {
+		json_object_set_new(o, "end", json_string(vm_end_name(vm->end)));
+		json_t *words = json_string(mb->words);
+		json_object_set_new(o, "words", words ? words : json_string("(not text)"));
+	}
+	json_object_set_new(o, "started_seconds",
+			    json_real(seconds_since(mb->run_started_ns, vm->forked_ns)));
+	json_object_set_new(o, "second_stage_faults", faults(mb));
+	json_object_set_new(o, "fault_service", service(&mb->service_ns));
+	put(o, "starved", mb->starved);
+	put(o, "extents", mb->extents);
+	put(o, "extent_frames", mb->extent_frames);
+	put(o, "second_stage_pages_4k", mb->second_stage_pages_4k);
+	put(o, "second_stage_pages_2m", mb->second_stage_pages_2m);
+	put(o, "disk_reads", mb->disk_reads);
+	put(o, "disk_writes", mb->disk_writes);
+	put(o, "disk_errors", mb->disk_errors);
+	if (alive) {
+		struct proc_memory m;
+		proc_memory(vm->pid, &m);
+		put(o, "window_mappings", m.pool_mappings);
+		put(o, "page_table_kib", m.page_table_kib);
+		put(o, "process_private_dirty_kib", m.private_dirty_kib);
+	}
+	return o;
+}
+
+json_t *stats_take(struct host *h)
+{
+	json_t *o = json_object(), *vms = json_array();
+	json_object_set_new(o, "pool", pool_stats(h));
+	json_object_set_new(o, "table", table_stats(host_table(h)));
+	json_object_set_new(o, "host", host_stats());
+	json_object_set_new(o, "vms", vms);
+	struct host_vm *vm;
+	for (unsigned i = 0; (vm = host_vm_at(h, i)); i++)
+		if (vm->phase == HOST_VM_ALIVE)
+			json_array_append_new(vms, stats_vm(vm));
+	return o;
+}
+
+int stats_write(const json_t *stats, const char *path)
+{
+	struct stat st;
+	if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) /* a pipe, a terminal, /dev/stdout */
+		return json_dump_file(stats, path, JSON_INDENT(2)) < 0 ? -EIO : 0;
+	char temporary[4096];
+	int n = snprintf(temporary, sizeof temporary, "%s.XXXXXX", path);
+	if (n < 0 || (size_t)n >= sizeof temporary)
+		return -ENAMETOOLONG;
+	int fd = mkstemp(temporary);
+	if (fd < 0)
+		return -errno;
+	int rc = 0;
+	fchmod(fd, 0644);
+	FILE *f = fdopen(fd, "w");
+	if (!f || json_dumpf(stats, f, JSON_INDENT(2)) < 0 || fputc('\n', f) == EOF)
+		rc = -EIO;
+	if (f ? fclose(f) != 0 : close(fd) != 0)
+		rc = rc ? rc : -errno;
+	if (!rc && rename(temporary, path) < 0)
+		rc = -errno;
+	if (rc)
+		unlink(temporary);
+	return rc;
+}

@@ -1,0 +1,184 @@
+#include "vmm/vm.h"
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+
+#define VCPU_STACK  (64 * KiB)
+#define KICK_SIGNAL SIGUSR1
+
+struct start {
+	struct vm *vm;
+	unsigned cpu;
+};
+
+static void on_kick(int signal)
+{
+	(void)signal; /* it is there to interrupt KVM_RUN */
+}
+
+/* The registers, for words about a guest that stopped where it should not. */
+static void describe(struct vm *vm, unsigned cpu, char *out, size_t size)
+{
+	struct kvm_regs r;
+	struct kvm_sregs s;
+	int fd = vm->kvm.vcpu[cpu].fd;
+	if (ioctl(fd, KVM_GET_REGS, &r) < 0 || ioctl(fd, KVM_GET_SREGS, &s) < 0) {
+		snprintf(out, size, "registers unknown: %s", strerror(errno));
+		return;
+	}
+	snprintf(out, size,
+		 "vCPU %u: rip %llx rsp %llx rflags %llx cs %x (cpl %u) cr0 %llx cr2 %llx cr3 %llx "
+		 "cr4 "
+		 "%llx efer %llx; rax %llx rbx %llx rcx %llx rdx %llx rsi %llx rdi %llx rbp %llx "
+		 "r8 %llx "
+		 "r9 %llx r10 %llx r11 %llx r12 %llx r13 %llx r14 %llx r15 %llx",
+		 cpu, r.rip, r.rsp, r.rflags, s.cs.selector, s.ss.dpl, s.cr0, s.cr2, s.cr3, s.cr4,
+		 s.efer, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8, r.r9, r.r10, r.r11,
+		 r.r12, r.r13, r.r14, r.r15);
+}
+
+static void end_with_registers(struct vm *vm, unsigned cpu, enum vm_end end, const char *what)
+{
+	char registers[MAILBOX_WORDS - 256];
+	describe(vm, cpu, registers, sizeof registers);
+	vm_end(vm, end, "%s; %s", what, registers);
+}
+
+static void internal_error(struct vm *vm, unsigned cpu, const struct kvm_run *run)
+{
+	static const char *const kinds[] = {
+		[KVM_INTERNAL_ERROR_EMULATION] = "an instruction that it can't emulate",
+		[KVM_INTERNAL_ERROR_SIMUL_EX] = "exceptions at the same time",
+		[KVM_INTERNAL_ERROR_DELIVERY_EV] = "an exit while delivering an event",
+		[KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON] = "an unexpected exit",
+	};
+	unsigned kind = run->internal.suberror;
+	char words[200];
+	int n = snprintf(words, sizeof words, "KVM internal error %u (%s)", kind,
+			 kind < sizeof kinds / sizeof *kinds && kinds[kind] ? kinds[kind]
+									    : "unknown");
+	for (unsigned i = 0; i < run->internal.ndata && i < 4 && n < (int)sizeof words; i++)
+		n += snprintf(words + n, sizeof words - (size_t)n, "%s%llx", i ? " " : ", data ",
+			      (unsigned long long)run->internal.data[i]);
+	end_with_registers(vm, cpu, END_KVM_ERROR, words);
+}
+
+/* One exit. False: this vCPU is done. */
+static bool handle(struct vm *vm, unsigned cpu, struct kvm_run *run)
+{
+	char words[128];
+	switch (run->exit_reason) {
+	case KVM_EXIT_IO: {
+		uint8_t *data = (uint8_t *)run + run->io.data_offset;
+		for (uint32_t i = 0; i < run->io.count; i++, data += run->io.size)
+			board_port(vm, run->io.port, data, run->io.size,
+				   run->io.direction == KVM_EXIT_IO_OUT);
+		return true;
+	}
+	case KVM_EXIT_MMIO:
+		board_mmio(vm, gpa(run->mmio.phys_addr), run->mmio.data, run->mmio.len,
+			   run->mmio.is_write);
+		return true;
+	case KVM_EXIT_INTR:
+	case KVM_EXIT_IRQ_WINDOW_OPEN:
+	case KVM_EXIT_IOAPIC_EOI:
+	case KVM_EXIT_HLT:
+		return true;
+	case KVM_EXIT_SHUTDOWN:
+		end_with_registers(vm, cpu, END_TRIPLE, "triple fault");
+		return false;
+	case KVM_EXIT_SYSTEM_EVENT:
+		snprintf(words, sizeof words, "KVM system event %u", run->system_event.type);
+		if (run->system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN)
+			vm_end(vm, END_POWER_OFF, "the guest powered off");
+		else if (run->system_event.type == KVM_SYSTEM_EVENT_RESET)
+			vm_end(vm, END_REBOOT, "the guest asked for a reset");
+		else
+			end_with_registers(vm, cpu, END_KVM_ERROR, words);
+		return false;
+	case KVM_EXIT_INTERNAL_ERROR:
+		internal_error(vm, cpu, run);
+		return false;
+	case KVM_EXIT_FAIL_ENTRY:
+		snprintf(words, sizeof words,
+			 "the processor refused the guest's state, reason 0x%llx",
+			 (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
+		end_with_registers(vm, cpu, END_KVM_ERROR, words);
+		return false;
+	default:
+		snprintf(words, sizeof words, "KVM exit %u, which nothing here handles",
+			 run->exit_reason);
+		end_with_registers(vm, cpu, END_KVM_ERROR, words);
+		return false;
+	}
+}
+
+static void *vcpu_main(void *arg)
+{
+	struct start *start = arg;
+	struct vm *vm = start->vm;
+	unsigned cpu = start->cpu;
+	free(start);
+	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
+	while (!atomic_load_explicit(&vm->stopping, memory_order_acquire)) {
+		int rc = ioctl(v->fd, KVM_RUN, 0);
+		if (rc < 0 && (errno == EINTR || errno == EAGAIN))
+			continue;
+		if (rc < 0) {
+			char words[128];
+			snprintf(words, sizeof words, "KVM_RUN: %s", strerror(errno));
+			end_with_registers(vm, cpu, END_KVM_ERROR, words);
+			break;
+		}
+		atomic_fetch_add_explicit(&vm->links.mailbox->exits[v->run->exit_reason & 63], 1,
+					  memory_order_relaxed);
+		if (!handle(vm, cpu, v->run))
+			break;
+	}
+	atomic_store_explicit(&vm->vcpu_gone[cpu], true, memory_order_release);
+	return NULL;
+}
+
+int vcpu_start(struct vm *vm, unsigned cpu)
+{
+	struct sigaction action = {.sa_handler = on_kick};
+	sigaction(KICK_SIGNAL, &action, NULL);
+	struct start *start = malloc(sizeof *start);
+	if (!start)
+		return -ENOMEM;
+	*start = (struct start){vm, cpu};
+	pthread_attr_t attr;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, VCPU_STACK);
+	int rc = pthread_create(&vm->vcpu_thread[cpu], &attr, vcpu_main, start);
+	pthread_attr_destroy(&attr);
+	if (rc)
+		free(start);
+	return -rc;
+}
+
+unsigned vcpu_stop_all(struct vm *vm, unsigned ms)
+{
+	atomic_store_explicit(&vm->stopping, true, memory_order_release);
+	unsigned left = 0;
+	for (unsigned waited = 0;; waited++) {
+		left = 0;
+		for (unsigned i = 0; i < vm->kvm.cpus; i++) {
+			if (!vm->vcpu_thread[i] ||
+			    atomic_load_explicit(&vm->vcpu_gone[i], memory_order_acquire))
+				continue;
+			left++;
+			/* Read by KVM before it enters the guest, so the signal can't come too
+			 * early to be noticed (api.rst, struct kvm_run, immediate_exit). */
+			vm->kvm.vcpu[i].run->immediate_exit = 1;
+			pthread_kill(vm->vcpu_thread[i], KICK_SIGNAL);
+		}
+		if (!left || waited >= ms)
+			return left;
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
+}

@@ -1,0 +1,343 @@
+#include "vmm/vm.h"
+#include "vmm/clock.h"
+#include "vmm/error.h"
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define STOP_MS      200  /* how long a vCPU gets to leave the guest */
+#define FLUSH_MS     1000 /* how long the host gets to take the last console bytes */
+#define LOOP_ENTRIES 64
+
+/* virtio 1.2 section 5 */
+#define ID_BLK     2
+#define ID_CONSOLE 3
+#define ID_RNG     4
+
+void vm_machine_devices(struct machine *m, unsigned disks)
+{
+	m->virtio_slots = 0;
+	m->virtio_id[m->virtio_slots++] = ID_CONSOLE;
+	m->virtio_id[m->virtio_slots++] = ID_RNG;
+	for (unsigned i = 0; i < disks; i++)
+		m->virtio_id[m->virtio_slots++] = ID_BLK;
+}
+
+static void tell_host(const struct vm *vm)
+{
+	uint64_t one = 1;
+	/* Only fails if the counter is full, and then the host has news to see anyway. */
+	ssize_t n = write(vm->links.news_fd, &one, sizeof one);
+	(void)n;
+}
+
+static void set_state(struct vm *vm, enum vm_state state)
+{
+	atomic_store_explicit(&vm->links.mailbox->state, state, memory_order_release);
+	tell_host(vm);
+}
+
+/* ---- the end ------------------------------------------------------------------------------- */
+
+static void note_end(struct vm *vm, enum vm_end end, const char *words)
+{
+	struct mailbox *mb = vm->links.mailbox;
+	snprintf(mb->words, sizeof mb->words, "%s", words);
+	atomic_store_explicit(&mb->end, end, memory_order_release);
+}
+
+static void sample(struct vm *vm)
+{
+	struct mailbox *mb = vm->links.mailbox;
+	uint64_t p4k, p2m, reads = 0, writes = 0, errors = 0;
+	kvm_vm_mapped(&vm->kvm, &p4k, &p2m);
+	mb->second_stage_pages_4k = p4k;
+	mb->second_stage_pages_2m = p2m;
+	for (unsigned i = 0; i < vm->config->disks; i++) {
+		struct virtio_blk_stats s;
+		virtio_blk_stats(vm->disk[i], &s);
+		reads += s.reads;
+		writes += s.writes;
+		errors += s.errors;
+	}
+	mb->disk_reads = reads;
+	mb->disk_writes = writes;
+	mb->disk_errors = errors;
+}
+
+/* Stops everything while the loop still runs, since devices finish their I/O on it. */
+static void *ender(void *arg)
+{
+	struct vm *vm = arg;
+	vcpu_stop_all(vm, STOP_MS);
+	sample(vm);
+	board_destroy(vm);
+	outlet_flush(&vm->outlet, FLUSH_MS);
+	loop_stop(vm->loop);
+	return NULL;
+}
+
+static void begin_ending(struct loop_work *w)
+{
+	struct vm *vm = (struct vm *)((char *)w - offsetof(struct vm, ending));
+	pthread_t t;
+	if (pthread_create(&t, NULL, ender, vm))
+		loop_stop(vm->loop); /* no thread to drain with: end all the same */
+}
+
+void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
+{
+	if (atomic_exchange_explicit(&vm->ended, true, memory_order_acq_rel))
+		return;
+	char words[MAILBOX_WORDS];
+	va_list args;
+	va_start(args, format);
+	vsnprintf(words, sizeof words, format, args);
+	va_end(args);
+	note_end(vm, end, words);
+	atomic_store_explicit(&vm->stopping, true, memory_order_release);
+	loop_post(vm->loop, &vm->ending);
+}
+
+/* ---- the loop's events --------------------------------------------------------------------- */
+
+static void after_faults(struct vm *vm, int rc)
+{
+	struct mailbox *mb = vm->links.mailbox;
+	if (rc)
+		vm_end(vm, END_HOST_ERROR, "a second-stage fault could not be served: %s%s",
+		       strerror(-rc),
+		       rc == -ENOMEM ? " (raise vm.max_map_count, or give the host memory)" : "");
+	uint32_t now = vm->starved.n ? VM_STARVED : VM_RUNNING;
+	uint32_t was = atomic_load_explicit(&mb->state, memory_order_relaxed);
+	if (was == now)
+		return;
+	if (now == VM_STARVED)
+		atomic_fetch_add_explicit(&mb->starved, 1, memory_order_relaxed);
+	set_state(vm, now);
+}
+
+static void on_fault(struct loop_op *op, int res, uint32_t flags)
+{
+	struct vm *vm = (struct vm *)((char *)op - offsetof(struct vm, on_fault));
+	(void)flags;
+	if (res == -ECANCELED)
+		return;
+	after_faults(vm, fault_service(&vm->memory, &vm->starved));
+}
+
+static void on_orders(struct loop_op *op, int res, uint32_t flags)
+{
+	struct vm *vm = (struct vm *)((char *)op - offsetof(struct vm, on_orders));
+	struct mailbox *mb = vm->links.mailbox;
+	(void)flags;
+	if (res == -ECANCELED)
+		return;
+	uint64_t count;
+	ssize_t n = read(vm->links.orders_fd, &count, sizeof count);
+	(void)n; /* the orders themselves say what there is to do */
+	uint32_t orders = atomic_exchange_explicit(&mb->orders, 0, memory_order_acquire);
+	if (orders & ORDER_FRAMES) {
+		atomic_store_explicit(&mb->hungry, 0, memory_order_seq_cst);
+		after_faults(vm, fault_retry(&vm->memory, &vm->starved));
+		board_retry(vm);
+	}
+	if (orders & ORDER_SAMPLE) {
+		sample(vm);
+		atomic_fetch_add_explicit(&mb->sampled, 1, memory_order_release);
+		tell_host(vm);
+	}
+	if (orders & ORDER_POWER_OFF)
+		vm_end(vm, END_ORDERED, "powered off by the host");
+}
+
+static void watch_input(struct vm *vm);
+
+static void give_input(struct vm *vm)
+{
+	while (vm->input_held) {
+		size_t took = board_input(vm, vm->input, vm->input_held);
+		if (!took)
+			return; /* vm_input_wanted comes when there is room */
+		memmove(vm->input, vm->input + took, vm->input_held - took);
+		vm->input_held -= took;
+	}
+	watch_input(vm);
+}
+
+static void on_input(struct loop_op *op, int res, uint32_t flags)
+{
+	struct vm *vm = (struct vm *)((char *)op - offsetof(struct vm, on_input));
+	(void)flags;
+	vm->input_watched = false;
+	if (res < 0)
+		return;
+	ssize_t n = recv(vm->links.console_fd, vm->input, sizeof vm->input, MSG_DONTWAIT);
+	if (n == 0)
+		return; /* the host sends no more */
+	vm->input_held = n > 0 ? (size_t)n : 0;
+	give_input(vm);
+}
+
+static void watch_input(struct vm *vm)
+{
+	if (vm->input_watched)
+		return;
+	struct io_uring_sqe *sqe = loop_sqe(vm->loop, &vm->on_input);
+	if (!sqe)
+		return;
+	io_uring_prep_poll_add(sqe, vm->links.console_fd, POLLIN | POLLRDHUP);
+	vm->input_watched = true;
+}
+
+static void run_input_wanted(struct loop_work *w)
+{
+	give_input((struct vm *)((char *)w - offsetof(struct vm, input_wanted)));
+}
+
+void vm_input_wanted(struct vm *vm)
+{
+	loop_post(vm->loop, &vm->input_wanted);
+}
+
+static void console_room(void *ctx)
+{
+	struct vm *vm = ctx;
+	virtio_retry(vm->console);
+}
+
+/* ---- set-up -------------------------------------------------------------------------------- */
+
+/* Load the image; where the pool is out of frames, wait until the host says that there are some. */
+static int load(struct vm *vm, char *error)
+{
+	for (;;) {
+		int rc = boot_load(vm->config->image, &vm->config->machine, &vm->memory.gmem,
+				   &vm->plan, error);
+		if (rc != -EAGAIN)
+			return rc;
+		atomic_fetch_add_explicit(&vm->links.mailbox->starved, 1, memory_order_relaxed);
+		set_state(vm, VM_STARVED);
+		struct pollfd p = {.fd = vm->links.orders_fd, .events = POLLIN};
+		poll(&p, 1, -1);
+		uint64_t n;
+		ssize_t got = read(vm->links.orders_fd, &n, sizeof n);
+		(void)got;
+		uint32_t orders = atomic_exchange_explicit(&vm->links.mailbox->orders, 0,
+							   memory_order_acquire);
+		atomic_store_explicit(&vm->links.mailbox->hungry, 0, memory_order_seq_cst);
+		if (orders & ORDER_POWER_OFF) {
+			note_end(vm, END_ORDERED,
+				 "powered off by the host while it waited for memory");
+			set_state(vm, VM_ENDED);
+			_exit(1);
+		}
+		set_state(vm, VM_STARTING);
+	}
+}
+
+static int set_registers(struct vm *vm, char *error)
+{
+	for (unsigned i = 0; i < vm->kvm.cpus; i++) {
+		const struct boot_cpu *plan = &vm->plan.cpu[i];
+		int fd = vm->kvm.vcpu[i].fd;
+		if (!plan->runs)
+			continue;
+		struct kvm_sregs sregs;
+		struct kvm_mp_state runnable = {.mp_state = KVM_MP_STATE_RUNNABLE};
+		int rc = ioctl(fd, KVM_GET_SREGS, &sregs);
+		if (rc == 0) {
+			boot_apply_sregs(plan, &sregs);
+			rc = ioctl(fd, KVM_SET_SREGS, &sregs);
+		}
+		if (rc == 0)
+			rc = ioctl(fd, KVM_SET_REGS, &plan->regs);
+		if (rc == 0 && i)
+			rc = ioctl(fd, KVM_SET_MP_STATE, &runnable);
+		if (rc < 0)
+			return errorf(error, -errno, "%s: registers of vCPU %u: %s",
+				      vm->config->machine.name, i, strerror(errno));
+	}
+	return 0;
+}
+
+static int set_up(struct vm *vm, char *error)
+{
+	const struct vm_config *c = vm->config;
+	int rc = memory_create(&vm->memory, vm->links.table, vm->links.id, &c->machine,
+			       vm->links.pool, vm->links.mailbox, error);
+	if (rc)
+		return rc;
+	rc = loop_create(&vm->loop, LOOP_ENTRIES);
+	if (rc)
+		return errorf(error, rc, "%s: io_uring: %s%s", c->machine.name, strerror(-rc),
+			      rc == -EPERM ? " (see /proc/sys/kernel/io_uring_disabled)" : "");
+	outlet_init(&vm->outlet, vm->links.console_fd, vm->loop, console_room, vm);
+	rc = board_create(vm, error);
+	if (!rc)
+		rc = load(vm, error);
+	if (!rc)
+		rc = kvm_vm_create(&vm->kvm, vm->links.kvm, &c->machine, &vm->memory.window, error);
+	if (!rc)
+		rc = set_registers(vm, error);
+	if (rc)
+		return rc;
+	vm->on_fault.done = on_fault;
+	vm->on_orders.done = on_orders;
+	vm->on_input.done = on_input;
+	vm->input_wanted.run = run_input_wanted;
+	vm->ending.run = begin_ending;
+	rc = loop_watch(vm->loop, &vm->on_fault, vm->memory.uffd, POLLIN);
+	if (!rc)
+		rc = loop_watch(vm->loop, &vm->on_orders, vm->links.orders_fd, POLLIN);
+	if (rc)
+		return errorf(error, rc, "%s: io_uring poll: %s", c->machine.name, strerror(-rc));
+	watch_input(vm);
+	return 0;
+}
+
+static void be_a_vm_process(const char *name)
+{
+	/* The terminal's Ctrl-C is for the host, which tells us what to do. */
+	signal(SIGINT, SIG_IGN);
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGTERM, SIG_DFL);
+	char comm[16];
+	snprintf(comm, sizeof comm, "vm:%s", name);
+	prctl(PR_SET_NAME, comm);
+}
+
+_Noreturn void vm_process(const struct vm_config *config, const struct vm_links *links)
+{
+	static struct vm vm; /* the process is this VM and nothing else */
+	char error[ERROR_MAX] = "";
+	vm.config = config;
+	vm.links = *links;
+	be_a_vm_process(config->machine.name);
+	int rc = set_up(&vm, error);
+	if (rc) {
+		note_end(&vm, END_HOST_ERROR, *error ? error : strerror(-rc));
+		set_state(&vm, VM_ENDED);
+		_exit(1);
+	}
+	atomic_store_explicit(&links->mailbox->run_started_ns, clock_ns(), memory_order_relaxed);
+	set_state(&vm, VM_RUNNING);
+	for (unsigned i = 0; i < vm.kvm.cpus && !rc; i++) {
+		rc = vcpu_start(&vm, i);
+		if (rc)
+			vm_end(&vm, END_HOST_ERROR, "no thread for vCPU %u: %s", i, strerror(-rc));
+	}
+	rc = loop_run(vm.loop);
+	if (rc)
+		note_end(&vm, END_HOST_ERROR, "the event loop failed");
+	set_state(&vm, VM_ENDED);
+	_exit(links->mailbox->end == END_POWER_OFF ? 0 : 1);
+}

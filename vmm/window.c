@@ -1,0 +1,66 @@
+#include "vmm/window.h"
+#include <errno.h>
+#include <sys/mman.h>
+
+/* The window's start is aligned as the banks are, so that 2 MiB of gpa are 2 MiB of hva. */
+#define WINDOW_ALIGN (2 * MiB)
+
+int window_create(struct window *w, const struct machine *machine, const struct pool *pool)
+{
+	uint64_t bytes = machine->mem_bytes;
+	*w = (struct window){.bytes = bytes, .pool = pool, .machine = machine};
+	/*
+	 * The void is anonymous and private to this process. If a fault ever slipped through (a
+	 * kernel worker that waits for a userfault when the descriptor goes away with a dying
+	 * process), the page it makes is this VM's own and goes with it; a void that VMs share
+	 * would show it to the others.
+	 */
+	uint8_t *room = mmap(NULL, bytes + WINDOW_ALIGN, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (room == MAP_FAILED)
+		return -errno;
+	uint8_t *base = (uint8_t *)(((uintptr_t)room + WINDOW_ALIGN - 1) & ~(WINDOW_ALIGN - 1));
+	if (base > room)
+		munmap(room, (size_t)(base - room));
+	uint8_t *end = base + bytes, *room_end = room + bytes + WINDOW_ALIGN;
+	end = (uint8_t *)(((uintptr_t)end + PAGE_MASK) & ~PAGE_MASK);
+	if (room_end > end)
+		munmap(end, (size_t)(room_end - end));
+	w->base = base;
+	return 0;
+}
+
+int window_map(struct window *w, gfn_t first, frame_t f, uint32_t count)
+{
+	uint8_t *at = window_at(w, first);
+	void *got =
+		mmap(at, (size_t)count << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+		     MAP_SHARED | MAP_FIXED | MAP_NORESERVE, w->pool->fd, (off_t)f.v << PAGE_SHIFT);
+	return got == MAP_FAILED ? -errno : 0;
+}
+
+uint8_t *window_at(const struct window *w, gfn_t g)
+{
+	uint64_t at = 0, a = gfn_gpa(g).v;
+	for (unsigned i = 0; i < w->machine->banks; i++) {
+		const struct machine_bank *b = &w->machine->bank[i];
+		if (a >= b->base.v && a - b->base.v < b->bytes)
+			return w->base + at + (a - b->base.v);
+		at += b->bytes;
+	}
+	return NULL;
+}
+
+gfn_t window_gfn(const struct window *w, uint64_t hva)
+{
+	uint64_t at = hva - (uintptr_t)w->base;
+	if (hva < (uintptr_t)w->base || at >= w->bytes)
+		return INVALID_GFN;
+	for (unsigned i = 0; i < w->machine->banks; i++) {
+		const struct machine_bank *b = &w->machine->bank[i];
+		if (at < b->bytes)
+			return gpa_gfn(gpa(b->base.v + at));
+		at -= b->bytes;
+	}
+	return INVALID_GFN;
+}
