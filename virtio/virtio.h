@@ -19,42 +19,54 @@ struct virtio_dev; /* a device with its transport */
 struct virtio_env {
 	struct gmem *gmem;
 	struct loop *loop;
-	/* Set the level of the device's interrupt line; any thread, device lock held. */
+	/* Set the level of the device's interrupt line; any thread, device lock held, so it may not
+	 * call back into the device. Called only when the level changes; low at first. */
 	void (*irq)(void *ctx, bool level);
 	void *irq_ctx;
-	/* One line about what a guest did wrong, or what failed on the host; any thread. */
+	/* One line about what a guest did wrong, or what failed on the host, without newline; any
+	 * thread, device lock held. At most 17 a device in its life. */
 	void (*say)(void *ctx, const char *line);
 	void *say_ctx;
 };
 
-/* Register access by the guest: offset in the window, 1 to 8 bytes; every offset and length is safe
- * (what is no register reads as 0). Any vCPU thread. */
+/* Register access by the guest: offset in the window, any length (KVM's are 1 to 8 bytes); every
+ * offset and length is safe (what is no register reads as 0). Any vCPU thread. Returns at once,
+ * but for a reset with I/O in flight: that waits for it. */
 void virtio_mmio_access(struct virtio_dev *d, uint64_t offset, void *data, unsigned len,
 			bool write);
-/* The pool has frames again: go on with what stopped at -EAGAIN. Any thread. */
+/* The pool has frames again, or the console's sink takes bytes again: go on with what stopped. Any
+ * thread. */
 void virtio_retry(struct virtio_dev *d);
 /* Stop the device, wait for its I/O in flight, free it. On a thread other than the loop's while the
- * loop runs, or on any after it stopped. */
+ * loop runs, or on any after it stopped; the vCPUs no longer access it. */
 void virtio_destroy(struct virtio_dev *d);
-/* Device id (virtio 1.2 section 5) and a name for messages ("virtio-blk 0"). */
+/* Device id (virtio 1.2 section 5). */
 uint32_t virtio_id(const struct virtio_dev *d);
+/* What its messages begin with: "virtio-blk" and the serial, unless set otherwise (at most 39 bytes
+ * are kept). Set it before the guest runs. */
+const char *virtio_name(const struct virtio_dev *d);
+void virtio_set_name(struct virtio_dev *d, const char *name);
 
 /* The devices. 0 or -errno. */
 
-/* Bytes written by the guest go to `output` (any number of bytes, loop thread; if the sink is slow
- * it returns how many it took, and the device goes on after virtio_retry). Input by
- * virtio_console_input: returns how many bytes were taken (what the guest has room for, or a
- * bounded buffer of 4 KiB). */
+/* Bytes written by the guest go to `output` (any number of bytes, loop thread, no lock held; if the
+ * sink is slow it returns how many it took, and the device goes on after virtio_retry). Input by
+ * virtio_console_input, any thread: returns how many bytes were taken (as many as a buffer of 4 KiB
+ * has room for; what the guest doesn't take, before its driver is up for instance, stays there). */
 typedef size_t virtio_console_out_fn(void *ctx, const char *bytes, size_t n);
 int virtio_console_create(struct virtio_dev **out, const struct virtio_env *env,
 			  virtio_console_out_fn *output, void *ctx);
 size_t virtio_console_input(struct virtio_dev *d, const char *bytes, size_t n);
+/* Have room(ctx) called on the loop's thread, without locks, when virtio_console_input took less
+ * than it was given and would now take more. Set it before the guest runs. */
+void virtio_console_on_room(struct virtio_dev *d, void (*room)(void *ctx), void *ctx);
 
 /* Entropy of getrandom(2). */
 int virtio_rng_create(struct virtio_dev **out, const struct virtio_env *env);
 
 /* A disk on a regular file or block device that is already open (fd is taken over on success).
- * Size in whole 512-byte sectors of the file's size. read_only: writes, discards and write-zeroes
+ * Size in whole 512-byte sectors of the file's size: -EINVAL if there is none, -ENOTBLK if fd is
+ * neither, -EACCES if it isn't open for what is wanted. read_only: writes, discards and write-zeroes
  * are refused with an I/O error, and the feature bit says so. serial: at most 20 bytes, for GET_ID.
  */
 struct virtio_blk_config {
@@ -64,6 +76,8 @@ struct virtio_blk_config {
 };
 int virtio_blk_create(struct virtio_dev **out, const struct virtio_env *env,
 		      const struct virtio_blk_config *config);
+/* Requests since the device was made; errors: those that the host failed, not those that the guest
+ * got wrong. Write-zeroes count as writes, without bytes. */
 struct virtio_blk_stats {
 	uint64_t reads, writes, flushes, discards, errors;
 	uint64_t bytes_read, bytes_written;
