@@ -7,7 +7,6 @@
 #define COM1_DATA      MACHINE_COM1_PORT
 #define COM1_LSR       (MACHINE_COM1_PORT + 5) /* PC16550D: line status */
 #define COM1_LSR_READY 0x01
-#define COM1_BURST     255 /* a string instruction's count in one exit: far below a page */
 
 static bool by_virtio;
 
@@ -17,12 +16,10 @@ void console_write(const char *bytes, size_t n)
 		vcon_write(bytes, n);
 		return;
 	}
-	while (n > 0) {
-		size_t now = n < COM1_BURST ? n : COM1_BURST;
-		cpu_outs8(COM1_DATA, bytes, now);
-		bytes += now;
-		n -= now;
-	}
+	/* Each byte is an exit. A string instruction wouldn't help: KVM makes an exit of each of
+	 * its bytes too. */
+	for (size_t i = 0; i < n; i++)
+		cpu_out8(COM1_DATA, (uint8_t)bytes[i]);
 }
 
 void console_say(const char *format, ...)

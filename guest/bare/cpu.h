@@ -24,12 +24,6 @@ static inline uint8_t cpu_in8(uint16_t port)
 	return v;
 }
 
-/* Bytes to a port: KVM makes one exit of many of them. */
-static inline void cpu_outs8(uint16_t port, const void *bytes, size_t n)
-{
-	__asm__ volatile("rep outsb" : "+S"(bytes), "+c"(n) : "d"(port) : "memory");
-}
-
 /* 32-bit device registers, by plain moves that an emulator surely knows. */
 static inline uint32_t cpu_mmio_read32(uint64_t gpa)
 {

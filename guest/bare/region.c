@@ -6,25 +6,17 @@ extern char bare_image_end[];
 
 #define ROUND_2M(v) (((v) + 0x1fffff) & ~UINT64_C(0x1fffff))
 
-static uint64_t first_free(void)
-{
-	uint64_t base = REGION_BASE, image = ROUND_2M((uint64_t)(uintptr_t)bare_image_end);
-	if (image > base)
-		base = image;
-	return base;
-}
-
 void region_make(struct region *r, const struct stage *s)
 {
-	uint64_t base = s->base != WORDS_UNSET ? s->base : first_free();
+	uint64_t image_end = (uint64_t)(uintptr_t)bare_image_end;
+	uint64_t base = s->base != WORDS_UNSET ? s->base : ROUND_2M(image_end);
 	uint64_t left = s->pages;
 
 	*r = (struct region){0};
 	if (base % REGION_PAGE != 0)
 		end_fail("base=0x%lx is not at a page's start", base);
-	if (base < (uint64_t)(uintptr_t)bare_image_end)
-		end_fail("base=0x%lx lies below the guest's own end, 0x%lx", base,
-			 (uint64_t)(uintptr_t)bare_image_end);
+	if (base < image_end)
+		end_fail("base=0x%lx lies below the guest's own end, 0x%lx", base, image_end);
 	for (unsigned i = 0; i < board.banks && left > 0; i++) {
 		uint64_t from = board.bank[i].base, end = from + board.bank[i].bytes;
 		if (from < base)

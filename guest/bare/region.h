@@ -11,9 +11,6 @@
 #define REGION_PAGE       4096
 #define REGION_PAGE_WORDS 512
 #define REGION_PIECES     8
-/* Where regions begin if base= doesn't say: above the image and what the loader puts low (page
- * tables, device tree, stacks). */
-#define REGION_BASE UINT64_C(0x800000)
 
 struct region {
 	uint64_t pages;
