@@ -31,10 +31,12 @@
  *   and robust: whoever finds a holder dead rebuilds that part from the array before it goes on.
  *   A word's (vm, gfn) is changed only by that VM's process, or, once it is dead, by its reaper
  *   (ipt_vm_reap): so the only contention is for stripes and zones, never for one mapping.
- *   Lock order (checked at run time where NDEBUG is not defined):
- *     registry  <  stripe (one at a time)  <  zone (one at a time)
+ *   Lock order (checked at run time where NDEBUG is not defined; ipt/lock.h):
+ *     registry  <  stripe (one at a time)  <  zone (one at a time)  <  radix table pages
  *
- * Functions return 0 or -errno and print nothing.
+ * Functions return 0 or -errno and print nothing. A VM that is not registered is -ENOENT everywhere,
+ * and so is a dying one where something would be given to it (ipt_alloc, ipt_map); a count of 0 is
+ * -EINVAL.
  */
 #ifndef IPT_IPT_H
 #define IPT_IPT_H
@@ -42,11 +44,11 @@
 #include "ipt/addr.h"
 #include <stddef.h>
 
-#define IPT_MAX_ORDER      9                    /* 2 MiB */
-#define IPT_CLUSTER_ORDER  4                    /* 64 KiB */
+#define IPT_MAX_ORDER      9 /* 2 MiB */
+#define IPT_CLUSTER_ORDER  4 /* 64 KiB */
 #define IPT_CLUSTER_FRAMES (1u << IPT_CLUSTER_ORDER)
-#define IPT_MAX_FRAMES     (UINT32_C(1) << 28)  /* 1 TiB of pool */
-#define IPT_MAX_GFN        (UINT64_C(1) << 36)  /* 48 bits of gpa */
+#define IPT_MAX_FRAMES     (UINT32_C(1) << 28) /* 1 TiB of pool */
+#define IPT_MAX_GFN        (UINT64_C(1) << 36) /* 48 bits of gpa */
 #define IPT_MAX_VMS        (UINT32_C(1) << 20)
 #define IPT_MAX_NODES      8
 #define IPT_MAX_COLOURS    16
@@ -62,11 +64,11 @@ struct ipt; /* one process's handle on a table */
 
 struct ipt_config {
 	enum ipt_kind kind;
-	uint32_t frames;   /* 1 to IPT_MAX_FRAMES; size of the pool */
-	uint32_t max_vms;  /* 1 to IPT_MAX_VMS - 1 live at once */
-	unsigned nodes;    /* NUMA nodes, 1 to IPT_MAX_NODES; frames are split evenly among them */
-	unsigned colours;  /* page colours, a power of two, 1 to IPT_MAX_COLOURS */
-	uint64_t seed;     /* of the hash; take it from getrandom(2) outside tests */
+	uint32_t frames;  /* 1 to IPT_MAX_FRAMES; size of the pool */
+	uint32_t max_vms; /* 1 to IPT_MAX_VMS - 1 live at once */
+	unsigned nodes;   /* NUMA nodes, 1 to IPT_MAX_NODES; frames are split evenly among them */
+	unsigned colours; /* page colours, a power of two, 1 to IPT_MAX_COLOURS */
+	uint64_t seed;    /* of the hash; take it from getrandom(2) outside tests */
 };
 
 /* Make a table in a new memfd. -EINVAL for a config out of range, else memfd_create's or mmap's. */
@@ -83,10 +85,10 @@ const struct ipt_config *ipt_config(const struct ipt *t);
 
 struct ipt_vm_info {
 	vmid_t id;
-	vmid_t parent;  /* the template this VM was cloned from, or INVALID_VMID */
+	vmid_t parent; /* the template this VM was cloned from, or INVALID_VMID */
 	char name[IPT_NAME_LEN];
 	bool dying;
-	uint32_t children;  /* VMs whose parent this is */
+	uint32_t children; /* VMs whose parent this is */
 	uint32_t frames[IPT_NSTATES];
 };
 
@@ -160,8 +162,8 @@ uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, fra
 /* Who owns a frame: one array read. -EINVAL for a frame outside the pool. */
 struct ipt_owner {
 	enum ipt_state state;
-	vmid_t vm;   /* INVALID_VMID when free */
-	gfn_t gfn;   /* INVALID_GFN unless mapped */
+	vmid_t vm; /* INVALID_VMID when free */
+	gfn_t gfn; /* INVALID_GFN unless mapped */
 	uint32_t pins;
 };
 int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out);
@@ -175,11 +177,11 @@ void ipt_unpin(struct ipt *t, frame_t f);
 
 /* ---- looking at the whole ----------------------------------------------------------------- */
 
-struct ipt_bytes { /* memory the table really has (populated pages of the memfd), bytes */
-	uint64_t array;    /* the words */
-	uint64_t side;     /* the 4 bytes beside each */
-	uint64_t forward;  /* index or radix tables, with their stripes' headers and locks */
-	uint64_t other;    /* header, registry, zones */
+struct ipt_bytes {        /* memory the table really has (populated pages of the memfd), bytes */
+	uint64_t array;   /* the words */
+	uint64_t side;    /* the 4 bytes beside each */
+	uint64_t forward; /* index or radix tables, with their stripes' headers and locks */
+	uint64_t other;   /* header, registry, zones */
 };
 int ipt_bytes(struct ipt *t, struct ipt_bytes *out);
 
@@ -187,7 +189,7 @@ struct ipt_counts {
 	uint32_t frames[IPT_NSTATES];
 	uint64_t cluster_elements, single_elements; /* of the index; 0 for radix */
 	uint64_t radix_pages;                       /* 4 KiB table pages; 0 for the index */
-	uint32_t repairs;  /* times a dead holder's stripe or zone was rebuilt */
+	uint32_t repairs; /* times a dead holder's stripe or zone was rebuilt */
 };
 void ipt_counts(struct ipt *t, struct ipt_counts *out);
 

@@ -1,0 +1,21 @@
+/* What there is, in numbers. */
+#include "ipt/table.h"
+#include <string.h>
+
+void ipt_counts(struct ipt *t, struct ipt_counts *out)
+{
+	uint32_t high = load_acquire32(&t->header->vm_high);
+
+	memset(out, 0, sizeof(*out));
+	out->frames[IPT_FREE] = ipt_free_frames(t);
+	for (uint32_t vm = 1; vm <= high; vm++) {
+		for (int state = IPT_LIMBO; state < IPT_NSTATES; state++)
+			out->frames[state] += load_relaxed32(&t->vms[vm].frames[state]);
+	}
+	for (uint32_t s = 0; s < t->layout.nstripes; s++) {
+		out->cluster_elements += load_relaxed32(&t->stripes[s].clusters);
+		out->single_elements += load_relaxed32(&t->stripes[s].singles);
+	}
+	out->radix_pages = load_relaxed32(&t->header->pages_used);
+	out->repairs = load_relaxed32(&t->header->repairs);
+}

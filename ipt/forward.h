@@ -1,0 +1,35 @@
+/*
+ * The one interface of both kinds of forward map: (vm, gfn) -> frame, for the gfns that a VM has itself.
+ * A branch on the kind, which the processor predicts, rather than a pointer, which the compiler can't
+ * see through.
+ */
+#ifndef IPT_FORWARD_H
+#define IPT_FORWARD_H
+
+#include "ipt/index.h"
+#include "ipt/radix.h"
+
+static inline bool forward_key_valid(const struct ipt *t, uint32_t vm, uint64_t g)
+{
+	return vm - 1 < t->max_vms && g < IPT_MAX_GFN;
+}
+
+/* The key is valid. NO_FRAME if vm itself has nothing there. */
+static inline uint32_t forward_find(struct ipt *t, uint32_t vm, uint64_t g)
+{
+	return t->kind == IPT_INDEX ? index_find(t, vm, g) : radix_find(t, vm, g);
+}
+
+static inline int forward_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n)
+{
+	return t->kind == IPT_INDEX ? index_map(t, vm, g, f, n) : radix_map(t, vm, g, f, n);
+}
+
+static inline unsigned forward_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n,
+				     uint32_t *frames)
+{
+	return t->kind == IPT_INDEX ? index_unmap(t, vm, g, n, frames)
+				    : radix_unmap(t, vm, g, n, frames);
+}
+
+#endif

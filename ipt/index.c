@@ -1,0 +1,329 @@
+/* The hash index. See index.h; the element tables are in cluster.c and single.c. */
+#include "ipt/index.h"
+#include "ipt/zone.h"
+#include <errno.h>
+#include <sched.h>
+
+/* From this many frames on, a piece of a group goes in as a cluster with holes: three singles cost as
+ * much as one cluster element. */
+#define INDEX_CLUSTER_MIN 3
+#define INDEX_SPINS       200
+#define INDEX_BATCH       16
+
+uint32_t index_find_slow(struct ipt *t, uint32_t s, uint64_t h, uint32_t vm, uint64_t g)
+{
+	const struct stripe *st = &t->stripes[s];
+	uint32_t f;
+
+	for (unsigned i = 0; i < INDEX_SPINS; i++) {
+		uint32_t seq = load_acquire32(&st->seq);
+
+		f = index_probe(t, s, h, vm, g);
+		if (f != NO_FRAME)
+			return f;
+		if (!(seq & 1) && load_relaxed32(&st->seq) == seq)
+			return NO_FRAME;
+		sched_yield();
+	}
+	/* Long at it, or dead in the middle of it: the lock waits for the one and mends the other. */
+	stripe_lock(t, s);
+	f = index_probe(t, s, h, vm, g);
+	stripe_unlock(t, s);
+	return f;
+}
+
+struct probe {
+	uint64_t hash;
+	const struct cluster_line *line;
+};
+
+/* Try the home line of a key whose cluster is whole: NO_FRAME if it takes more than that. */
+static inline uint32_t find_whole(const struct cluster_line *l, uint64_t key, uint64_t g)
+{
+	unsigned m = cluster_match(l, key);
+
+	if (!m)
+		return NO_FRAME;
+	unsigned slot = (unsigned)__builtin_ctz(m);
+	uint64_t before = load_acquire64(&l->key[slot]);
+	uint32_t value = load_acquire32(&l->value[slot]);
+
+	if (before >> CLUSTER_VERSION_BITS != key || !(value & CLUSTER_FULL) ||
+	    load_relaxed64(&l->key[slot]) != before)
+		return NO_FRAME;
+	return CLUSTER_BASE(value) + (uint32_t)(g & 15);
+}
+
+/* Bring what index_find will read of a single's: first the line, then the words its tags point at. */
+static void prefetch_single(const struct ipt *t, uint64_t h, uint64_t g, bool words)
+{
+	uint32_t s = stripe_of(t, h), nlines = load_acquire32(&t->stripes[s].single_lines);
+	uint64_t hs = hash_gfn(&t->keys, h, g);
+	const struct single_line *l = &single_lines(t, s)[hash_scale(hs, nlines)];
+
+	if (!nlines)
+		return;
+	if (!words) {
+		__builtin_prefetch(l);
+		return;
+	}
+	for (unsigned m = single_match(l, single_tag(hs)); m; m &= m - 1) {
+		uint32_t slot = load_relaxed32(&l->slot[__builtin_ctz(m)]);
+
+		if ((slot & ~SINGLE_FRAME_MASK) == single_tag4(hs))
+			__builtin_prefetch((const void *)&t->words[slot & SINGLE_FRAME_MASK]);
+	}
+}
+
+static void find_chunk(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n)
+{
+	struct probe probes[INDEX_BATCH];
+	unsigned rest[INDEX_BATCH], nrest = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t h = hash_group(&t->keys, keys[i].vm.v, keys[i].gfn.v >> IPT_CLUSTER_ORDER);
+		uint32_t s = stripe_of(t, h);
+		uint32_t nlines = load_acquire32(&t->stripes[s].cluster_lines);
+
+		/* With no lines yet this is the region's first, which reads as empty. */
+		probes[i].hash = h;
+		probes[i].line = &cluster_lines(t, s)[hash_scale(h, nlines)];
+		if (load_acquire32(&t->stripes[s].clusters))
+			__builtin_prefetch(probes[i].line);
+		else
+			probes[i].line = NULL;
+		if (load_acquire32(&t->stripes[s].singles))
+			prefetch_single(t, h, keys[i].gfn.v, false);
+	}
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t g = keys[i].gfn.v;
+		uint32_t f = NO_FRAME;
+
+		if (probes[i].line)
+			f = find_whole(probes[i].line,
+				       CLUSTER_KEY(keys[i].vm.v, g >> IPT_CLUSTER_ORDER), g);
+		out[i] = frame(f);
+		if (f == NO_FRAME) {
+			rest[nrest++] = i;
+			if (load_acquire32(&t->stripes[stripe_of(t, probes[i].hash)].singles))
+				prefetch_single(t, probes[i].hash, g, true);
+		}
+	}
+	for (unsigned i = 0; i < nrest; i++)
+		out[rest[i]] = frame(index_find(t, keys[rest[i]].vm.v, keys[rest[i]].gfn.v));
+}
+
+void index_find_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n)
+{
+	for (unsigned i = 0; i < n; i += INDEX_BATCH)
+		find_chunk(t, keys + i, out + i, n - i < INDEX_BATCH ? n - i : INDEX_BATCH);
+}
+
+/* ---- changes: the stripe is locked ----------------------------------------------------------- */
+
+struct piece {
+	uint32_t vm, s;
+	uint64_t hash, group;
+	_Atomic uint32_t *element; /* of the group's cluster, or NULL */
+};
+
+static struct piece piece_lock(struct ipt *t, uint32_t vm, uint64_t g)
+{
+	struct piece p = {.vm = vm, .group = g >> IPT_CLUSTER_ORDER};
+
+	p.hash = hash_group(&t->keys, vm, p.group);
+	p.s = stripe_of(t, p.hash);
+	stripe_lock(t, p.s);
+	p.element = cluster_find(t, p.s, p.hash, CLUSTER_KEY(vm, p.group));
+	return p;
+}
+
+static uint32_t find_single(struct ipt *t, const struct piece *p, uint64_t g)
+{
+	const struct stripe *st = &t->stripes[p->s];
+
+	if (!load_relaxed32(&st->singles))
+		return NO_FRAME;
+	return single_read(t, single_lines(t, p->s), load_relaxed32(&st->single_lines),
+			   hash_gfn(&t->keys, p->hash, g), p->vm, g);
+}
+
+/* The frame that the group's cluster element has for g, or NO_FRAME. */
+static uint32_t find_clustered(struct ipt *t, const struct piece *p, uint64_t g)
+{
+	if (!p->element)
+		return NO_FRAME;
+	uint32_t f = CLUSTER_BASE(load_relaxed32(p->element)) + (uint32_t)(g & 15);
+	uint64_t w = load_relaxed64(&t->words[f]);
+
+	return w & WORD_FLAG && word_maps(w, p->vm, g) ? f : NO_FRAME;
+}
+
+/* How many of the 16 words from base on map the group's gfns: by whatever element, or flagged only. */
+static unsigned count_words(struct ipt *t, const struct piece *p, uint32_t base, bool flagged)
+{
+	unsigned n = 0;
+
+	for (uint32_t i = 0; i < IPT_CLUSTER_FRAMES; i++) {
+		uint64_t w = load_relaxed64(&t->words[base + i]);
+
+		n += word_maps(w, p->vm, (p->group << IPT_CLUSTER_ORDER) + i) &&
+		     (!flagged || w & WORD_FLAG);
+	}
+	return n;
+}
+
+/* The group's element takes over the singles that stand where it would have them, and becomes FULL if
+ * all sixteen are its. A reader finds them by the one, then by both, then by the other. */
+static void absorb(struct ipt *t, struct piece *p, uint32_t base)
+{
+	unsigned n = 0;
+
+	for (uint32_t i = 0; i < IPT_CLUSTER_FRAMES; i++) {
+		uint64_t g = (p->group << IPT_CLUSTER_ORDER) + i;
+		uint64_t w = load_relaxed64(&t->words[base + i]);
+
+		if (!word_maps(w, p->vm, g))
+			continue;
+		n++;
+		if (w & WORD_FLAG)
+			continue;
+		store_release64(&t->words[base + i], w | WORD_FLAG);
+		ipt_step();
+		single_remove(t, p->s, hash_gfn(&t->keys, p->hash, g), base + i);
+	}
+	if (n == IPT_CLUSTER_FRAMES)
+		store_release32(p->element, base >> IPT_CLUSTER_ORDER | CLUSTER_FULL);
+}
+
+static bool insert_cluster(struct ipt *t, struct piece *p, uint32_t base)
+{
+	/* Growing moves elements, but there is none of this group. */
+	if (!cluster_reserve(t, p->s))
+		return false;
+	p->element = cluster_insert(t, p->s, p->hash, CLUSTER_KEY(p->vm, p->group),
+				    base >> IPT_CLUSTER_ORDER);
+	ipt_step();
+	return true;
+}
+
+static int map_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, unsigned n)
+{
+	uint32_t base = f & ~(IPT_CLUSTER_FRAMES - 1);
+	bool congruent = ((f ^ g) & (IPT_CLUSTER_FRAMES - 1)) == 0, clustered = false;
+	int err;
+
+	for (unsigned i = 0; i < n; i++) {
+		if (find_clustered(t, p, g + i) != NO_FRAME || find_single(t, p, g + i) != NO_FRAME)
+			return -EEXIST;
+	}
+	if (congruent && p->element)
+		clustered = CLUSTER_BASE(load_relaxed32(p->element)) == base;
+	else if (congruent && n >= INDEX_CLUSTER_MIN)
+		clustered = insert_cluster(t, p, base);
+	if (!clustered) {
+		err = single_reserve(t, p->s, n);
+		if (err)
+			return err;
+		for (unsigned i = 0; i < n; i++)
+			single_insert(t, p->s, hash_gfn(&t->keys, p->hash, g + i), f + i);
+	}
+	for (unsigned i = 0; i < n; i++) {
+		/* The commit point. */
+		store_release64(&t->words[f + i],
+				word_private(p->vm, g + i) | (clustered ? WORD_FLAG : 0));
+		ipt_step();
+	}
+	if (clustered)
+		absorb(t, p, base);
+	else if (congruent && !p->element && count_words(t, p, base, false) == IPT_CLUSTER_FRAMES &&
+		 insert_cluster(t, p, base))
+		absorb(t, p, base);
+	return 0;
+}
+
+int index_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n)
+{
+	struct piece p = piece_lock(t, vm, g);
+	int err = map_locked(t, &p, g, f, n);
+
+	stripe_unlock(t, p.s);
+	return err;
+}
+
+unsigned index_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_t *frames)
+{
+	struct piece p = piece_lock(t, vm, g);
+	uint32_t base = p.element ? CLUSTER_BASE(load_relaxed32(p.element)) : 0;
+	unsigned gone = 0;
+	bool touched = false;
+
+	for (unsigned i = 0; i < n; i++) {
+		uint32_t f = find_clustered(t, &p, g + i);
+
+		if (f != NO_FRAME && !touched) {
+			/* Before the first word goes the element is no proof any more. */
+			store_release32(p.element, base >> IPT_CLUSTER_ORDER);
+			touched = true;
+			ipt_step();
+		}
+		if (f != NO_FRAME) {
+			store_release64(&t->words[f], word_limbo(vm));
+		} else if ((f = find_single(t, &p, g + i)) != NO_FRAME) {
+			store_release64(&t->words[f], word_limbo(vm));
+			ipt_step();
+			single_remove(t, p.s, hash_gfn(&t->keys, p.hash, g + i), f);
+		}
+		ipt_step();
+		frames[i] = f;
+		gone += f != NO_FRAME;
+	}
+	if (touched && count_words(t, &p, base, true) == 0)
+		cluster_remove(t, p.s, p.hash, CLUSTER_KEY(vm, p.group));
+	stripe_unlock(t, p.s);
+	return gone;
+}
+
+/* ---- repair ---------------------------------------------------------------------------------- */
+
+/* Put in what a mapped frame's word calls for: a cluster at the first of its words. */
+static void rebuild_frame(struct ipt *t, struct piece *p, uint32_t f, uint64_t w)
+{
+	uint32_t base = f & ~(IPT_CLUSTER_FRAMES - 1);
+
+	if (!(w & WORD_FLAG)) {
+		single_insert(t, p->s, hash_gfn(&t->keys, p->hash, word_gfn(w)), f);
+		return;
+	}
+	for (uint32_t i = base; i < f; i++) {
+		if (word_in_cluster(load_relaxed64(&t->words[i]), p->vm, p->group))
+			return;
+	}
+	uint32_t full = count_words(t, p, base, true) == IPT_CLUSTER_FRAMES ? CLUSTER_FULL : 0;
+	cluster_insert(t, p->s, p->hash, CLUSTER_KEY(p->vm, p->group),
+		       base >> IPT_CLUSTER_ORDER | full);
+}
+
+void index_rebuild(struct ipt *t, uint32_t s)
+{
+	stripe_open(&t->stripes[s]);
+	cluster_clear(t, s);
+	single_clear(t, s);
+	for (unsigned z = 0; z < t->config.nodes; z++) {
+		uint32_t mark = zone_mark(t, z);
+
+		for (uint32_t f = zone_start(t, z); f < mark; f++) {
+			uint64_t w = load_acquire64(&t->words[f]);
+			struct piece p = {.vm = word_vm(w),
+					  .group = word_gfn(w) >> IPT_CLUSTER_ORDER,
+					  .s = s};
+
+			if (word_state(w) != IPT_PRIVATE)
+				continue;
+			p.hash = hash_group(&t->keys, p.vm, p.group);
+			if (stripe_of(t, p.hash) == s)
+				rebuild_frame(t, &p, f, w);
+		}
+	}
+	stripe_close(&t->stripes[s]);
+}

@@ -1,0 +1,63 @@
+/* Robust process-shared locks with a checked order. See lock.h. */
+#include "ipt/lock.h"
+#include "ipt/debug.h"
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+void (*ipt_step_hook)(void);
+
+#ifndef NDEBUG
+static _Thread_local unsigned held; /* bit per level */
+#endif
+
+int lock_init(struct lock *l)
+{
+	pthread_mutexattr_t attr;
+	int err = pthread_mutexattr_init(&attr);
+
+	if (err)
+		return -err;
+	err = pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+	if (!err)
+		err = pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+	if (!err)
+		err = pthread_mutex_init(&l->mutex, &attr);
+	pthread_mutexattr_destroy(&attr);
+	return -err;
+}
+
+bool lock_take(struct lock *l, enum lock_level level)
+{
+#ifndef NDEBUG
+	assert(held < 1u << level && "lock order");
+#endif
+	int err = pthread_mutex_lock(&l->mutex);
+
+	if (err && err != EOWNERDEAD)
+		abort(); /* not a mutex any more: somebody wrote over the table's memory */
+#ifndef NDEBUG
+	held |= 1u << level;
+#endif
+	ipt_step();
+	return err == EOWNERDEAD;
+}
+
+void lock_mended(struct lock *l)
+{
+	if (pthread_mutex_consistent(&l->mutex))
+		abort();
+}
+
+void lock_drop(struct lock *l, enum lock_level level)
+{
+	ipt_step();
+#ifndef NDEBUG
+	assert(held >> level == 1 && "dropping a lock that is not the last taken");
+	held &= ~(1u << level);
+#endif
+	(void)level;
+	if (pthread_mutex_unlock(&l->mutex))
+		abort();
+}

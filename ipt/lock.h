@@ -1,0 +1,34 @@
+/*
+ * Process-shared robust locks, and their order.
+ *
+ *   level           protects
+ *   LOCK_REGISTRY   the VM slots: names, parents, children, states
+ *   LOCK_STRIPE     the forward elements whose keys hash to the stripe, and with them the words of
+ *                   frames mapped at such keys (going to and from limbo)
+ *   LOCK_ZONE       a zone's free lists and mark, and with them words going to and from free
+ *   LOCK_PAGES      radix only: the table pages' bitmap and every link from one page to the next
+ *
+ * A thread may take a lock only while all that it holds are of lower levels. Checked with a
+ * thread-local where NDEBUG is not defined.
+ */
+#ifndef IPT_LOCK_H
+#define IPT_LOCK_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+enum lock_level { LOCK_REGISTRY, LOCK_STRIPE, LOCK_ZONE, LOCK_PAGES };
+
+struct lock {
+	pthread_mutex_t mutex;
+};
+
+/* 0 or -errno. */
+int lock_init(struct lock *l);
+/* Take the lock; true if its last holder died in it. Then what it protects must be rebuilt, and
+ * lock_mended called, before lock_drop. Aborts if the lock's own memory is broken. */
+bool lock_take(struct lock *l, enum lock_level level);
+void lock_mended(struct lock *l);
+void lock_drop(struct lock *l, enum lock_level level);
+
+#endif

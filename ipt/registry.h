@@ -1,0 +1,19 @@
+/*
+ * The VM registry: a slot for each id, with the VM's name, its place in the lineage, and how many
+ * frames it has in each state.
+ */
+#ifndef IPT_REGISTRY_H
+#define IPT_REGISTRY_H
+
+#include "ipt/table.h"
+
+/* The slot of a VM in the given state (VM_NONE: registered, whether live or dying), else NULL. */
+struct vm_slot *registry_slot(struct ipt *t, vmid_t vm, enum vm_state state);
+/* Mark a VM dying: -ENOENT, -EBUSY if it has children. Takes the registry lock. */
+int registry_dying(struct ipt *t, vmid_t vm);
+/* Unregister a dying VM that owns nothing any more. Takes the registry lock. */
+void registry_remove(struct ipt *t, vmid_t vm);
+/* Where a look-up that missed in vm goes on: its parent, or 0. No lock. */
+uint32_t registry_parent(const struct ipt *t, uint32_t vm);
+
+#endif

@@ -1,0 +1,107 @@
+/*
+ * The table's memory: what the memfd holds, and one process's view of it.
+ *
+ *   header | VM slots | stripes | zones | array | side | forward area
+ *
+ * Every part begins on a page. The layout follows from the configuration alone; all of it is zero
+ * until used, and zero is a valid state of each part (no VM, an empty stripe, frames that were never
+ * touched), so that a new table costs a few pages whatever its size.
+ */
+#ifndef IPT_TABLE_H
+#define IPT_TABLE_H
+
+#include "ipt/hash.h"
+#include "ipt/lock.h"
+#include "ipt/word.h"
+#include <stdatomic.h>
+
+#define TABLE_LINE 64 /* bytes of a cache line */
+
+#define TABLE_MAGIC         UINT64_C(0x31454c4241545049) /* "IPTABLE1" */
+#define TABLE_LAYOUT        UINT32_C(3)
+#define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
+#define TABLE_MAX_STRIPES   512
+#define TABLE_ORDERS        (IPT_MAX_ORDER + 1)
+
+enum vm_state { VM_NONE, VM_LIVE, VM_DYING };
+
+/* A VM's slot in the registry. gen is odd while the cold fields change (LOCK_REGISTRY). */
+struct vm_slot {
+	_Alignas(TABLE_LINE) _Atomic uint32_t gen;
+	_Atomic uint32_t state; /* enum vm_state */
+	_Atomic uint32_t parent;
+	_Atomic uint32_t children;
+	_Atomic uint64_t name[IPT_NAME_LEN / 8];
+	_Atomic uint32_t radix_root; /* page + 1 */
+	_Alignas(TABLE_LINE) _Atomic uint32_t frames[IPT_NSTATES];
+};
+
+/* A stripe of the forward map: the lock in a line of its own, apart from what readers read. */
+struct stripe {
+	_Alignas(TABLE_LINE) struct lock lock;
+	_Alignas(TABLE_LINE) _Atomic uint32_t seq; /* odd while elements are being moved */
+	_Atomic uint32_t cluster_lines, clusters;  /* lines in use; elements in them */
+	_Atomic uint32_t single_lines, singles;
+};
+
+/* A zone of the allocator. Equation: free = sum of the listed blocks' frames + (end - mark). */
+struct zone {
+	_Alignas(TABLE_LINE) struct lock lock;
+	_Atomic uint32_t free; /* frames */
+	_Atomic uint32_t mark; /* frames from here to the zone's end were never touched */
+	_Atomic uint32_t lists[TABLE_ORDERS]; /* bit c: the list of colour c is not empty */
+	uint32_t first[TABLE_ORDERS][IPT_MAX_COLOURS]; /* head frame + 1, 0 for an empty list */
+};
+
+struct table_header {
+	uint64_t magic;
+	uint32_t layout, ready;
+	struct ipt_config config;
+	uint64_t bytes;           /* of the whole memfd */
+	struct lock registry;     /* LOCK_REGISTRY */
+	_Atomic uint32_t vm_high; /* highest id ever used */
+	_Atomic uint32_t repairs;
+	struct lock pages;          /* LOCK_PAGES */
+	_Atomic uint32_t page_low;  /* no free radix page below this one */
+	_Atomic uint32_t page_high; /* radix pages from here on were never used */
+	_Atomic uint32_t pages_used;
+};
+
+/* Byte offsets and sizes within the memfd. */
+struct table_layout {
+	uint64_t vms, stripes, zones, words, side, forward, end;
+	uint32_t nstripes;
+	uint32_t zone_frames;             /* frames to a zone, the last may have fewer */
+	uint32_t cluster_cap, single_cap; /* lines to a stripe, at most */
+	uint64_t stripe_bytes;            /* of forward area to a stripe */
+	uint32_t page_cap;                /* radix table pages, at most */
+	uint64_t page_base;               /* radix: the first page's offset, after the bitmap */
+};
+
+struct ipt {
+	_Atomic uint64_t *words;
+	_Atomic uint32_t *side;
+	struct stripe *stripes;
+	uint8_t *forward;
+	uint32_t stripe_mask;
+	uint32_t frames, max_vms;
+	enum ipt_kind kind;
+	struct hash_keys keys;
+	struct vm_slot *vms;
+	struct zone *zones;
+	struct table_header *header;
+	struct table_layout layout;
+	struct ipt_config config;
+	int fd;
+};
+
+/* The layout that config leads to. -EINVAL if config is out of range. */
+int table_layout(struct table_layout *out, const struct ipt_config *config);
+/* The next populated byte of the memfd in [from, to), and where that populated piece ends (at most
+ * `to`); false if there is none. */
+bool table_populated(const struct ipt *t, uint64_t from, uint64_t to, uint64_t *start,
+		     uint64_t *end);
+/* Give the memory of [from, to), whole pages, back: it reads as zero again. 0 or -errno. */
+int table_punch(const struct ipt *t, uint64_t from, uint64_t to);
+
+#endif

@@ -1,0 +1,462 @@
+/* The frame allocator. See zone.h. */
+#include "ipt/zone.h"
+#include "ipt/debug.h"
+#include "ipt/registry.h"
+#include <assert.h>
+#include <errno.h>
+
+/* How far beyond the mark a goal may lie: everything up to it leaves the wilderness, and each 2 MiB
+ * block that does so populates a page of the array. */
+#define ZONE_GOAL_REACH (UINT32_C(256) << IPT_MAX_ORDER)
+
+uint32_t zone_start(const struct ipt *t, unsigned z)
+{
+	uint64_t start = (uint64_t)t->layout.zone_frames * z;
+
+	return start < t->frames ? (uint32_t)start : t->frames;
+}
+
+uint32_t zone_end(const struct ipt *t, unsigned z)
+{
+	return z + 1 == t->config.nodes ? t->frames : zone_start(t, z + 1);
+}
+
+unsigned zone_of(const struct ipt *t, uint32_t f)
+{
+	unsigned z = t->config.nodes == 1 ? 0 : f / t->layout.zone_frames;
+
+	return z < t->config.nodes ? z : t->config.nodes - 1;
+}
+
+uint32_t zone_mark(const struct ipt *t, unsigned z)
+{
+	return load_acquire32(&t->zones[z].mark);
+}
+
+void zone_init(struct ipt *t, unsigned z)
+{
+	store_relaxed32(&t->zones[z].mark, zone_start(t, z));
+	store_relaxed32(&t->zones[z].free, zone_end(t, z) - zone_start(t, z));
+}
+
+/* ---- free lists: the zone is locked ---------------------------------------------------------- */
+
+static void list_push(struct ipt *t, struct zone *z, uint32_t f, unsigned order)
+{
+	unsigned colour = f & (t->config.colours - 1);
+	uint32_t old = z->first[order][colour];
+
+	store_relaxed64(&t->words[f], word_head(order, old ? old - 1 : f, f));
+	ipt_step();
+	if (old) {
+		uint64_t w = load_relaxed64(&t->words[old - 1]);
+
+		store_relaxed64(&t->words[old - 1], word_head(order, word_next(w), f));
+		ipt_step();
+	}
+	z->first[order][colour] = f + 1;
+	ipt_step();
+	store_relaxed32(&z->lists[order], load_relaxed32(&z->lists[order]) | 1u << colour);
+}
+
+static void list_remove(struct ipt *t, struct zone *z, uint32_t f)
+{
+	uint64_t w = load_relaxed64(&t->words[f]);
+	unsigned order = word_order(w), colour = f & (t->config.colours - 1);
+	uint32_t next = word_next(w), prev = word_prev(w);
+
+	if (next != f) {
+		uint64_t n = load_relaxed64(&t->words[next]);
+
+		store_relaxed64(&t->words[next],
+				word_head(order, word_next(n), prev == f ? next : prev));
+		ipt_step();
+	}
+	if (prev != f) {
+		uint64_t p = load_relaxed64(&t->words[prev]);
+
+		store_relaxed64(&t->words[prev],
+				word_head(order, next == f ? prev : next, word_prev(p)));
+	} else {
+		z->first[order][colour] = next == f ? 0 : next + 1;
+		if (next == f)
+			store_relaxed32(&z->lists[order],
+					load_relaxed32(&z->lists[order]) & ~(1u << colour));
+	}
+	ipt_step();
+	store_relaxed64(&t->words[f], 0);
+	ipt_step();
+}
+
+/* Put a block whose words are 0 on the lists, merged with its free buddies. */
+static void block_free(struct ipt *t, unsigned zi, uint32_t f, unsigned order)
+{
+	struct zone *z = &t->zones[zi];
+	uint32_t start = zone_start(t, zi), mark = load_relaxed32(&z->mark);
+
+	for (; order < IPT_MAX_ORDER; order++) {
+		uint32_t size = 1u << order, buddy = f ^ size;
+
+		if (buddy < start || buddy >= mark || mark - buddy < size)
+			break;
+		uint64_t w = load_relaxed64(&t->words[buddy]);
+		if (!word_is_head(w) || word_order(w) != order)
+			break;
+		list_remove(t, z, buddy);
+		f &= ~size;
+	}
+	list_push(t, z, f, order);
+}
+
+/* The largest order of an aligned block that begins at f and ends by `end`. */
+static unsigned order_at(uint32_t f, uint32_t end)
+{
+	unsigned order = 0;
+
+	while (order < IPT_MAX_ORDER && !(f & 1u << order) && end - f >= 2u << order)
+		order++;
+	return order;
+}
+
+/* Free [f, end), whose words are 0, as the largest blocks that fit. */
+static void range_free(struct ipt *t, unsigned zi, uint32_t f, uint32_t end)
+{
+	while (f < end) {
+		unsigned order = order_at(f, end);
+
+		block_free(t, zi, f, order);
+		f += 1u << order;
+	}
+}
+
+/* Move one block from the wilderness to the lists; its order, or -1 if there is no wilderness. */
+static int wilderness_carve(struct ipt *t, unsigned zi)
+{
+	struct zone *z = &t->zones[zi];
+	uint32_t f = load_relaxed32(&z->mark), end = zone_end(t, zi);
+
+	if (f >= end)
+		return -1;
+	unsigned order = order_at(f, end);
+	store_release32(&z->mark, f + (1u << order));
+	ipt_step();
+	list_push(t, z, f, order);
+	return (int)order;
+}
+
+/* Could the wilderness give a block of that order? */
+static bool wilderness_has(const struct ipt *t, unsigned zi, unsigned order)
+{
+	uint64_t size = UINT64_C(1) << order;
+	uint64_t f = (zone_mark(t, zi) + size - 1) & ~(size - 1);
+
+	return f + size <= zone_end(t, zi);
+}
+
+/* A dead process left the zone in flux: make the lists anew from the words. */
+static void zone_rebuild(struct ipt *t, unsigned zi)
+{
+	struct zone *z = &t->zones[zi];
+	uint32_t start = zone_start(t, zi), mark = load_relaxed32(&z->mark), nfree = 0;
+
+	for (unsigned o = 0; o < TABLE_ORDERS; o++) {
+		store_relaxed32(&z->lists[o], 0);
+		for (unsigned c = 0; c < IPT_MAX_COLOURS; c++)
+			z->first[o][c] = 0;
+	}
+	for (uint32_t f = start; f < mark; f++) {
+		uint64_t w = load_relaxed64(&t->words[f]);
+
+		if (word_state(w) != IPT_FREE)
+			continue;
+		if (w)
+			store_relaxed64(&t->words[f], 0);
+		nfree++;
+	}
+	for (uint32_t f = start; f < mark;) {
+		uint32_t run = f;
+
+		while (f < mark && word_state(load_relaxed64(&t->words[f])) == IPT_FREE)
+			f++;
+		range_free(t, zi, run, f);
+		f += f == run;
+	}
+	store_relaxed32(&z->free, nfree + zone_end(t, zi) - mark);
+	add_relaxed32(&t->header->repairs, 1);
+}
+
+void zone_lock(struct ipt *t, unsigned z)
+{
+	if (lock_take(&t->zones[z].lock, LOCK_ZONE)) {
+		zone_rebuild(t, z);
+		lock_mended(&t->zones[z].lock);
+	}
+}
+
+void zone_unlock(struct ipt *t, unsigned z)
+{
+	lock_drop(&t->zones[z].lock, LOCK_ZONE);
+}
+
+/* ---- allocation ------------------------------------------------------------------------------ */
+
+#define NO_BLOCK UINT32_MAX
+
+/* The head of the free block that holds frame f, which is below the mark. */
+static uint32_t block_holding(struct ipt *t, unsigned zi, uint32_t f)
+{
+	uint32_t start = zone_start(t, zi);
+
+	for (unsigned k = 0; k <= IPT_MAX_ORDER; k++) {
+		uint32_t head = f & ~((1u << k) - 1);
+
+		if (head < start)
+			break;
+		uint64_t w = load_relaxed64(&t->words[head]);
+		if (word_is_head(w))
+			return f - head < 1u << word_order(w) ? head : NO_BLOCK;
+	}
+	return NO_BLOCK;
+}
+
+/* Split free block `head` until `target`, which lies in it, is a block of that order off the lists. */
+static void block_take(struct ipt *t, struct zone *z, uint32_t head, uint32_t target,
+		       unsigned order)
+{
+	unsigned k = word_order(load_relaxed64(&t->words[head]));
+
+	list_remove(t, z, head);
+	while (k > order) {
+		uint32_t upper = head + (1u << --k);
+
+		if (target >= upper) {
+			list_push(t, z, head, k);
+			head = upper;
+		} else {
+			list_push(t, z, upper, k);
+		}
+	}
+}
+
+/* Exactly the block at the goal, if it is free and near enough. */
+static uint32_t take_goal(struct ipt *t, unsigned zi, uint32_t goal, unsigned order)
+{
+	struct zone *z = &t->zones[zi];
+	uint32_t target = goal & ~((1u << order) - 1), mark = load_relaxed32(&z->mark);
+
+	if (target < zone_start(t, zi) || zone_end(t, zi) - target < 1u << order)
+		return NO_BLOCK;
+	if (target >= mark && target - mark > ZONE_GOAL_REACH)
+		return NO_BLOCK;
+	while (load_relaxed32(&z->mark) <= target)
+		wilderness_carve(t, zi);
+	uint32_t head = block_holding(t, zi, target);
+	if (head == NO_BLOCK || word_order(load_relaxed64(&t->words[head])) < order)
+		return NO_BLOCK;
+	block_take(t, z, head, target, order);
+	return target;
+}
+
+/* A block of that order whose low bits are those of `like`, out of a free block of order k. */
+static uint32_t take_like(struct ipt *t, struct zone *z, unsigned k, uint32_t like, unsigned order)
+{
+	unsigned colours = t->config.colours;
+	unsigned colour = like & (colours - 1) & ~((1u << k) - 1);
+	uint32_t lists = load_relaxed32(&z->lists[k]);
+
+	if (!(lists & 1u << colour))
+		return NO_BLOCK;
+	uint32_t head = z->first[k][colour] - 1;
+	uint32_t target = head + (like & ((1u << k) - 1) & ~((1u << order) - 1));
+	block_take(t, z, head, target, order);
+	return target;
+}
+
+/* Any block of that order from the smallest free block that has one. */
+static uint32_t take_any(struct ipt *t, struct zone *z, unsigned order)
+{
+	for (unsigned k = order; k <= IPT_MAX_ORDER; k++) {
+		uint32_t lists = load_relaxed32(&z->lists[k]);
+
+		if (!lists)
+			continue;
+		uint32_t head = z->first[k][__builtin_ctz(lists)] - 1;
+		block_take(t, z, head, head, order);
+		return head;
+	}
+	return NO_BLOCK;
+}
+
+/* Carve until the lists hold a block of that order; false if there is no wilderness for it. */
+static bool replenish(struct ipt *t, unsigned zi, unsigned order)
+{
+	if (!wilderness_has(t, zi, order))
+		return false;
+	for (;;) {
+		int got = wilderness_carve(t, zi);
+
+		if (got < 0 || (unsigned)got >= order)
+			return got >= 0;
+	}
+}
+
+/*
+ * With a goal that could not be had, a run begins anew: take the block out of the largest free one, so
+ * that the next goals of the same run find their frames free, and at the goal's offset in it, so that
+ * frame and gfn stay congruent. Else the smallest block that will do, of the wanted colour if any.
+ */
+static uint32_t zone_take(struct ipt *t, unsigned zi, unsigned order, const struct ipt_hint *hint)
+{
+	struct zone *z = &t->zones[zi];
+	uint32_t f;
+
+	if (hint && frame_valid(hint->goal)) {
+		if (hint->goal.v < t->frames && zone_of(t, hint->goal.v) == zi) {
+			f = take_goal(t, zi, hint->goal.v, order);
+			if (f != NO_BLOCK)
+				return f;
+		}
+		if (!load_relaxed32(&z->lists[IPT_MAX_ORDER]))
+			replenish(t, zi, IPT_MAX_ORDER);
+		for (unsigned k = IPT_MAX_ORDER; k + 1 > order; k--) {
+			f = take_like(t, z, k, hint->goal.v, order);
+			if (f != NO_BLOCK)
+				return f;
+		}
+	} else if (hint && t->config.colours > 1) {
+		do {
+			for (unsigned k = order; k <= IPT_MAX_ORDER; k++) {
+				f = take_like(t, z, k, hint->colour, order);
+				if (f != NO_BLOCK)
+					return f;
+			}
+		} while (replenish(t, zi, IPT_MAX_ORDER));
+	}
+	f = take_any(t, z, order);
+	if (f == NO_BLOCK && replenish(t, zi, order))
+		f = take_any(t, z, order);
+	return f;
+}
+
+static uint32_t zone_alloc(struct ipt *t, unsigned zi, struct vm_slot *s, vmid_t vm, unsigned order,
+			   const struct ipt_hint *hint)
+{
+	struct zone *z = &t->zones[zi];
+
+	if (load_relaxed32(&z->free) < 1u << order)
+		return NO_BLOCK;
+	zone_lock(t, zi);
+	uint32_t f = zone_take(t, zi, order, hint);
+	if (f != NO_BLOCK) {
+		for (uint32_t i = 0; i < 1u << order; i++) {
+			store_release64(&t->words[f + i], word_limbo(vm.v));
+			ipt_step();
+		}
+		add_relaxed32(&z->free, -(1u << order));
+		add_relaxed32(&s->frames[IPT_LIMBO], 1u << order);
+	}
+	zone_unlock(t, zi);
+	return f;
+}
+
+int ipt_alloc(struct ipt *t, vmid_t vm, unsigned order, const struct ipt_hint *hint, frame_t *out)
+{
+	struct vm_slot *s = registry_slot(t, vm, VM_LIVE);
+	unsigned nodes = t->config.nodes, from = 0;
+
+	if (order > IPT_MAX_ORDER)
+		return -EINVAL;
+	if (!s)
+		return -ENOENT;
+	if (hint && frame_valid(hint->goal) && hint->goal.v < t->frames)
+		from = zone_of(t, hint->goal.v);
+	else if (hint)
+		from = hint->node % nodes;
+	for (unsigned i = 0; i < nodes; i++) {
+		uint32_t f = zone_alloc(t, (from + i) % nodes, s, vm, order, hint);
+
+		if (f != NO_BLOCK) {
+			*out = frame(f);
+			return 0;
+		}
+	}
+	*out = INVALID_FRAME;
+	return -ENOMEM;
+}
+
+/*
+ * Take the pins' door off a limbo frame that is about to be freed: whoever looked it up before now
+ * fails to pin it, because the generation is part of what he compares. -EBUSY if it is pinned.
+ */
+static int side_close(struct ipt *t, uint32_t f)
+{
+	uint32_t s = load_relaxed32(&t->side[f]);
+
+	do {
+		if (s & SIDE_PINS)
+			return -EBUSY;
+	} while (!atomic_compare_exchange_weak_explicit(
+		&t->side[f], &s, s + SIDE_GEN, memory_order_acq_rel, memory_order_relaxed));
+	return 0;
+}
+
+int ipt_free(struct ipt *t, vmid_t vm, frame_t first, uint32_t count)
+{
+	struct vm_slot *s = registry_slot(t, vm, VM_NONE);
+	uint64_t limbo = word_limbo(vm.v);
+
+	if (!s)
+		return -ENOENT;
+	if (count == 0 || first.v >= t->frames || count > t->frames - first.v)
+		return -EINVAL;
+	for (uint32_t f = first.v; f < first.v + count; f++) {
+		if (f >= zone_mark(t, zone_of(t, f)) || load_acquire64(&t->words[f]) != limbo)
+			return -EPERM;
+	}
+	for (uint32_t f = first.v; f < first.v + count; f++) {
+		int err = side_close(t, f);
+
+		if (err)
+			return err;
+		ipt_step();
+	}
+	for (uint32_t f = first.v, stop = f + count; f < stop;) {
+		unsigned zi = zone_of(t, f);
+		uint32_t end = zone_end(t, zi) < stop ? zone_end(t, zi) : stop;
+
+		zone_lock(t, zi);
+		for (uint32_t i = f; i < end; i++) {
+			assert(load_relaxed64(&t->words[i]) == limbo && "freed by two at once");
+			store_release64(&t->words[i], 0);
+			ipt_step();
+		}
+		range_free(t, zi, f, end);
+		add_relaxed32(&t->zones[zi].free, end - f);
+		ipt_step();
+		add_relaxed32(&s->frames[IPT_LIMBO], -(end - f));
+		zone_unlock(t, zi);
+		f = end;
+	}
+	return 0;
+}
+
+uint32_t ipt_free_frames(struct ipt *t)
+{
+	uint32_t sum = 0;
+
+	for (unsigned z = 0; z < t->config.nodes; z++)
+		sum += load_relaxed32(&t->zones[z].free);
+	return sum;
+}
+
+int ipt_largest_order(struct ipt *t)
+{
+	for (int order = IPT_MAX_ORDER; order >= 0; order--) {
+		for (unsigned z = 0; z < t->config.nodes; z++) {
+			if (load_relaxed32(&t->zones[z].lists[order]) ||
+			    wilderness_has(t, z, (unsigned)order))
+				return order;
+		}
+	}
+	return -1;
+}
