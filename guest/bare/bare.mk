@@ -22,5 +22,5 @@ $(BUILD)/guest/bare/%.o: guest/bare/%.S
 
 $(BARE_ELF): $(BARE_OBJ) guest/bare/bare.lds
 	$(if $(Q),@echo "  LD $@")
-	$(Q)$(CC) -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-z,max-page-size=0x1000 \
+	$(Q)$(CC) -nostdlib -static -Wl,--build-id=none -Wl,-z,max-page-size=0x1000 \
 		-Wl,-z,noexecstack -Wl,-T,guest/bare/bare.lds -o $@ $(BARE_OBJ) $(LIBFDT_A)

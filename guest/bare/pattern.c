@@ -84,11 +84,17 @@ void pattern_run(const struct stage *s)
 			f = team_do(fill, &p, s->smp);
 		}
 		v = team_do(verify, &p, s->smp);
+		if (s->seconds == WORDS_UNSET && s->verify_only == 0)
+			console_say(
+				"pattern pass=%lu fill part=%u pages=%lu cpus=%u cycles/page=%lu "
+				"us=%lu",
+				pass, f.part, p.region.pages, team_size(s->smp),
+				f.cycles / p.region.pages, team_us(f.cycles));
 		if (s->seconds == WORDS_UNSET)
-			console_say("pattern pass=%lu pages=%lu cpus=%u fill-part=%u "
-				    "fill-cycles/page=%lu verify-part=%u verify-cycles/page=%lu",
-				    pass, p.region.pages, team_size(s->smp), f.part,
-				    f.cycles / p.region.pages, v.part, v.cycles / p.region.pages);
+			console_say("pattern pass=%lu verify part=%u pages=%lu cpus=%u "
+				    "cycles/page=%lu us=%lu",
+				    pass, v.part, p.region.pages, team_size(s->smp),
+				    v.cycles / p.region.pages, team_us(v.cycles));
 		pass++;
 	} while (pass < passes && cpu_tsc() < end);
 	console_say("pattern passes=%lu pages=%lu words/page=%lu verified", pass, p.region.pages,
