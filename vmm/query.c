@@ -1,4 +1,4 @@
-/* `invisor owner` and `invisor translate`: questions to a running host. */
+/* `invisor owner`, `invisor translate` and `invisor audit`: questions to a running host. */
 #include "vmm/control.h"
 #include "vmm/error.h"
 #include "vmm/size.h"
@@ -125,4 +125,34 @@ int control_command_translate(int argc, char **argv)
 		return 2;
 	}
 	return ask_and_print(host, json, request, say_translate);
+}
+
+static void say_audit(const json_t *a)
+{
+	size_t i;
+	json_t *line;
+	if (!integer(a, "violations"))
+		puts("clean");
+	else
+		printf("%lld violations\n", integer(a, "violations"));
+	json_array_foreach(json_object_get(a, "lines"), i, line) printf("  %s\n",
+									json_string_value(line));
+}
+
+int control_command_audit(int argc, char **argv)
+{
+	static const char usage[] =
+		"usage: invisor audit [--json] [--host SOCKET]\n"
+		"Check the running host's table against itself: array, forward map, free lists, counts.\n"
+		"Changes that guests make meanwhile can show; ask again before you believe a violation.\n";
+	const char *host;
+	bool json;
+	int i = common(argc, argv, usage, &host, &json);
+	if (i < 0)
+		return i == -1 ? 0 : 2;
+	if (i < argc) {
+		fputs("invisor: audit: takes no arguments; see invisor audit --help\n", stderr);
+		return 2;
+	}
+	return ask_and_print(host, json, json_pack("{s:s}", "do", "audit"), say_audit);
 }

@@ -311,7 +311,7 @@ static void be_a_vm_process(const char *name)
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGTERM, SIG_DFL);
 	char comm[16];
-	snprintf(comm, sizeof comm, "vm:%s", name);
+	snprintf(comm, sizeof comm, "vm:%.12s", name);
 	prctl(PR_SET_NAME, comm);
 }
 
