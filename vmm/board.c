@@ -83,12 +83,14 @@ int board_create(struct vm *vm, char *error)
 	/* The order is the machine's: vm_machine_devices in vm.c. */
 	struct virtio_dev *d = NULL;
 	struct virtio_env e = env(vm);
-	rc = add(vm, virtio_console_create(&d, &e, console_output, vm), d, error);
+	rc = virtio_console_create(&d, &e, console_output, vm);
+	rc = add(vm, rc, d, error);
 	if (rc)
 		return rc;
 	vm->console = d;
 	e = env(vm);
-	rc = add(vm, virtio_rng_create(&d, &e), d, error);
+	rc = virtio_rng_create(&d, &e);
+	rc = add(vm, rc, d, error);
 	for (unsigned i = 0; !rc && i < vm->config->disks; i++) {
 		const struct vm_disk *disk = &vm->config->disk[i];
 		char serial[21];
@@ -96,7 +98,8 @@ int board_create(struct vm *vm, char *error)
 		struct virtio_blk_config c = {
 			.fd = disk->fd, .read_only = disk->read_only, .serial = serial};
 		e = env(vm);
-		rc = add(vm, virtio_blk_create(&d, &e, &c), d, error);
+		rc = virtio_blk_create(&d, &e, &c);
+		rc = add(vm, rc, d, error);
 		vm->disk[i] = d;
 	}
 	return rc;
