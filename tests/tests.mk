@@ -3,6 +3,7 @@
 -include tests/kvm/kvm.mk
 -include tests/lab/lab.mk
 -include tests/bench/bench.mk
+-include tests/bench/ipt.mk
 
 .PHONY: check-format format
 FORMATTED := $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' 2>/dev/null)
