@@ -4,11 +4,17 @@
 #include "guest/bare/vcon.h"
 #include "vmm/machine.h"
 
-#define COM1_DATA      MACHINE_COM1_PORT
-#define COM1_LSR       (MACHINE_COM1_PORT + 5) /* PC16550D: line status */
-#define COM1_LSR_READY 0x01
+#define COM1_DATA MACHINE_COM1_PORT
+/* PC16550D: FIFO control, modem control, line status. */
+#define COM1_FCR       (MACHINE_COM1_PORT + 2)
+#define COM1_FCR_ON    0x07 /* both FIFOs, empty */
+#define COM1_MCR       (MACHINE_COM1_PORT + 4)
+#define COM1_MCR_READY 0x03 /* DTR and RTS: who sends to us may begin */
+#define COM1_LSR       (MACHINE_COM1_PORT + 5)
+#define COM1_LSR_DATA  0x01
 
 static bool by_virtio;
+static bool listening; /* COM1 is set up for input */
 
 void console_write(const char *bytes, size_t n)
 {
@@ -38,7 +44,12 @@ size_t console_read(char *out, size_t size)
 	size_t n = 0;
 	if (by_virtio)
 		return vcon_read(out, size);
-	while (n < size && (cpu_in8(COM1_LSR) & COM1_LSR_READY) != 0)
+	if (!listening) {
+		cpu_out8(COM1_FCR, COM1_FCR_ON);
+		cpu_out8(COM1_MCR, COM1_MCR_READY);
+		listening = true;
+	}
+	while (n < size && (cpu_in8(COM1_LSR) & COM1_LSR_DATA) != 0)
 		out[n++] = (char)cpu_in8(COM1_DATA);
 	return n;
 }

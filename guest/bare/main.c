@@ -48,7 +48,8 @@
  *   chunk=C depth=D          sectors a request (16), requests in flight (1); C * D at most 128
  *   order= seed=             of the chunks; the contents depend on (seed, sector)
  * work=console               repeats each line that comes until "quit"
- *   seconds=T                FAIL if quit doesn't come in time (no limit)
+ *   seconds=T                FAIL if quit doesn't come in time (no limit). Send input after the line
+ *                            "console echoes lines, quit ends it": before, COM1 may get it
  * work=rng   bytes=N         reads N bytes of entropy, looks that half of the bits are set (64)
  *
  * Every measured part has a number, printed as part=; at its start and end (number << 1 | 1) and
