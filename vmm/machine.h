@@ -24,17 +24,14 @@
 #define MACHINE_IOAPIC_BASE UINT64_C(0xFEC00000)
 #define MACHINE_LAPIC_BASE  UINT64_C(0xFEE00000)
 #define MACHINE_TSS_BASE    UINT64_C(0xFFFBD000) /* KVM_SET_TSS_ADDR: 3 pages, Intel only */
-#define MACHINE_VIRTIO_GSI  5 /* virtio slot i on GSI 5 + i, level, active high */
-#define MACHINE_POWER_GSI \
-	22 /* power button: edge; a pulse asks the guest to shut down (ACPI GED) */
+#define MACHINE_VIRTIO_GSI  5  /* virtio slot i on GSI 5 + i, level, active high */
+#define MACHINE_POWER_GSI   22 /* edge: a pulse is the power button, please shut down (ACPI GED) */
 
 /* Ports. */
-#define MACHINE_COM1_PORT  0x3f8 /* 16550, IRQ 4 */
-#define MACHINE_COM1_GSI   4
-#define MACHINE_I8042_PORT 0x64 /* writing 0xFE resets (the keyboard controller's reset line) */
-#define MACHINE_SLEEP_PORT                                                                        \
-	0x600                     /* ACPI sleep control, 1 byte; status at +1 (ACPI 6.4, 4.8.3.7) \
-				   */
+#define MACHINE_COM1_PORT   0x3f8 /* 16550, IRQ 4 */
+#define MACHINE_COM1_GSI    4
+#define MACHINE_I8042_PORT  0x64  /* writing 0xFE resets (the keyboard controller's reset line) */
+#define MACHINE_SLEEP_PORT  0x600 /* ACPI 6.4, 4.8.3.7: sleep control; status at + 1 */
 #define MACHINE_SLEEP_S5    5     /* SLP_TYP for S5 as our DSDT gives it */
 #define MACHINE_RESET_PORT  0x604 /* ACPI reset register: writing MACHINE_RESET_VALUE reboots */
 #define MACHINE_RESET_VALUE 0x42
