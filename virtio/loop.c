@@ -146,20 +146,26 @@ static bool collect(struct loop *l)
 	return true;
 }
 
+/* Where in `late` is the first completion for `only`? late_end: nowhere. */
+static unsigned find_late(const struct loop *l, loop_done_fn *only)
+{
+	unsigned i = l->late_first;
+	while (i < l->late_end && (!l->late[i].op || l->late[i].op->done != only))
+		i++;
+	return i;
+}
+
 /* The next completion for anybody, or for `only`. */
 static bool next_completion(struct loop *l, loop_done_fn *only, struct late *out)
 {
 	if (only) {
 		collect(l);
-		for (unsigned i = l->late_first; i < l->late_end; i++) {
-			if (!l->late[i].op || l->late[i].op->done != only)
-				continue;
-			*out = l->late[i];
-			memmove(&l->late[i], &l->late[i + 1],
-				(--l->late_end - i) * sizeof(l->late[0]));
-			return true;
-		}
-		return false;
+		unsigned i = find_late(l, only);
+		if (i == l->late_end)
+			return false;
+		*out = l->late[i];
+		memmove(&l->late[i], &l->late[i + 1], (--l->late_end - i) * sizeof(l->late[0]));
+		return true;
 	}
 	if (l->late_first < l->late_end) {
 		*out = l->late[l->late_first++];
@@ -399,7 +405,8 @@ static int round_once(struct loop *l, loop_done_fn *only, int timeout_ms)
 		io_uring_prep_read(sqe, l->wake_fd, &l->wake_value, sizeof(l->wake_value), 0);
 		l->wake_armed = true;
 	}
-	bool ready = !only && (l->late_first < l->late_end || anything_posted(l));
+	bool ready = only ? find_late(l, only) < l->late_end
+			  : l->late_first < l->late_end || anything_posted(l);
 	int r;
 	if (ready || io_uring_cq_ready(&l->ring) || !timeout_ms) {
 		r = io_uring_submit_and_get_events(&l->ring);

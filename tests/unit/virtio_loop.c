@@ -1,0 +1,212 @@
+/* The io_uring loop by itself, and copies of guest memory. */
+#include "virtio_fake.h"
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct counter {
+	struct loop_op op; /* must be first */
+	struct loop *loop;
+	int fd, calls, cancelled, last;
+};
+
+static void count(struct loop_op *op, int res, uint32_t flags)
+{
+	struct counter *c = (struct counter *)op;
+	(void)flags;
+	c->calls++;
+	c->last = res;
+	if (res == -ECANCELED)
+		c->cancelled++;
+}
+
+/* Takes one of the eventfd's (a semaphore), so the next call must come by itself. */
+static void take_one(struct loop_op *op, int res, uint32_t flags)
+{
+	struct counter *c = (struct counter *)op;
+	uint64_t v;
+	count(op, res, flags);
+	if (res >= 0)
+		cr_assert_eq(read(c->fd, &v, 8), 8);
+}
+
+static void cancel_self(struct loop_op *op, int res, uint32_t flags)
+{
+	struct counter *c = (struct counter *)op;
+	count(op, res, flags);
+	if (res >= 0)
+		loop_cancel(c->loop, op);
+}
+
+Test(virtio_loop, watch_is_level_triggered)
+{
+	struct loop *l;
+	uint64_t five = 5;
+	cr_assert_eq(loop_create(&l, 4), 0);
+	struct counter c = {.op = {take_one}, .loop = l, .fd = eventfd(0, EFD_SEMAPHORE)};
+	cr_assert_eq(loop_watch(l, &c.op, c.fd, POLLIN), 0);
+	cr_assert_eq(loop_step(l, NULL, 0), 0);
+	cr_assert_eq(c.calls, 0);
+	for (int round = 1; round <= 3; round++) {
+		cr_assert_eq(write(c.fd, &five, 8), 8);
+		for (int i = 0; i < 20; i++)
+			loop_step(l, NULL, 5);
+		cr_assert_eq(c.calls, 5 * round);
+	}
+	loop_cancel(l, &c.op);
+	for (int i = 0; i < 5; i++)
+		loop_step(l, NULL, 5);
+	cr_assert_eq(c.cancelled, 1);
+	cr_assert_eq(write(c.fd, &five, 8), 8);
+	loop_step(l, NULL, 5);
+	cr_assert_eq(c.calls, 16, "quiet after it was cancelled");
+
+	/* Cancelled by its own callback. */
+	struct counter d = {.op = {cancel_self}, .loop = l, .fd = c.fd};
+	cr_assert_eq(loop_watch(l, &d.op, d.fd, POLLIN), 0);
+	for (int i = 0; i < 5; i++)
+		loop_step(l, NULL, 5);
+	cr_assert_eq(d.calls, 2);
+	cr_assert_eq(d.cancelled, 1);
+
+	/* An fd that is none: told once. */
+	struct counter e = {.op = {count}, .loop = l};
+	cr_assert_eq(loop_watch(l, &e.op, 9999, POLLIN), 0);
+	for (int i = 0; i < 5; i++)
+		loop_step(l, NULL, 5);
+	cr_assert_eq(e.calls, 1);
+	cr_assert_eq(e.last, -EBADF);
+	loop_destroy(l);
+}
+
+/* Far more operations than either ring has room for, all complete before any is taken. */
+Test(virtio_loop, rings_overflow)
+{
+	struct loop *l;
+	struct counter c[1000];
+	cr_assert_eq(loop_create(&l, 4), 0);
+	for (int round = 0; round < 3; round++) {
+		for (int i = 0; i < 1000; i++) {
+			c[i] = (struct counter){.op = {count}};
+			struct io_uring_sqe *sqe = loop_sqe(l, &c[i].op);
+			cr_assert_not_null(sqe);
+			io_uring_prep_nop(sqe);
+		}
+		for (int i = 0; i < 1000; i++)
+			loop_step(l, NULL, 0);
+		for (int i = 0; i < 1000; i++)
+			cr_assert_eq(c[i].calls, 1, "%d", i);
+	}
+	loop_destroy(l);
+}
+
+struct poster {
+	struct loop_work work; /* must be first */
+	struct loop *loop;
+	atomic_int runs, again;
+};
+
+static void ran(struct loop_work *w)
+{
+	struct poster *p = (struct poster *)w;
+	atomic_fetch_add(&p->runs, 1);
+	if (atomic_load(&p->again) > 0) {
+		atomic_fetch_sub(&p->again, 1);
+		loop_post(p->loop, w);
+	}
+}
+
+static void *run(void *arg)
+{
+	cr_assert_eq(loop_run(arg), 0);
+	return NULL;
+}
+
+static void *post_many(void *arg)
+{
+	struct poster *p = arg;
+	for (int i = 0; i < 20000; i++)
+		loop_post(p->loop, &p->work);
+	return NULL;
+}
+
+Test(virtio_loop, posting)
+{
+	struct loop *l;
+	pthread_t thread, posters[2];
+	cr_assert_eq(loop_create(&l, 16), 0);
+	/* Stopped before it runs: returns at once, and runs the next time. */
+	loop_stop(l);
+	cr_assert_eq(loop_run(l), 0);
+	struct poster p[2] = {{.work = {.run = ran}, .loop = l}, {.work = {.run = ran}, .loop = l}};
+	cr_assert_eq(pthread_create(&thread, NULL, run, l), 0);
+	/* Each post is followed by a run, however long the loop slept. */
+	for (int i = 1; i <= 2000; i++) {
+		loop_post(l, &p[0].work);
+		for (int j = 0; atomic_load(&p[0].runs) < i; j++) {
+			cr_assert_lt(j, 1000000, "a wake-up was lost");
+			if (j > 100)
+				usleep(10);
+		}
+	}
+	cr_assert_eq(loop_step(l, NULL, 0), -EBUSY);
+	for (int i = 0; i < 2; i++)
+		pthread_create(&posters[i], NULL, post_many, &p[i]);
+	for (int i = 0; i < 2; i++)
+		pthread_join(posters[i], NULL);
+	/* Posting itself again and again: others still get their turn. */
+	atomic_store(&p[1].again, INT32_MAX);
+	loop_post(l, &p[1].work);
+	int before = atomic_load(&p[0].runs);
+	loop_post(l, &p[0].work);
+	while (atomic_load(&p[0].runs) == before)
+		usleep(10);
+	/* Taken back: not running when unpost returns. It may post itself once more from inside. */
+	atomic_store(&p[1].again, 0);
+	loop_unpost(l, &p[1].work);
+	int runs = atomic_load(&p[1].runs);
+	usleep(2000);
+	cr_assert_eq(atomic_load(&p[1].runs), runs);
+	loop_stop(l);
+	pthread_join(thread, NULL);
+	loop_destroy(l);
+}
+
+Test(virtio_gmem, copies)
+{
+	struct fake f;
+	uint8_t a[100000], b[100000], z[100] = {0};
+	uint16_t v;
+	fake_init(&f);
+	struct gmem *m = &f.gmem;
+	for (unsigned i = 0; i < sizeof(a); i++)
+		a[i] = fill_byte(i);
+	for (unsigned at = 0x1ff0; at < 0x2010; at += 5) {
+		cr_assert_eq(gmem_write(m, gpa(at), a, sizeof(a)), 0);
+		cr_assert_eq(gmem_read(m, gpa(at), b, sizeof(b)), 0);
+		cr_assert(!memcmp(a, b, sizeof(a)));
+		cr_assert_eq(gmem_zero(m, gpa(at + 1000), 70000), 0);
+		cr_assert_eq(gmem_read(m, gpa(at), b, sizeof(b)), 0);
+		cr_assert(!memcmp(a, b, 1000) && !memcmp(b + 1000, z, 100) &&
+			  !memcmp(b + 70900, z, 100) && !memcmp(a + 71000, b + 71000, 29000));
+	}
+	cr_assert_eq(gmem_read(m, gpa(0), b, 0), 0);
+	cr_assert_eq(gmem_read(m, gpa(FAKE_BYTES - 1), b, 2), -EFAULT);
+	cr_assert_eq(gmem_write(m, gpa(UINT64_MAX), b, 2), -EFAULT);
+	cr_assert_eq(gmem_write(m, gpa(UINT64_MAX - 100), a, sizeof(a)), -EFAULT);
+	cr_assert_eq(gmem_store16_release(m, gpa(0x1000), 0x1234), 0);
+	cr_assert_eq(gmem_read(m, gpa(0x1000), b, 2), 0);
+	cr_assert(b[0] == 0x34 && b[1] == 0x12, "little-endian");
+	cr_assert_eq(gmem_load16_acquire(m, gpa(0x1000), &v), 0);
+	cr_assert_eq(v, 0x1234);
+	cr_assert_eq(gmem_load16_acquire(m, gpa(0x1001), &v), -EINVAL);
+	cr_assert_eq(gmem_store16_release(m, gpa(FAKE_BYTES), v), -EFAULT);
+	f.fail = 1;
+	f.skip = 1;
+	f.error = -EAGAIN;
+	cr_assert_eq(gmem_write(m, gpa(0), a, sizeof(a)), -EAGAIN);
+	fake_fini(&f);
+}
