@@ -22,9 +22,14 @@ struct gmem_ops {
 	 * that are contiguous in the pool. Returns the number of pieces (1..max), or -EFAULT if any
 	 * byte lies outside the VM's memory (or gpa + len wraps, or len is 0), -ENOBUFS if more
 	 * than max pieces are needed, -EAGAIN if the pool has no frame now (try again when the VM's
-	 * loop says so). Nothing stays pinned on error. */
+	 * loop says so), -EOVERFLOW if a page is pinned too often at once. Nothing stays pinned on
+	 * error.
+	 *
+	 * Devices call it on the loop's thread with their lock held, and a vCPU may be waiting for
+	 * that lock: it may not wait for a vCPU, nor call into a device. */
 	int (*map)(struct gmem *m, gpa_t gpa, uint64_t len, bool write, struct iovec *iov, int max);
-	/* Unpin what map gave: the same pieces, in any number of calls. */
+	/* Unpin what map gave: the same pieces, in any number of calls and any order. Loop's thread,
+	 * as map; or the thread that destroys a device when the loop has stopped. */
 	void (*unmap)(struct gmem *m, const struct iovec *iov, int n);
 };
 
@@ -44,7 +49,8 @@ static inline void gmem_unmap(struct gmem *m, const struct iovec *iov, int n)
 	m->ops->unmap(m, iov, n);
 }
 
-/* Copy out of / into guest memory. 0 or map's -errno (then a part may have been copied). */
+/* Copy out of / into guest memory, or zero it. 0 or map's -errno (then a part may have been copied);
+ * a len of 0 is 0. Any thread that map allows. */
 int gmem_read(struct gmem *m, gpa_t from, void *to, uint64_t len);
 int gmem_write(struct gmem *m, gpa_t to, const void *from, uint64_t len);
 int gmem_zero(struct gmem *m, gpa_t at, uint64_t len);

@@ -95,8 +95,8 @@ static void trouble(struct virtq *q, int error, const char *what)
 	/* -ENOMEM is ours, not the guest's fault; like a lack of frames it passes. */
 	if (error == -EAGAIN || error == -ENOMEM)
 		q->dev->stalled = true;
-	else
-		virtio_fail(q->dev, q, what);
+	else /* -EOVERFLOW: pins are counted in 16 bits */
+		virtio_fail(q->dev, q, error == -EOVERFLOW ? "a page in flight too often" : what);
 }
 
 /* ---- taking chains ------------------------------------------------------------------------ */

@@ -7,6 +7,7 @@
 #include <linux/virtio_ring.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -180,6 +181,34 @@ Test(virtio_blk, bounds)
 	cr_assert_eq(s.errors, 2);
 	drv_fini(&t);
 	close(fd);
+}
+
+/* A file the host lets nobody write: I/O errors for the guest, one line for the user. */
+Test(virtio_blk, host_refuses)
+{
+	static const uint32_t types[] = {OUT, DISCARD, WRITE_ZEROES};
+	static const char *const words[] = {"write", "discard", "write-zeroes"};
+	for (unsigned i = 0; i < 3; i++) {
+		struct drv t;
+		int fd = memfd_create("sealed", MFD_ALLOW_SEALING);
+		cr_assert_eq(ftruncate(fd, SECTORS * 512), 0);
+		cr_assert_eq(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), 0);
+		disk(&t, fd, false);
+		drv_start(&t, ALL, 1);
+		struct range r = {8, 8, i == 2};
+		fake_put(&t.mem, DATA, &r, sizeof(r));
+		for (int again = 0; again < 3; again++)
+			cr_assert_eq(drv_blk(&t, types[i], 0, DATA, i ? 16 : 512), IOERR);
+		cr_assert_eq(drv_blk(&t, IN, 0, DATA, 512), OK);
+		cr_assert_eq(atomic_load(&t.said), 1);
+		cr_assert(strstr(t.line, words[i]) && strstr(t.line, "not permitted"), "%s",
+			  t.line);
+		struct virtio_blk_stats s;
+		virtio_blk_stats(t.dev, &s);
+		cr_assert_eq(s.errors, 3);
+		drv_fini(&t);
+		close(fd);
+	}
 }
 
 Test(virtio_blk, read_only)
