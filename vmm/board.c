@@ -16,10 +16,18 @@ static void serial_irq(void *ctx, bool level)
 	kvm_vm_irq(&vm->kvm, MACHINE_COM1_GSI, level);
 }
 
+static void note_output(struct vm *vm, enum vm_console from)
+{
+	enum vm_console was =
+		atomic_exchange_explicit(&vm->console_in_use, from, memory_order_relaxed);
+	if (was == CONSOLE_NONE)
+		vm_input_wanted(vm);
+}
+
 static void serial_output(void *ctx, const char *bytes, size_t n)
 {
 	struct vm *vm = ctx;
-	atomic_store_explicit(&vm->input_to_virtio, false, memory_order_relaxed);
+	note_output(vm, CONSOLE_SERIAL);
 	outlet_write(&vm->outlet, bytes, n);
 }
 
@@ -31,7 +39,7 @@ static void serial_room(void *ctx)
 static size_t console_output(void *ctx, const char *bytes, size_t n)
 {
 	struct vm *vm = ctx;
-	atomic_store_explicit(&vm->input_to_virtio, true, memory_order_relaxed);
+	note_output(vm, CONSOLE_VIRTIO);
 	return outlet_offer(&vm->outlet, bytes, n);
 }
 
@@ -152,9 +160,14 @@ void board_mmio(struct vm *vm, gpa_t at, uint8_t *data, unsigned size, bool writ
 
 size_t board_input(struct vm *vm, const char *bytes, size_t n)
 {
-	if (atomic_load_explicit(&vm->input_to_virtio, memory_order_relaxed))
+	switch (atomic_load_explicit(&vm->console_in_use, memory_order_relaxed)) {
+	case CONSOLE_SERIAL:
+		return serial_input(vm->serial, bytes, n);
+	case CONSOLE_VIRTIO:
 		return virtio_console_input(vm->console, bytes, n);
-	return serial_input(vm->serial, bytes, n);
+	default:
+		return 0;
+	}
 }
 
 void board_retry(struct vm *vm)

@@ -13,8 +13,10 @@
  * Nothing here knows KVM's ioctls beyond struct kvm_regs/kvm_sregs, and guest memory is reached
  * only through gmem (virtio/gmem.h).
  *
- * What is below 1 MiB once a VM is loaded (everything for Linux lies in two 64 KiB clusters):
+ * What is below 1 MiB once a VM is loaded (everything for Linux lies in three 64 KiB clusters):
  *
+ *   0x00000  zeros, left so. Bare: also the TSS, whose I/O map of zeros lets CPL 3 use all ports
+ *            below 0x8000, even on a KVM that keeps IOPL to itself
  *   0x01000  GDT
  *   0x02000  zero page (struct boot_params), or PVH start info, memory map and module list
  *   0x03000  command line, at most MACHINE_CMDLINE_MAX bytes with its NUL
@@ -23,7 +25,8 @@
  *   0x0f000  Linux: a page for the first stack
  *   0x20000  bare: page tables, up to 0x80000
  *   0x80000  bare: BOOT_STACK_BYTES of stack for each of MACHINE_MAX_CPUS vCPUs, up to 0xa0000
- *   0xe0000  ACPI tables (Linux only)
+ *   0xe0000  Linux: ACPI tables
+ *   0xffff0  Linux: the reset vector, real-mode code that resets the machine
  *
  * A bare guest may use every byte of RAM from 1 MiB on that its own segments and the initrd leave.
  */
@@ -34,19 +37,20 @@
 #include "vmm/machine.h"
 #include <linux/kvm.h>
 
-#define BOOT_GDT         UINT64_C(0x1000)
-#define BOOT_INFO        UINT64_C(0x2000)
-#define BOOT_CMDLINE     UINT64_C(0x3000)
-#define BOOT_DTB         UINT64_C(0x4000)
-#define BOOT_DTB_SIZE    UINT64_C(0x5000)
-#define BOOT_TABLES      UINT64_C(0x9000)
-#define BOOT_STACK_TOP   UINT64_C(0x10000)
-#define BOOT_BARE_TABLES UINT64_C(0x20000)
-#define BOOT_BARE_STACKS UINT64_C(0x80000)
-#define BOOT_STACK_BYTES UINT64_C(0x4000)
-#define BOOT_LOW_END     UINT64_C(0xA0000)  /* RAM below the PC's hole ends */
-#define BOOT_KERNEL_MIN  UINT64_C(0x100000) /* and goes on here: no image may load below */
-#define BOOT_FDT         (BOOT_DTB + 16)    /* where the FDT itself begins: 16-byte aligned */
+#define BOOT_GDT          UINT64_C(0x1000)
+#define BOOT_INFO         UINT64_C(0x2000)
+#define BOOT_CMDLINE      UINT64_C(0x3000)
+#define BOOT_DTB          UINT64_C(0x4000)
+#define BOOT_DTB_SIZE     UINT64_C(0x5000)
+#define BOOT_TABLES       UINT64_C(0x9000)
+#define BOOT_STACK_TOP    UINT64_C(0x10000)
+#define BOOT_BARE_TABLES  UINT64_C(0x20000)
+#define BOOT_BARE_STACKS  UINT64_C(0x80000)
+#define BOOT_STACK_BYTES  UINT64_C(0x4000)
+#define BOOT_RESET_VECTOR UINT64_C(0xFFFF0)
+#define BOOT_LOW_END      UINT64_C(0xA0000)  /* RAM below the PC's hole ends */
+#define BOOT_KERNEL_MIN   UINT64_C(0x100000) /* and goes on here: no image may load below */
+#define BOOT_FDT          (BOOT_DTB + 16)    /* where the FDT itself begins: 16-byte aligned */
 
 enum boot_kind { BOOT_BZIMAGE, BOOT_PVH, BOOT_BARE };
 

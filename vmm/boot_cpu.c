@@ -93,11 +93,9 @@ void boot_cpu_state(struct boot_cpu *cpu, enum boot_mode mode, uint64_t cr3)
 	s->cr0 |= CR0_MP | CR0_WP | CR0_AM;
 	s->cr4 |= CR4_OSFXSR | CR4_OSXMMEXCPT;
 	s->efer |= EFER_NXE | EFER_SCE;
-	/*
-	 * All ports for CPL 3, twice over: by IOPL 3, and, for a KVM that keeps IOPL to itself, by the
-	 * TSS's I/O permission map (SDM vol. 1, 19.5.2). The TSS lies at gpa 0, where memory is zero: so
-	 * the map begins at the TSS's own start, and a limit of 64 KiB makes it cover every port.
-	 */
+	/* All ports for CPL 3, twice over: by IOPL 3, and, for a KVM that keeps IOPL to itself, by the
+	 * TSS's I/O permission map (SDM vol. 1, 19.5.2). The TSS lies at gpa 0 and is zero: so the map
+	 * begins at its own start, and covers every port below 0x8000 (then comes the GDT). */
 	cpu->regs.rflags |= RFLAGS_IOPL3;
 	s->tr.limit = 0xffff;
 }

@@ -158,6 +158,27 @@ static int load_acpi(const struct machine *m, struct gmem *mem, char error[BOOT_
 	return err;
 }
 
+/* What a PC has its firmware for at the end: real-mode code at F000:FFF0 that resets the machine.
+ * Linux jumps there on a hardware-reduced machine without EFI (arch/x86/kernel/reboot.c: it asks
+ * for EFI first and then takes BOOT_BIOS, never the ACPI reset register). */
+static int load_reset_vector(struct gmem *mem, char error[BOOT_ERROR_MAX])
+{
+	static const uint8_t code[] = {
+		0xba,
+		MACHINE_RESET_PORT & 0xff,
+		MACHINE_RESET_PORT >> 8, /* mov dx, port */
+		0xb0,
+		MACHINE_RESET_VALUE, /* mov al, value */
+		0xee,                /* out dx, al */
+		0xf4,                /* hlt */
+		0xeb,
+		0xfd, /* jmp to hlt */
+	};
+	_Static_assert(sizeof(code) <= BOOT_KERNEL_MIN - BOOT_RESET_VECTOR, "16 bytes");
+	return boot_write(mem, gpa(BOOT_RESET_VECTOR), code, sizeof(code), "the reset vector",
+			  error);
+}
+
 int boot_load(const struct boot_image *image, const struct machine *m, struct gmem *mem,
 	      struct boot_plan *plan, char error[BOOT_ERROR_MAX])
 {
@@ -177,6 +198,8 @@ int boot_load(const struct boot_image *image, const struct machine *m, struct gm
 		err = load_fdt(m, &layout, mem, error);
 	if (!err && image->kind != BOOT_BARE)
 		err = load_acpi(m, mem, error);
+	if (!err && image->kind != BOOT_BARE)
+		err = load_reset_vector(mem, error);
 	if (err)
 		return err;
 	switch (image->kind) {

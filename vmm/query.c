@@ -135,16 +135,17 @@ static void say_audit(const json_t *a)
 		puts("clean");
 	else
 		printf("%lld violations\n", integer(a, "violations"));
-	json_array_foreach(json_object_get(a, "lines"), i, line) printf("  %s\n",
-									json_string_value(line));
+	json_array_foreach(json_object_get(a, "lines"), i, line)
+		printf("  %s\n", json_string_value(line));
 }
 
 int control_command_audit(int argc, char **argv)
 {
-	static const char usage[] =
-		"usage: invisor audit [--json] [--host SOCKET]\n"
-		"Check the running host's table against itself: array, forward map, free lists, counts.\n"
-		"Changes that guests make meanwhile can show; ask again before you believe a violation.\n";
+	static const char usage[] = "usage: invisor audit [--json] [--host SOCKET]\n"
+				    "Check the running host's table against itself: array, forward "
+				    "map, free lists, counts.\n"
+				    "Changes that guests make meanwhile can show; ask again before "
+				    "you believe a violation.\n";
 	const char *host;
 	bool json;
 	int i = common(argc, argv, usage, &host, &json);

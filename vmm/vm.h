@@ -74,7 +74,9 @@ struct vm {
 	_Atomic bool vcpu_gone[MACHINE_MAX_CPUS];
 	_Atomic bool stopping, ended;
 	_Atomic unsigned said;
-	_Atomic bool input_to_virtio; /* the guest's last output came by virtio-console */
+	/* Where the guest's last output came from, and so where input goes; none before the first, since
+	 * a guest that sets its console up forgets what came earlier. */
+	_Atomic enum vm_console { CONSOLE_NONE, CONSOLE_SERIAL, CONSOLE_VIRTIO } console_in_use;
 };
 
 /* Run the VM to its end, in this process. Never returns; exit status 0 if the guest ended cleanly.
