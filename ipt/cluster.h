@@ -42,13 +42,16 @@ static inline uint64_t cluster_key_at(const struct cluster_line *l, unsigned i)
 	return load_acquire64(&l->key[i]) >> CLUSTER_VERSION_BITS;
 }
 
-/* Bit i: slot i holds that key. Without branches, as any slot is as likely as the others. */
+/* Bit i: slot i holds that key, whatever its version. Without branches, as any slot is as likely as the
+ * others; written so that each slot is a load-xor, a compare and an add with carry. */
 static inline unsigned cluster_match(const struct cluster_line *l, uint64_t key)
 {
+	uint64_t want = key << CLUSTER_VERSION_BITS;
 	unsigned m = 0;
 
-	for (unsigned i = 0; i < CLUSTER_SLOTS; i++)
-		m |= (unsigned)(cluster_key_at(l, i) == key) << i;
+#pragma GCC unroll 5
+	for (unsigned i = CLUSTER_SLOTS; i-- > 0;)
+		m = m + m + ((load_acquire64(&l->key[i]) ^ want) <= CLUSTER_VERSION_MASK);
 	return m;
 }
 

@@ -32,10 +32,8 @@ uint32_t index_find_slow(struct ipt *t, uint32_t s, uint64_t h, uint32_t vm, uin
 	return f;
 }
 
-struct probe {
-	uint64_t hash;
-	const struct cluster_line *line;
-};
+/* What a table without lines looks like. Its own line 0 must not be read: that would populate it. */
+static const struct cluster_line no_line;
 
 /* Try the home line of a key whose cluster is whole: NO_FRAME if it takes more than that. */
 static inline uint32_t find_whole(const struct cluster_line *l, uint64_t key, uint64_t g)
@@ -47,70 +45,75 @@ static inline uint32_t find_whole(const struct cluster_line *l, uint64_t key, ui
 	unsigned slot = (unsigned)__builtin_ctz(m);
 	uint64_t before = load_acquire64(&l->key[slot]);
 	uint32_t value = load_acquire32(&l->value[slot]);
+	uint64_t after = load_relaxed64(&l->key[slot]); /* follows the acquires */
 
-	if (before >> CLUSTER_VERSION_BITS != key || !(value & CLUSTER_FULL) ||
-	    load_relaxed64(&l->key[slot]) != before)
+	if (before >> CLUSTER_VERSION_BITS != key || after != before || !(value & CLUSTER_FULL))
 		return NO_FRAME;
 	return CLUSTER_BASE(value) + (uint32_t)(g & 15);
 }
 
-/* Bring what index_find will read of a single's: first the line, then the words its tags point at. */
-static void prefetch_single(const struct ipt *t, uint64_t h, uint64_t g, bool words)
+/* Bring what index_find will read of singles: first the lines, then the words their tags point at. */
+static void prefetch_singles(const struct ipt *t, const struct ipt_key *keys, const frame_t *out,
+			     unsigned n)
 {
-	uint32_t s = stripe_of(t, h), nlines = load_acquire32(&t->stripes[s].single_lines);
-	uint64_t hs = hash_gfn(&t->keys, h, g);
-	const struct single_line *l = &single_lines(t, s)[hash_scale(hs, nlines)];
+	const struct single_line *lines[INDEX_BATCH];
+	uint64_t hash[INDEX_BATCH];
 
-	if (!nlines)
-		return;
-	if (!words) {
-		__builtin_prefetch(l);
-		return;
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t g = keys[i].gfn.v;
+		uint64_t h = hash_group(&t->keys, keys[i].vm.v, g >> IPT_CLUSTER_ORDER);
+		uint32_t s = stripe_of(t, h), nlines = load_acquire32(&t->stripes[s].single_lines);
+
+		lines[i] = NULL;
+		hash[i] = hash_gfn(&t->keys, h, g);
+		if (frame_valid(out[i]) || !nlines)
+			continue;
+		lines[i] = &single_lines(t, s)[hash_scale(hash[i], nlines)];
+		__builtin_prefetch(lines[i]);
 	}
-	for (unsigned m = single_match(l, single_tag(hs)); m; m &= m - 1) {
-		uint32_t slot = load_relaxed32(&l->slot[__builtin_ctz(m)]);
+	for (unsigned i = 0; i < n; i++) {
+		unsigned m = lines[i] ? single_match(lines[i], single_tag(hash[i])) : 0;
 
-		if ((slot & ~SINGLE_FRAME_MASK) == single_tag4(hs))
-			__builtin_prefetch((const void *)&t->words[slot & SINGLE_FRAME_MASK]);
+		for (; m; m &= m - 1) {
+			uint32_t slot = load_relaxed32(&lines[i]->slot[__builtin_ctz(m)]);
+
+			if ((slot & ~SINGLE_FRAME_MASK) == single_tag4(hash[i]))
+				__builtin_prefetch(
+					(const void *)&t->words[slot & SINGLE_FRAME_MASK]);
+		}
 	}
 }
 
 static void find_chunk(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n)
 {
-	struct probe probes[INDEX_BATCH];
-	unsigned rest[INDEX_BATCH], nrest = 0;
+	const struct cluster_line *lines[INDEX_BATCH];
+	const struct hash_keys seeds = t->keys;
+	const struct stripe *stripes = t->stripes;
+	uint32_t singles = 0, missed = 0;
 
 	for (unsigned i = 0; i < n; i++) {
-		uint64_t h = hash_group(&t->keys, keys[i].vm.v, keys[i].gfn.v >> IPT_CLUSTER_ORDER);
+		uint32_t vm = keys[i].vm.v;
+		uint64_t g = keys[i].gfn.v, h = hash_group(&seeds, vm, g >> IPT_CLUSTER_ORDER);
 		uint32_t s = stripe_of(t, h);
-		uint32_t nlines = load_acquire32(&t->stripes[s].cluster_lines);
+		uint32_t nlines = load_acquire32(&stripes[s].cluster_lines);
 
-		/* With no lines yet this is the region's first, which reads as empty. */
-		probes[i].hash = h;
-		probes[i].line = &cluster_lines(t, s)[hash_scale(h, nlines)];
-		if (load_acquire32(&t->stripes[s].clusters))
-			__builtin_prefetch(probes[i].line);
-		else
-			probes[i].line = NULL;
-		if (load_acquire32(&t->stripes[s].singles))
-			prefetch_single(t, h, keys[i].gfn.v, false);
+		singles |= load_acquire32(&stripes[s].singles);
+		lines[i] = &cluster_lines(t, s)[hash_scale(h, nlines)];
+		/* A key out of range would be another's once it is packed. */
+		if (!nlines || vm - 1 >= t->max_vms || g >= IPT_MAX_GFN)
+			lines[i] = &no_line;
+		__builtin_prefetch(lines[i]);
 	}
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t g = keys[i].gfn.v;
-		uint32_t f = NO_FRAME;
+		uint32_t f =
+			find_whole(lines[i], CLUSTER_KEY(keys[i].vm.v, g >> IPT_CLUSTER_ORDER), g);
 
-		if (probes[i].line)
-			f = find_whole(probes[i].line,
-				       CLUSTER_KEY(keys[i].vm.v, g >> IPT_CLUSTER_ORDER), g);
 		out[i] = frame(f);
-		if (f == NO_FRAME) {
-			rest[nrest++] = i;
-			if (load_acquire32(&t->stripes[stripe_of(t, probes[i].hash)].singles))
-				prefetch_single(t, probes[i].hash, g, true);
-		}
+		missed |= f == NO_FRAME;
 	}
-	for (unsigned i = 0; i < nrest; i++)
-		out[rest[i]] = frame(index_find(t, keys[rest[i]].vm.v, keys[rest[i]].gfn.v));
+	if (missed && singles)
+		prefetch_singles(t, keys, out, n);
 }
 
 void index_find_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n)

@@ -55,7 +55,9 @@ static inline uint32_t index_find(struct ipt *t, uint32_t vm, uint64_t g)
 	return index_find_slow(t, s, h, vm, g);
 }
 
-/* index_find for n keys, their memory accesses overlapped; misses are NO_FRAME. */
+/* index_find for n keys, their memory accesses overlapped, but one attempt for each: where out is
+ * NO_FRAME it takes index_find to say whether there is nothing, and what that reads is on its way.
+ * Keys may be out of range, and come out as NO_FRAME. */
 void index_find_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n);
 
 /*

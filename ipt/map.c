@@ -145,15 +145,6 @@ frame_t ipt_lookup(struct ipt *t, vmid_t vm, gfn_t g)
 
 void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n)
 {
-	bool valid = true;
-
-	for (unsigned i = 0; i < n; i++)
-		valid &= forward_key_valid(t, keys[i].vm.v, keys[i].gfn.v);
-	if (!valid) {
-		for (unsigned i = 0; i < n; i++)
-			out[i] = ipt_lookup(t, keys[i].vm, keys[i].gfn);
-		return;
-	}
 	if (t->kind == IPT_INDEX)
 		index_find_batch(t, keys, out, n);
 	else

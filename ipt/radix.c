@@ -188,13 +188,14 @@ static void find_chunk(struct ipt *t, const struct ipt_key *keys, frame_t *out, 
 {
 	const radix_entry *at[RADIX_BATCH];
 
-	for (unsigned i = 0; i < n; i++)
-		__builtin_prefetch(&t->vms[keys[i].vm.v]);
 	for (unsigned i = 0; i < n; i++) {
-		uint32_t root = load_acquire32(&t->vms[keys[i].vm.v].radix_root);
+		uint32_t vm = keys[i].vm.v, root = 0;
+		uint64_t g = keys[i].gfn.v;
 
-		at[i] = root ? &radix_page(t, root - 1)[radix_slot(keys[i].gfn.v, RADIX_LEVELS - 1)]
-			     : NULL;
+		/* The VMs' slots are few lines and near; their pages are not. */
+		if (vm - 1 < t->max_vms && g < IPT_MAX_GFN)
+			root = load_acquire32(&t->vms[vm].radix_root);
+		at[i] = root ? &radix_page(t, root - 1)[radix_slot(g, RADIX_LEVELS - 1)] : NULL;
 		__builtin_prefetch((const void *)at[i]);
 	}
 	for (unsigned level = RADIX_LEVELS - 1; level > 0; level--) {

@@ -45,7 +45,8 @@ static inline uint32_t radix_find(const struct ipt *t, uint32_t vm, uint64_t g)
 	}
 }
 
-/* radix_find for n keys, level by level, their memory accesses overlapped. */
+/* radix_find for n keys, level by level, their memory accesses overlapped. Keys may be out of range, and
+ * come out as UINT32_MAX. */
 void radix_find_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n);
 
 /* As index_map and index_unmap; the gfns are in one group of 16. -ENOSPC when table pages run out. */
