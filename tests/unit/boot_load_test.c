@@ -5,8 +5,8 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <libfdt.h>
-#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define CMDLINE "console=ttyS0 quiet"
 
@@ -55,7 +55,8 @@ static void load(uint64_t bytes, unsigned cpus, unsigned slots)
 
 static void with_initrd(size_t bytes)
 {
-	uint8_t *p = malloc(bytes);
+	uint8_t *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	cr_assert_neq((void *)p, MAP_FAILED);
 	for (size_t i = 0; i < bytes; i++)
 		p[i] = (uint8_t)(i * 11 + 5);
 	image.initrd = p;
@@ -75,6 +76,12 @@ static void check_segments(void)
 	}
 }
 
+static void check_reset_vector(void)
+{
+	static const uint8_t code[] = {0xba, 0x04, 0x06, 0xb0, 0x42, 0xee};
+	cr_assert_eq(memcmp(boot_memory_at(&memory, 0xffff0, 16), code, sizeof(code)), 0);
+}
+
 static void check_fdt(uint64_t at)
 {
 	const void *fdt = boot_memory_at(&memory, at, BOOT_DTB_SIZE - 16);
@@ -90,6 +97,7 @@ Test(boot_load, bzimage)
 	with_initrd(100001);
 	load(64 * MiB, 4, 3);
 	check_segments();
+	check_reset_vector();
 
 	struct boot_params *p = (void *)boot_memory_at(&memory, BOOT_INFO, sizeof(*p));
 	cr_assert_eq(p->hdr.header, 0x53726448);
@@ -165,6 +173,7 @@ Test(boot_load, pvh)
 	with_initrd(7777);
 	load(32 * MiB, 2, 1);
 	check_segments();
+	check_reset_vector();
 	const struct boot_cpu *cpu = &plan.cpu[0];
 	cr_assert(cpu->runs && !plan.cpu[1].runs);
 	cr_assert_eq(cpu->regs.rip, BOOT_TINY_ENTRY);
