@@ -74,7 +74,7 @@ int kvm_open(struct kvm_host *k, char *error)
 		kvm_close(k);
 		return errorf(error, -ENOMEM, "/dev/kvm: no memory");
 	}
-	k->cpuid->nent = KVM_MAX_CPUID;
+	k->cpuid->nent = KVM_MAX_CPUID - 1; /* cpuid_timing may add one */
 	if (ioctl(k->fd, KVM_GET_SUPPORTED_CPUID, k->cpuid) < 0) {
 		int rc = -errno;
 		kvm_close(k);
@@ -90,6 +90,19 @@ void kvm_close(struct kvm_host *k)
 		close(k->fd);
 	free(k->cpuid);
 	*k = (struct kvm_host){.fd = -1};
+}
+
+/* The TSC's frequency for guests without kvmclock, in the leaf that hypervisors agreed on for it
+ * (lkml.org, "CPUID usage for interaction between Hypervisors and Linux": 0x40000010, EAX in kHz). */
+static void cpuid_timing(struct kvm_cpuid2 *c, int tsc_khz)
+{
+	struct kvm_cpuid_entry2 *base = cpuid_find(c, 0x40000000, 0);
+	if (tsc_khz <= 0 || !base || c->nent >= KVM_MAX_CPUID || cpuid_find(c, 0x40000010, 0))
+		return;
+	if (base->eax < 0x40000010)
+		base->eax = 0x40000010;
+	c->entries[c->nent++] =
+		(struct kvm_cpuid_entry2){.function = 0x40000010, .eax = (uint32_t)tsc_khz};
 }
 
 static int step(int rc, const char *name, const char *what, char *error)
@@ -110,6 +123,7 @@ static int vcpu_cpuid(const struct kvm_host *k, int fd, unsigned cpu, unsigned c
 		return -1;
 	}
 	memcpy(c, k->cpuid, bytes);
+	cpuid_timing(c, ioctl(fd, KVM_GET_TSC_KHZ, 0));
 	unsigned shift = 0;
 	while ((1u << shift) < cpus)
 		shift++;

@@ -155,6 +155,10 @@ static void on_orders(struct loop_op *op, int res, uint32_t flags)
 		atomic_fetch_add_explicit(&mb->sampled, 1, memory_order_release);
 		tell_host(vm);
 	}
+	if (orders & ORDER_PRESS_POWER) {
+		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, true); /* edge-triggered: a pulse */
+		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, false);
+	}
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
