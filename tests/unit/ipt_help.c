@@ -1,0 +1,67 @@
+#include "tests/unit/ipt_help.h"
+
+struct ipt *help_table_of(enum ipt_kind kind, uint32_t frames, unsigned nodes, unsigned colours)
+{
+	struct ipt_config config = {kind, frames, 64, nodes, colours, 4711};
+	struct ipt *t = NULL;
+
+	cr_assert_eq(ipt_create(&t, &config), 0);
+	return t;
+}
+
+struct ipt *help_table(enum ipt_kind kind, uint32_t frames)
+{
+	return help_table_of(kind, frames, 1, 1);
+}
+
+vmid_t help_vm(struct ipt *t, const char *name)
+{
+	vmid_t vm = INVALID_VMID;
+
+	cr_assert_eq(ipt_vm_add(t, name, INVALID_VMID, &vm), 0);
+	return vm;
+}
+
+frame_t help_alloc(struct ipt *t, vmid_t vm, unsigned order)
+{
+	frame_t f = INVALID_FRAME;
+
+	cr_assert_eq(ipt_alloc(t, vm, order, NULL, &f), 0);
+	return f;
+}
+
+frame_t help_mapped(struct ipt *t, vmid_t vm, uint64_t g, unsigned order)
+{
+	frame_t f = help_alloc(t, vm, order);
+
+	cr_assert_eq(ipt_map(t, vm, gfn(g), f, 1u << order), 0);
+	return f;
+}
+
+static void say(void *ctx, const char *line)
+{
+	int *lines = ctx;
+
+	if ((*lines)++ < 10)
+		cr_log_error("audit: %s", line);
+}
+
+void help_audit(struct ipt *t)
+{
+	int lines = 0;
+
+	cr_assert_eq(ipt_audit(t, say, &lines), 0, "the audit found violations");
+}
+
+void help_reap(struct ipt *t, vmid_t vm)
+{
+	cr_assert_eq(ipt_vm_reap(t, vm, NULL, NULL), 0);
+}
+
+uint64_t help_next(struct help_random *r)
+{
+	uint64_t z = r->s += UINT64_C(0x9e3779b97f4a7c15);
+
+	z = (z ^ z >> 29) * UINT64_C(0xff51afd7ed558ccd);
+	return z ^ z >> 32;
+}

@@ -1,0 +1,60 @@
+/* What the table's unit tests share. */
+#ifndef TESTS_UNIT_IPT_HELP_H
+#define TESTS_UNIT_IPT_HELP_H
+
+#include "ipt/ipt.h"
+#include <criterion/criterion.h>
+#include <errno.h>
+
+#if defined(__SANITIZE_THREAD__)
+#define UNDER_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define UNDER_TSAN 1
+#endif
+#endif
+#ifndef UNDER_TSAN
+#define UNDER_TSAN 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || UNDER_TSAN
+#define UNDER_SLOW 1 /* a sanitizer that makes everything several times slower */
+#else
+#define UNDER_SLOW 0
+#endif
+
+/* One test for each kind of forward map: static void name(enum ipt_kind kind). */
+#define BOTH_KINDS(suite, name)               \
+	static void name(enum ipt_kind kind); \
+	Test(suite, name##_index)             \
+	{                                     \
+		name(IPT_INDEX);              \
+	}                                     \
+	Test(suite, name##_radix)             \
+	{                                     \
+		name(IPT_RADIX);              \
+	}                                     \
+	static void name(enum ipt_kind kind)
+
+struct ipt *help_table(enum ipt_kind kind, uint32_t frames);
+struct ipt *help_table_of(enum ipt_kind kind, uint32_t frames, unsigned nodes, unsigned colours);
+vmid_t help_vm(struct ipt *t, const char *name);
+/* A block in limbo; the test fails if there is none. */
+frame_t help_alloc(struct ipt *t, vmid_t vm, unsigned order);
+/* A block mapped at g. */
+frame_t help_mapped(struct ipt *t, vmid_t vm, uint64_t g, unsigned order);
+/* The test fails, with the violations in its output, if the audit finds any. */
+void help_audit(struct ipt *t);
+/* Reap, and see that it worked. */
+void help_reap(struct ipt *t, vmid_t vm);
+
+/* Random numbers from a fixed seed. */
+struct help_random {
+	uint64_t s;
+};
+uint64_t help_next(struct help_random *r);
+static inline uint32_t help_below(struct help_random *r, uint32_t n)
+{
+	return (uint32_t)((help_next(r) >> 32) * n >> 32);
+}
+
+#endif
