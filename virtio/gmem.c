@@ -51,6 +51,11 @@ int gmem_write(struct gmem *m, gpa_t to, const void *from, uint64_t len)
 	return copy(m, to, (uint8_t *)from, len, COPY_WRITE);
 }
 
+int gmem_load(struct gmem *m, gpa_t to, const void *from, uint64_t len)
+{
+	return m->ops->load ? m->ops->load(m, to, from, len) : gmem_write(m, to, from, len);
+}
+
 int gmem_zero(struct gmem *m, gpa_t at, uint64_t len)
 {
 	return copy(m, at, NULL, len, COPY_ZERO);

@@ -31,6 +31,8 @@ struct gmem_ops {
 	/* Unpin what map gave: the same pieces, in any number of calls and any order. Loop's thread,
 	 * as map; or the thread that destroys a device when the loop has stopped. */
 	void (*unmap)(struct gmem *m, const struct iovec *iov, int n);
+	/* Copy an image in. May be NULL: then gmem_load copies by map. */
+	int (*load)(struct gmem *m, gpa_t to, const void *from, uint64_t len);
 };
 
 struct gmem {
@@ -53,6 +55,9 @@ static inline void gmem_unmap(struct gmem *m, const struct iovec *iov, int n)
  * a len of 0 is 0. Any thread that map allows. */
 int gmem_read(struct gmem *m, gpa_t from, void *to, uint64_t len);
 int gmem_write(struct gmem *m, gpa_t to, const void *from, uint64_t len);
+/* The same as gmem_write in its result, for images of many pages: the host need not map the pages to fill
+ * them, and zeroes over memory that was never touched leave it untouched. */
+int gmem_load(struct gmem *m, gpa_t to, const void *from, uint64_t len);
 int gmem_zero(struct gmem *m, gpa_t at, uint64_t len);
 
 /* Little-endian 16-bit ring fields, with the ordering that virtqueues need: the load is an acquire,

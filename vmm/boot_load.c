@@ -13,7 +13,7 @@
 int boot_write(struct gmem *mem, gpa_t to, const void *from, uint64_t len, const char *what,
 	       char error[BOOT_ERROR_MAX])
 {
-	int err = gmem_write(mem, to, from, len);
+	int err = gmem_load(mem, to, from, len);
 	if (err == -EAGAIN)
 		errorf(error, err, "the pool has no free memory left for %s", what);
 	else if (err)

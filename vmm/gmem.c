@@ -1,6 +1,8 @@
 /* Guest memory for devices and loaders: (VM, gfn) -> table -> frame -> pool address, pinned. */
 #include "vmm/memory.h"
 #include <errno.h>
+#include <string.h>
+#include <unistd.h>
 
 static struct memory *memory_of(struct gmem *g)
 {
@@ -23,7 +25,7 @@ static int pin_page(struct memory *m, gfn_t g, frame_t *f)
 		atomic_fetch_add_explicit(&m->mailbox->faults[FAULT_DEVICE], 1,
 					  memory_order_relaxed);
 	}
-	return rc;
+	return rc == -ENOENT ? -EAGAIN : rc;
 }
 
 static void unmap(struct gmem *gm, const struct iovec *iov, int n)
@@ -70,4 +72,69 @@ static int map(struct gmem *gm, gpa_t a, uint64_t len, bool write, struct iovec 
 	return n;
 }
 
-const struct gmem_ops memory_gmem_ops = {.map = map, .unmap = unmap};
+static bool all_zero(const uint8_t *page)
+{
+	return !page[0] && !memcmp(page, page + 1, PAGE_SIZE - 1);
+}
+
+/* Write to the pool by its descriptor: the kernel fills whole pages as it makes them, which costs neither
+ * a fault a page nor zeroing it first. */
+static int write_pinned(struct memory *m, gpa_t to, const uint8_t *from, uint64_t len)
+{
+	enum { PIECES = 64 };
+	while (len) {
+		struct iovec iov[PIECES];
+		uint64_t n = PIECES * PAGE_SIZE - (to.v & PAGE_MASK);
+		if (n > len)
+			n = len;
+		int pieces = map(&m->gmem, to, n, true, iov, PIECES), rc = 0;
+		if (pieces < 0)
+			return pieces;
+		for (int i = 0; i < pieces && !rc; i++) {
+			off_t at = (off_t)((uint8_t *)iov[i].iov_base - m->pool->base);
+			for (size_t done = 0; done < iov[i].iov_len && !rc;) {
+				ssize_t w = pwrite(m->pool->fd, from + done, iov[i].iov_len - done,
+						   at + (off_t)done);
+				if (w > 0)
+					done += (size_t)w;
+				else if (w == 0 || errno != EINTR)
+					rc = w ? -errno : -EIO;
+			}
+			from += iov[i].iov_len;
+		}
+		unmap(&m->gmem, iov, pieces);
+		if (rc)
+			return rc;
+		to.v += n;
+		len -= n;
+	}
+	return 0;
+}
+
+static int load(struct gmem *gm, gpa_t to, const void *from, uint64_t len)
+{
+	struct memory *m = memory_of(gm);
+	const uint8_t *bytes = from;
+	if (!len || !machine_is_ram(m->machine, to, len))
+		return -EFAULT;
+	uint64_t held = 0; /* bytes before `at` that are still to be written */
+	for (uint64_t at = 0, n; at < len; at += n) {
+		n = PAGE_SIZE - ((to.v + at) & PAGE_MASK);
+		if (n > len - at)
+			n = len - at;
+		bool skip = n == PAGE_SIZE && all_zero(bytes + at) &&
+			    !frame_valid(ipt_lookup(m->table, m->vm, gpa_gfn(gpa(to.v + at))));
+		if (!skip)
+			held += n;
+		if (held && (skip || at + n == len)) {
+			uint64_t start = at + (skip ? 0 : n) - held;
+			int rc = write_pinned(m, gpa(to.v + start), bytes + start, held);
+			if (rc)
+				return rc;
+			held = 0;
+		}
+	}
+	return 0;
+}
+
+const struct gmem_ops memory_gmem_ops = {.map = map, .unmap = unmap, .load = load};
