@@ -34,43 +34,44 @@ static void put_line(const struct screen_line *l)
 }
 
 /* Remember the line as far as it came; print it when it is whole. */
-static void take(struct screen_line *l, bool prefix, char c)
+static void take(struct screen_line *l, char c)
 {
 	if (c == '\n' || l->n == sizeof l->text - 1) {
-		if (l->n >= 5 && !memcmp(l->text, "READY", 5))
+		size_t word = strlen(l->ready_word);
+		if (l->n >= word && !memcmp(l->text, l->ready_word, word))
 			l->ready = true;
-		if (prefix)
+		if (l->how == SCREEN_LINES)
 			put_line(l);
 		l->n = 0;
 		if (c == '\n')
 			return;
 	}
 	/* What would move the cursor in the middle of others' lines is left out of them. */
-	if (!prefix || c == '\t' || c == '\033' || (unsigned char)c >= ' ')
+	if (l->how == SCREEN_PLAIN || c == '\t' || c == '\033' || (unsigned char)c >= ' ')
 		l->text[l->n++] = c;
 }
 
-size_t screen_feed(struct screen_line *l, bool prefix, const char *bytes, size_t n)
+size_t screen_feed(struct screen_line *l, const char *bytes, size_t n)
 {
 	size_t i = 0;
 	while (i < n) {
-		if (!screen_writable())
+		if (l->how != SCREEN_HIDDEN && !screen_writable())
 			break;
 		/* To the end of a line at most, so that one look at the pipe covers one write. */
 		const char *end = memchr(bytes + i, '\n', n - i);
 		size_t piece = end ? (size_t)(end - bytes) + 1 - i : n - i;
-		if (!prefix)
+		if (l->how == SCREEN_PLAIN)
 			put(bytes + i, piece);
 		for (size_t j = 0; j < piece; j++)
-			take(l, prefix, bytes[i + j]);
+			take(l, bytes[i + j]);
 		i += piece;
 	}
 	return i;
 }
 
-void screen_finish(struct screen_line *l, bool prefix)
+void screen_finish(struct screen_line *l)
 {
-	if (prefix && l->n)
+	if (l->how == SCREEN_LINES && l->n)
 		put_line(l);
 	l->n = 0;
 }

@@ -12,18 +12,26 @@
 
 #define SCREEN_LINE_MAX 2048 /* longer lines are cut into several */
 
+enum screen_how {
+	SCREEN_PLAIN,  /* one guest's bytes as they are */
+	SCREEN_LINES,  /* lines with the guest's name */
+	SCREEN_HIDDEN, /* nothing is printed */
+};
+
 /* One guest's line in the making, and what it said of itself. */
 struct screen_line {
 	char name[32];
+	enum screen_how how;
+	const char *ready_word;
 	char text[SCREEN_LINE_MAX];
 	size_t n;
-	bool ready; /* a line beginning with READY came by */
+	bool ready; /* a line beginning with the ready word came by */
 };
 
-/* Feed console bytes; returns how many were taken. prefix: several guests. */
-size_t screen_feed(struct screen_line *l, bool prefix, const char *bytes, size_t n);
+/* Feed console bytes; returns how many were taken. */
+size_t screen_feed(struct screen_line *l, const char *bytes, size_t n);
 /* Print a last line that had no end. */
-void screen_finish(struct screen_line *l, bool prefix);
+void screen_finish(struct screen_line *l);
 /* Can standard output take a line now? */
 bool screen_writable(void);
 
