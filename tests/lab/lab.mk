@@ -1,0 +1,12 @@
+# check-lab: everything that needs real guests under KVM, inside an emulated host (tests/lab/run --help).
+# LAB_TESTS=PATTERN runs the tests whose names contain it. check-lab-self: what tests/lab/run itself promises.
+.PHONY: check-lab check-lab-self
+check-lab: all
+	tests/lab/run --timeout 3000 -- tests/lab/suite $(LAB_TESTS)
+check-lab-self: all
+	tests/lab/self-suite $(LAB_TESTS)
+
+all: $(BUILD)/lab-hold
+$(BUILD)/lab-hold: $(call obj,tests/lab/hold.c)
+	$(if $(Q),@echo "  LD $@")
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^
