@@ -92,32 +92,18 @@ int boot_image_fits(const struct boot_image *image, const struct machine *m,
 	return boot_layout(image, m, &layout, error);
 }
 
-#define CLUSTER (64 * KiB)
-
-static bool all_zero(const uint8_t *p, uint64_t n)
-{
-	return !p[0] && !memcmp(p, p + 1, n - 1);
-}
-
+/* What a segment has in memory beyond the file is zero already. (Debian's vmlinux has its .bss in the
+ * file: gmem_load leaves pages of zeros alone.) */
 static int load_segments(const struct boot_image *image, struct gmem *mem,
 			 char error[BOOT_ERROR_MAX])
 {
 	for (unsigned i = 0; i < image->segments; i++) {
 		const struct boot_segment *s = &image->segment[i];
-		/* In clusters of guest memory, leaving out those that are zero anyway: Debian's
-		 * vmlinux has its .bss in the file. */
-		for (uint64_t done = 0, n; done < s->bytes; done += n) {
-			uint64_t at = s->at.v + done;
-			const uint8_t *from = image->kernel + s->offset + done;
-			n = CLUSTER - at % CLUSTER;
-			if (n > s->bytes - done)
-				n = s->bytes - done;
-			if (all_zero(from, n))
-				continue;
-			int err = boot_write(mem, gpa(at), from, n, "the kernel", error);
-			if (err)
-				return err;
-		}
+		int err = s->bytes ? boot_write(mem, s->at, image->kernel + s->offset, s->bytes,
+						"the kernel", error)
+				   : 0;
+		if (err)
+			return err;
 	}
 	return 0;
 }

@@ -36,7 +36,7 @@ struct boot_range {
 };
 unsigned boot_memory_map(const struct machine *m, struct boot_range out[BOOT_MAX_RANGES]);
 
-/* gmem_write with words: `what` is "the kernel", "the command line"... */
+/* gmem_load with words: `what` is "the kernel", "the command line"... */
 int boot_write(struct gmem *mem, gpa_t to, const void *from, uint64_t len, const char *what,
 	       char error[BOOT_ERROR_MAX]);
 

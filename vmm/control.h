@@ -24,9 +24,10 @@ json_t *control_answer(struct host *h, const json_t *request);
 /* Ask the running host; NULL with words if there is none, or several and `socket_path` is NULL. */
 json_t *control_ask(const char *socket_path, const json_t *request, char *error);
 
-/* `invisor owner`, `invisor translate`, `invisor audit` (query.c): exit status. */
+/* `invisor owner`, `invisor translate`, `invisor audit`, `invisor stats` (query.c): exit status. */
 int control_command_owner(int argc, char **argv);
 int control_command_translate(int argc, char **argv);
 int control_command_audit(int argc, char **argv);
+int control_command_stats(int argc, char **argv);
 
 #endif

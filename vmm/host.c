@@ -18,7 +18,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define TICK_MS 100 /* how often the host looks after VMs that wait for frames */
+#define LAST_WORDS_MS 1000
+#define TICK_MS       100 /* how often the host looks after VMs that wait for frames */
 
 struct host {
 	struct host_config config;
@@ -211,7 +212,9 @@ static void on_exit_of_vm(struct host_source *s, uint32_t events)
 	if (waitpid(vm->pid, &vm->wait_status, 0) < 0)
 		vm->wait_status = -1;
 	vm->ended_ns = clock_ns();
-	pump_console(vm);
+	/* Its last words, as long as the reader isn't too slow for them. */
+	for (int tries = 0; !pump_console(vm) && tries < LAST_WORDS_MS / 5; tries++)
+		usleep(5000);
 	vm->end = atomic_load_explicit(&vm->mailbox->end, memory_order_acquire);
 	bool said = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire) == VM_ENDED;
 	if (!said || vm->end == END_NONE) {

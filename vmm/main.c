@@ -11,6 +11,7 @@ static const char help[] =
 	"  run         boot guests whose memory comes from one inverted page table\n"
 	"  owner       who owns a frame of a running host's pool\n"
 	"  translate   which frame is behind a guest's physical address\n"
+	"  stats       a running host's numbers\n"
 	"  audit       check a running host's table\n"
 	"  probe       what this host's KVM can do for us\n";
 
@@ -46,6 +47,8 @@ int main(int argc, char **argv)
 		return control_command_translate(argc - 1, argv + 1);
 	if (!strcmp(command, "audit"))
 		return control_command_audit(argc - 1, argv + 1);
+	if (!strcmp(command, "stats"))
+		return control_command_stats(argc - 1, argv + 1);
 	if (!strcmp(command, "probe"))
 		return probe();
 	if (!strcmp(command, "--help") || !strcmp(command, "-h") || !strcmp(command, "help")) {

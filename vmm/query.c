@@ -1,4 +1,4 @@
-/* `invisor owner`, `invisor translate` and `invisor audit`: questions to a running host. */
+/* `invisor owner`, `invisor translate`, `invisor audit` and `invisor stats`: questions to a running host. */
 #include "vmm/control.h"
 #include "vmm/error.h"
 #include "vmm/size.h"
@@ -52,6 +52,11 @@ static int ask_and_print(const char *host, bool json, json_t *request,
 static long long integer(const json_t *o, const char *key)
 {
 	return json_integer_value(json_object_get(o, key));
+}
+
+static double mib(const json_t *o, const char *key)
+{
+	return (double)integer(o, key) / (double)MiB;
 }
 
 static const char *string(const json_t *o, const char *key)
@@ -156,4 +161,57 @@ int control_command_audit(int argc, char **argv)
 		return 2;
 	}
 	return ask_and_print(host, json, json_pack("{s:s}", "do", "audit"), say_audit);
+}
+
+static void say_vm(const json_t *vm)
+{
+	const json_t *faults = json_object_get(vm, "second_stage_faults");
+	const json_t *service = json_object_get(vm, "fault_service");
+	printf("%-12s %-8s %6.0f MiB promised, %6.1f MiB mapped in %lld extents; %lld faults, p50 "
+	       "%.0f us, "
+	       "p99 %.0f us; %lld KiB of its own, %lld KiB page tables\n",
+	       string(vm, "name"), string(vm, "state"), mib(vm, "memory_bytes"),
+	       (double)integer(vm, "frames_private") * PAGE_SIZE / (double)MiB,
+	       integer(vm, "extents"),
+	       integer(faults, "guest_read") + integer(faults, "guest_write"),
+	       (double)integer(service, "p50_ns") / 1e3, (double)integer(service, "p99_ns") / 1e3,
+	       integer(vm, "process_private_dirty_kib"), integer(vm, "page_table_kib"));
+}
+
+static void say_stats(const json_t *a)
+{
+	const json_t *pool = json_object_get(a, "pool"), *table = json_object_get(a, "table"), *vm;
+	size_t i;
+	long long mapped = integer(pool, "frames_private");
+	printf("pool         %lld frames: %lld private, %lld limbo, %lld free; %.1f of %.1f MiB "
+	       "have memory\n",
+	       integer(pool, "frames_total"), mapped, integer(pool, "frames_limbo"),
+	       integer(pool, "frames_free"), mib(pool, "populated_bytes"),
+	       mib(pool, "total_bytes"));
+	printf("table        %s, %.1f KiB: array %.1f, beside it %.1f, %s %.1f, other %.1f; %.2f "
+	       "bytes a mapped "
+	       "frame\n",
+	       string(table, "kind"), mib(table, "total_bytes") * 1024,
+	       mib(table, "array_bytes") * 1024, mib(table, "side_bytes") * 1024,
+	       strcmp(string(table, "kind"), "ipt") ? "tables" : "index",
+	       mib(table, "forward_bytes") * 1024, mib(table, "other_bytes") * 1024,
+	       mapped ? (double)integer(table, "total_bytes") / (double)mapped : 0);
+	json_array_foreach(json_object_get(a, "vms"), i, vm) say_vm(vm);
+}
+
+int control_command_stats(int argc, char **argv)
+{
+	static const char usage[] =
+		"usage: invisor stats [--json] [--host SOCKET]\n"
+		"The running host's numbers: pool, table, VMs (docs/STATS.md).\n";
+	const char *host;
+	bool json;
+	int i = common(argc, argv, usage, &host, &json);
+	if (i < 0)
+		return i == -1 ? 0 : 2;
+	if (i < argc) {
+		fputs("invisor: stats: takes no arguments; see invisor stats --help\n", stderr);
+		return 2;
+	}
+	return ask_and_print(host, json, json_pack("{s:s}", "do", "stats"), say_stats);
 }
