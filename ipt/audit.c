@@ -220,7 +220,12 @@ void audit_registry(struct audit *a)
 	uint32_t high = load_acquire32(&t->header->vm_high);
 	uint32_t *children = calloc(high + 1, sizeof(*children));
 
-	for (uint32_t vm = 1; children && vm <= high; vm++) {
+	if (!children) {
+		audit_fail(a, "no memory to check the registry");
+		return;
+	}
+	registry_lock(t);
+	for (uint32_t vm = 1; vm <= high; vm++) {
 		uint32_t parent = load_relaxed32(&t->vms[vm].parent);
 
 		if (load_relaxed32(&t->vms[vm].gen) & 1)
@@ -232,13 +237,14 @@ void audit_registry(struct audit *a)
 		else
 			children[parent]++;
 	}
-	for (uint32_t vm = 1; children && vm <= high; vm++) {
+	for (uint32_t vm = 1; vm <= high; vm++) {
 		uint32_t said = load_relaxed32(&t->vms[vm].children);
 
 		if (said != children[vm])
 			audit_fail(a, "VM %u has %u children and counts %u", vm, children[vm],
 				   said);
 	}
+	registry_unlock(t);
 	free(children);
 }
 

@@ -73,7 +73,7 @@ static void registry_rebuild(struct ipt *t)
 	add_relaxed32(&t->header->repairs, 1);
 }
 
-static void registry_lock(struct ipt *t)
+void registry_lock(struct ipt *t)
 {
 	if (lock_take(&t->header->registry, LOCK_REGISTRY)) {
 		registry_rebuild(t);
@@ -81,7 +81,7 @@ static void registry_lock(struct ipt *t)
 	}
 }
 
-static void registry_unlock(struct ipt *t)
+void registry_unlock(struct ipt *t)
 {
 	lock_drop(&t->header->registry, LOCK_REGISTRY);
 }

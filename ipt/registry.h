@@ -7,6 +7,9 @@
 
 #include "ipt/table.h"
 
+/* Take the registry lock; mends what a dead registrar left in flux. */
+void registry_lock(struct ipt *t);
+void registry_unlock(struct ipt *t);
 /* The slot of a VM in the given state (VM_NONE: registered, whether live or dying), else NULL. */
 struct vm_slot *registry_slot(struct ipt *t, vmid_t vm, enum vm_state state);
 /* Mark a VM dying: -ENOENT, -EBUSY if it has children. Takes the registry lock. */

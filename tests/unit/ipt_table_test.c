@@ -69,12 +69,14 @@ BOTH_KINDS(ipt_table, two_handles_are_one_table)
 
 BOTH_KINDS(ipt_table, largest_pool_costs_nothing_until_used)
 {
-	struct ipt_config config = {kind, IPT_MAX_FRAMES, IPT_MAX_VMS - 1, IPT_MAX_NODES, 16, 1};
+	/* The thread sanitizer leaves no room for 3 TiB of addresses. */
+	const uint32_t frames = UNDER_TSAN ? IPT_MAX_FRAMES / 16 : IPT_MAX_FRAMES;
+	struct ipt_config config = {kind, frames, IPT_MAX_VMS - 1, IPT_MAX_NODES, 16, 1};
 	struct ipt *t = NULL;
 	struct ipt_bytes b;
 
 	cr_assert_eq(ipt_create(&t, &config), 0);
-	cr_assert_eq(ipt_free_frames(t), IPT_MAX_FRAMES);
+	cr_assert_eq(ipt_free_frames(t), frames);
 	cr_assert_eq(ipt_largest_order(t), IPT_MAX_ORDER);
 	cr_assert_eq(ipt_bytes(t, &b), 0);
 	cr_assert_eq(b.array + b.side, 0);
@@ -83,7 +85,7 @@ BOTH_KINDS(ipt_table, largest_pool_costs_nothing_until_used)
 	vmid_t vm = help_vm(t, "one");
 	frame_t f = help_mapped(t, vm, 512, 9);
 	struct ipt_owner o;
-	for (uint32_t i = 0; i < IPT_MAX_FRAMES; i += IPT_MAX_FRAMES / 1000)
+	for (uint32_t i = 0; i < frames; i += frames / 1000)
 		cr_assert_eq(ipt_owner(t, frame(i), &o), 0);
 	cr_assert_eq(ipt_lookup(t, vm, gfn(1000)).v, f.v + 488);
 	cr_assert_eq(ipt_bytes(t, &b), 0);

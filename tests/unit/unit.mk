@@ -5,14 +5,21 @@ UNIT_IPT_SRC  := $(wildcard tests/unit/ipt_*.c)
 UNIT_REST_SRC := $(filter-out $(UNIT_IPT_SRC),$(wildcard tests/unit/*.c))
 UNIT_PROGRAMS := $(BUILD)/unit-ipt $(if $(UNIT_REST_SRC),$(BUILD)/unit-rest)
 UNIT_ARGS     ?=
+UNIT_LIB      := -lcriterion
+ifeq ($(SANITIZE),thread)
+# Criterion can't start under the thread sanitizer: see plain/criterion/criterion.h.
+$(BUILD)/tests/unit/%.o: CPPFLAGS += -Itests/unit/plain
+UNIT_PLAIN := $(BUILD)/tests/unit/plain/main.o
+UNIT_LIB   :=
+endif
 
-$(BUILD)/unit-ipt: $(call obj,$(UNIT_IPT_SRC)) $(BUILD)/libipt.a
+$(BUILD)/unit-ipt: $(call obj,$(UNIT_IPT_SRC)) $(UNIT_PLAIN) $(BUILD)/libipt.a
 	$(if $(Q),@echo "  LD $@")
-	$(Q)$(CC) $(LDFLAGS) -pthread -o $@ $^ -lcriterion
+	$(Q)$(CC) $(LDFLAGS) -pthread -o $@ $^ $(UNIT_LIB)
 
-$(BUILD)/unit-rest: $(call obj,$(UNIT_REST_SRC)) $(PRODUCT_LIBS)
+$(BUILD)/unit-rest: $(call obj,$(UNIT_REST_SRC)) $(UNIT_PLAIN) $(PRODUCT_LIBS)
 	$(if $(Q),@echo "  LD $@")
-	$(Q)$(CC) $(LDFLAGS) -pthread -o $@ $^ -lcriterion $(LIBS)
+	$(Q)$(CC) $(LDFLAGS) -pthread -o $@ $^ $(UNIT_LIB) $(LIBS)
 
 .PHONY: check-unit check-unit-ipt check-headers
 check-unit: check-headers $(UNIT_PROGRAMS)
