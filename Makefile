@@ -21,8 +21,19 @@ VIRTIO_SRC := $(wildcard virtio/*.c)
 VMM_SRC    := $(filter-out vmm/main.c,$(wildcard vmm/*.c))
 obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 
-.PHONY: all clean
+.PHONY: all clean install demo
 all: $(BUILD)/invisor guest
+
+# Debian packages that building, running and testing need; does nothing when they are there.
+install:
+	@tests/install
+
+# The main job on a fresh machine: install, build, make the guest, boot four Linux guests, look at the table.
+demo: install
+	@$(MAKE) --no-print-directory all
+	@if build/invisor probe >/dev/null 2>&1; then tests/demo; else \
+		echo "this host's KVM doesn't run Linux: using the lab (an emulated host with AMD SVM)"; \
+		tests/lab/run --timeout 600 -- tests/demo; fi
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
