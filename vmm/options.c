@@ -2,7 +2,6 @@
 #include "vmm/proc.h"
 #include "vmm/size.h"
 #include <errno.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +33,9 @@ static const char run_help[] =
 	"Exit status: 0 all guests powered off by themselves, 1 one ended otherwise, 2 bad input,\n"
 	"3 timeout, 130 Ctrl-C.\n";
 
+const struct run_options options_run_defaults = {
+	.count = 1, .name = "vm", .mem_bytes = 256 * MiB, .cpus = 1, .table = IPT_INDEX};
+
 static int bad(char *error, const char *option, const char *value, const char *mend)
 {
 	return errorf(error, -EINVAL, "%s: '%.80s' %s", option, value, mend);
@@ -56,8 +58,9 @@ static int parse_disk(struct run_options *o, char *value, char *error)
 	return 0;
 }
 
-static int parse_one(struct run_options *o, int option, char *value, char *error)
+int options_run_one(void *ctx, int option, char *value, char *error)
 {
+	struct run_options *o = ctx;
 	uint64_t n;
 	switch (option) {
 	case 'n':
@@ -119,6 +122,34 @@ static int parse_one(struct run_options *o, int option, char *value, char *error
 	return -EINVAL;
 }
 
+int options_parse(const struct options_spec *spec, void *ctx, int argc, char **argv, char *error)
+{
+	opterr = 0;
+	optind = 1;
+	int option;
+	while ((option = getopt_long(argc, argv, spec->shorts, spec->longs, NULL)) != -1) {
+		if (option == 'h') {
+			fputs(spec->help, stdout);
+			return 1;
+		}
+		if (option == ':')
+			return errorf(error, -EINVAL, "%.80s: needs a value; see invisor %s --help",
+				      argv[optind - 1], spec->command);
+		if (option == '?')
+			return errorf(error, -EINVAL,
+				      "%.80s: no such option; see invisor %s --help",
+				      argv[optind - 1], spec->command);
+		int rc = spec->one(ctx, option, optarg, error);
+		if (rc)
+			return rc;
+	}
+	if (optind < argc)
+		return errorf(error, -EINVAL,
+			      "'%.80s': %s takes options only; see invisor %s --help", argv[optind],
+			      spec->command, spec->command);
+	return 0;
+}
+
 int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
 {
 	static const struct option longs[] = {
@@ -128,33 +159,9 @@ int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
 		{"table", 1, NULL, 't'},  {"stats", 1, NULL, 's'},  {"timeout", 1, NULL, 'T'},
 		{"help", 0, NULL, 'h'},   {NULL, 0, NULL, 0},
 	};
-	*o = (struct run_options){
-		.count = 1, .name = "vm", .mem_bytes = 256 * MiB, .cpus = 1, .table = IPT_INDEX};
-	opterr = 0;
-	optind = 1;
-	int option;
-	while ((option = getopt_long(argc, argv, ":n:h", longs, NULL)) != -1) {
-		if (option == 'h') {
-			fputs(run_help, stdout);
-			return 1;
-		}
-		if (option == ':')
-			return errorf(error, -EINVAL,
-				      "%.80s: needs a value; see invisor run --help",
-				      argv[optind - 1]);
-		if (option == '?')
-			return errorf(error, -EINVAL,
-				      "%.80s: no such option; see invisor run --help",
-				      argv[optind - 1]);
-		int rc = parse_one(o, option, optarg, error);
-		if (rc)
-			return rc;
-	}
-	if (optind < argc)
-		return errorf(error, -EINVAL,
-			      "'%.80s': run takes options only; see invisor run --help",
-			      argv[optind]);
-	return 0;
+	static const struct options_spec spec = {"run", run_help, ":n:h", longs, options_run_one};
+	*o = options_run_defaults;
+	return options_parse(&spec, o, argc, argv, error);
 }
 
 /* Less than this holds no kernel, nor the tables that a bare guest is started with. */

@@ -1,5 +1,6 @@
 /*
- * The options of `invisor run`, checked as far as they can be before anything is made.
+ * The options of `invisor run`, checked as far as they can be before anything is made; commands that
+ * boot guests in other ways share them.
  */
 #ifndef VMM_OPTIONS_H
 #define VMM_OPTIONS_H
@@ -7,6 +8,7 @@
 #include "ipt/ipt.h"
 #include "vmm/error.h"
 #include "vmm/vm.h"
+#include <getopt.h>
 
 #define RUN_MAX_GUESTS 4096
 
@@ -30,6 +32,24 @@ struct run_options {
 /* Parse argv[0..argc) after the command's name. 0; 1 if --help was asked for (and printed); -EINVAL
  * with words that name the option and the mend. */
 int options_parse_run(struct run_options *o, int argc, char **argv, char *error);
+
+/* ---- for other commands -------------------------------------------------------------------- */
+
+extern const struct run_options options_run_defaults;
+
+struct options_spec {
+	const char *command, *help,
+		*shorts;            /* shorts and longs as getopt_long(3) has them, ':' first */
+	const struct option *longs; /* --help is 'h' */
+	/* Take one option. 0 or -EINVAL with words. */
+	int (*one)(void *ctx, int option, char *value, char *error);
+};
+
+/* What options_parse_run does, for any command. */
+int options_parse(const struct options_spec *spec, void *ctx, int argc, char **argv, char *error);
+/* A spec's `one` for the options of run, by its letters: n count, N name, k kernel, i initrd, a append,
+ * m mem, c cpus, d disk, p pool, t table, s stats, T timeout. ctx is a struct run_options. */
+int options_run_one(void *ctx, int option, char *value, char *error);
 
 /* Size the pool where it wasn't given, and hold every size against the others and the host. -errno
  * with words. */
