@@ -6,7 +6,7 @@ check-lab: all
 check-lab-self: all
 	tests/lab/self-suite $(LAB_TESTS)
 
-all: $(BUILD)/lab-hold
-$(BUILD)/lab-hold: $(call obj,tests/lab/hold.c)
+all: $(BUILD)/lab-hold $(BUILD)/lab-tsc
+$(BUILD)/lab-hold $(BUILD)/lab-tsc: $(BUILD)/lab-%: $(BUILD)/tests/lab/%.o
 	$(if $(Q),@echo "  LD $@")
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^
