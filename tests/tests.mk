@@ -5,6 +5,12 @@
 -include tests/bench/bench.mk
 -include tests/bench/ipt.mk
 
+# Everything: see tests/check. Installs what it needs first.
+.PHONY: check
+check: install
+	@$(MAKE) --no-print-directory all
+	@MAKE="$(MAKE)" tests/check
+
 .PHONY: check-format format
 FORMATTED := $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h' 2>/dev/null)
 check-format:
