@@ -38,12 +38,14 @@ lab_modules() {
 	done <"$tmp/depends"
 }
 
-# lab_base LAB KERNEL HERE: what every run shares, in LAB/base: initrd, and root with the tools and modules. Made
-# once for a kernel and version of these scripts; several runs may do it at once, one of them wins.
+# lab_base LAB KERNEL HERE: what every run shares, in a directory whose name goes to $lab_base: initrd, and root
+# with the tools and modules. Made once for a kernel and version of these scripts; of several runs that make it at
+# once, one wins.
 lab_base() {
 	local lab=$1 kernel=$2 here=$3 key base root tool file
 	key=$(cat "$kernel/release" "$here/root.sh" "$here/init" "$(command -v busybox)" "$(command -v bash)" | cksum)
-	[ "$(cat "$lab/base/key" 2>/dev/null)" != "$key" ] || return 0
+	lab_base=$lab/base.${key%% *}
+	[ ! -e "$lab_base/initrd" ] || return 0
 	base=$tmp/base root=$tmp/base/root
 
 	mkdir -p "$root"/{dev,etc,lab/modules,proc,root,run,sys,tmp,usr/{bin,lib,lib64,sbin},var} "$root/invisor"
@@ -82,28 +84,26 @@ END
 	chmod 755 "$base/early/init"
 	(cd "$base/early" && find . -mindepth 1 | cpio -o -H newc -R 0:0 --quiet) >"$base/initrd"
 	rm -rf "$base/early"
-	echo "$key" >"$base/key"
-
-	rm -rf "$tmp/old"
-	mv -T "$lab/base" "$tmp/old" 2>/dev/null || true
-	mv -T "$base" "$lab/base" 2>/dev/null || [ -e "$lab/base/key" ] || die 122 "cannot make $lab/base"
-	rm -rf "$tmp/old" "$base"
+	mv -T "$base" "$lab_base" 2>/dev/null || [ -e "$lab_base/initrd" ] || die 122 "cannot make $lab_base"
+	rm -rf "$base"
+	# Those of other kernels and versions, unless so new that a run may be using them.
+	find "$lab" -maxdepth 1 -name 'base*' ! -path "$lab_base" -mmin +60 -exec rm -rf {} +
 }
 
-# lab_root ROOT LAB TREE ADD...: the root directory of one run: the base, the tree's build and tests, what --add
+# lab_root ROOT BASE TREE ADD...: the root directory of one run: the base, the tree's build and tests, what --add
 # names, and the libraries that all these need. Hard links where the file system lets us: nothing is copied but
 # into the disk.
 lab_root() {
-	local root=$1 lab=$2 tree=$3 add file dest
+	local root=$1 base=$2 tree=$3 add file dest
 	shift 3
-	cp -al "$lab/base/root" "$root"
+	cp -al "$base/root" "$root"
 	(
 		cd "$tree"
 		{
 			find build \( -path build/lab -o -path build/guest/cache \) -prune -o -type f \( -perm /111 -o -path 'build/guest/*' \) \
 				! -name '*.[oad]' -print0
 			find tests -type f -print0
-		} | xargs -0 cp -l --parents -t "$root/invisor"
+		} | xargs -0 cp -l --parents -t "$root/invisor" || say "files changed while they were gathered; is make running?"
 	)
 	for add; do
 		file=${add%%:*} dest=
