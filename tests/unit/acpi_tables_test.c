@@ -1,4 +1,5 @@
 /* acpi.c: every pointer, every checksum, and what iasl says of the tables. */
+#include "vmm/aml.h"
 #include "vmm/boot.h"
 
 #include <criterion/criterion.h>
@@ -149,6 +150,34 @@ Test(acpi_tables, no_space)
 	}
 	m.cpus = MACHINE_MAX_CPUS + 1;
 	cr_assert_eq(acpi_build(&m, gpa(BOOT_ACPI_BASE), area, sizeof(area)), -EINVAL);
+}
+
+/* PkgLength (ACPI 6.4, 20.2.4) around the sizes where it grows: scope, length, name of 4, body. */
+Test(acpi_tables, package_length)
+{
+	static const struct {
+		unsigned body, bytes;
+		uint8_t expect[3];
+	} cases[] = {
+		{0x3e, 1, {0x3f}},
+		{0x3f, 2, {0x41, 0x04}},
+		{0x50, 2, {0x42, 0x05}},
+		{0xffd, 2, {0x4f, 0xff}},
+		{0xffe, 3, {0x81, 0x00, 0x01}},
+		{0x1234, 3, {0x87, 0x23, 0x01}},
+	};
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct aml a = {.bytes = area, .size = sizeof(area)};
+		size_t mark = aml_open_scope(&a, "_SB");
+		while (a.used - mark < cases[i].body)
+			a.bytes[a.used++] = 0xa3; /* noop */
+		aml_close(&a, mark);
+		cr_assert_eq(a.used, 1 + cases[i].bytes + cases[i].body);
+		cr_assert_eq(memcmp(a.bytes + 1, cases[i].expect, cases[i].bytes), 0, "case %zu",
+			     i);
+		cr_assert_eq(memcmp(a.bytes + 1 + cases[i].bytes, "_SB_", 4), 0);
+		cr_assert(!a.full);
+	}
 }
 
 static int run(const char *dir, const char *command)

@@ -281,6 +281,26 @@ Test(boot_image, elf_broken)
 	}
 }
 
+/* A note that reaches out of its segment isn't one, by a single byte of name or descriptor. */
+Test(boot_image, notes_end_with_their_segment)
+{
+	for (unsigned align = 4; align <= 8; align += 4)
+		for (unsigned bare = 0; bare < 2; bare++) {
+			struct boot_buffer b;
+			struct boot_image image;
+			char error[BOOT_ERROR_MAX];
+			uint64_t size;
+			boot_tiny_elf(&b, bare, align);
+			memcpy(&size, b.bytes + PHDR(2, p_filesz), 8);
+			for (uint64_t n = size; n-- > 0;) {
+				memcpy(b.bytes + PHDR(2, p_filesz), &n, 8);
+				cr_assert_eq(boot_buffer_check(&b, &image, error), -ENOEXEC,
+					     "%d of %d bytes", (int)n, (int)size);
+			}
+			boot_buffer_free(&b);
+		}
+}
+
 Test(boot_image, bare_must_be_linked_where_it_loads)
 {
 	struct boot_buffer b;

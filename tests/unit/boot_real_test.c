@@ -21,7 +21,7 @@ static char error[BOOT_ERROR_MAX];
 static void open_image(const char *kernel, const char *initrd)
 {
 	if (access(kernel, R_OK) || (initrd && access(initrd, R_OK)))
-		cr_skip_test("%s isn't there: `make guest` makes it", kernel);
+		cr_skip_test("build/guest is incomplete: run `make guest`");
 	cr_assert_eq(boot_image_open(&image, kernel, initrd, error), 0, "%s", error);
 }
 
