@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 void (*ipt_step_hook)(void);
 
@@ -28,13 +29,39 @@ int lock_init(struct lock *l)
 	return -err;
 }
 
+/*
+ * Wait for a lock that another holds, looking again every LOCK_PATIENCE_MS: a wake-up can get lost. An
+ * unlocker clears the word, its waiters' mark with it, and wakes one waiter, who is to set the mark again
+ * for those who still sleep. If that one is killed first, and a third takes the lock meanwhile, nobody
+ * knows of the sleepers any more. (The kernel makes up for it only if the lock is free when the killed one
+ * exits: handle_futex_death in its kernel/futex/core.c.) Seen in ipt_procs before this was here.
+ */
+#define LOCK_PATIENCE_MS 10
+
+static int lock_wait(pthread_mutex_t *m)
+{
+	struct timespec until;
+	int err;
+
+	do {
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_nsec += LOCK_PATIENCE_MS * 1000000;
+		until.tv_sec += until.tv_nsec / 1000000000;
+		until.tv_nsec %= 1000000000;
+		err = pthread_mutex_clocklock(m, CLOCK_MONOTONIC, &until);
+	} while (err == ETIMEDOUT);
+	return err;
+}
+
 bool lock_take(struct lock *l, enum lock_level level)
 {
 #ifndef NDEBUG
 	assert(held < 1u << level && "lock order");
 #endif
-	int err = pthread_mutex_lock(&l->mutex);
+	int err = pthread_mutex_trylock(&l->mutex);
 
+	if (err == EBUSY)
+		err = lock_wait(&l->mutex);
 	if (err && err != EOWNERDEAD)
 		abort(); /* not a mutex any more: somebody wrote over the table's memory */
 #ifndef NDEBUG
