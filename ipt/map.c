@@ -52,17 +52,16 @@ int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t count)
 		int err = forward_map(t, vm.v, g, fr.v + done, n);
 
 		if (!err) {
-			moved(s, IPT_LIMBO, IPT_PRIVATE, n);
 			done += n;
 			continue;
 		}
 		for (uint32_t back = 0; back < done; back += n) { /* taking out can't fail */
 			n = piece_len(first.v + back, done - back);
 			forward_unmap(t, vm.v, first.v + back, n, frames);
-			moved(s, IPT_PRIVATE, IPT_LIMBO, n);
 		}
 		return err;
 	}
+	moved(s, IPT_LIMBO, IPT_PRIVATE, count);
 	return 0;
 }
 
@@ -100,7 +99,9 @@ int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn 
 		return -EINVAL;
 	if (!s)
 		return -ENOENT;
-	for (uint64_t g = first.v, end = g + count; g < end;) {
+	/* A range may be far larger than what is mapped in it: done when the VM has nothing left. */
+	for (uint64_t g = first.v, end = g + count;
+	     g < end && load_relaxed32(&s->frames[IPT_PRIVATE]);) {
 		unsigned n = piece_len(g, end - g);
 		unsigned had = forward_unmap(t, vm.v, g, n, frames);
 

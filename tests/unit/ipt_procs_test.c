@@ -175,7 +175,7 @@ BOTH_KINDS(ipt_procs, one_is_killed_the_others_go_on)
 {
 	if (UNDER_TSAN)
 		cr_skip_test("killed processes are beyond the thread sanitizer");
-	rounds(kind, UNDER_SLOW ? 4 : 25, 20);
+	rounds(kind, UNDER_SLOW ? 4 : 15, 20);
 }
 
 /* ---- threads: readers while elements move ---------------------------------------------------- */

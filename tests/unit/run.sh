@@ -15,7 +15,7 @@ trap 'rm -f "$log"' EXIT
 for program in $programs; do
 	echo "$program:"
 	# shellcheck disable=SC2086
-	LC_ALL=C "$program" --color=never $options >"$log" 2>&1
+	LC_ALL=C timeout -k 10 900 "$program" --color=never $options >"$log" 2>&1
 	status=$?
 	cat "$log"
 	line=$(grep 'Synthesis: Tested:' "$log" | tail -1)
