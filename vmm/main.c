@@ -1,5 +1,6 @@
 /* invisor: the command line. */
 #include "vmm/control.h"
+#include "vmm/density.h"
 #include "vmm/kvm.h"
 #include "vmm/run.h"
 #include <stdio.h>
@@ -9,6 +10,7 @@ static const char help[] =
 	"usage: invisor COMMAND [OPTION]...   (invisor COMMAND --help says more)\n"
 	"\n"
 	"  run         boot guests whose memory comes from one inverted page table\n"
+	"  density     boot more and more guests and measure what they cost\n"
 	"  owner       who owns a frame of a running host's pool\n"
 	"  translate   which frame is behind a guest's physical address\n"
 	"  stats       a running host's numbers\n"
@@ -41,6 +43,8 @@ int main(int argc, char **argv)
 	const char *command = argc > 1 ? argv[1] : "";
 	if (!strcmp(command, "run"))
 		return run_command(argc - 1, argv + 1);
+	if (!strcmp(command, "density"))
+		return density_command(argc - 1, argv + 1);
 	if (!strcmp(command, "owner"))
 		return control_command_owner(argc - 1, argv + 1);
 	if (!strcmp(command, "translate"))

@@ -40,6 +40,8 @@ static void take(struct screen_line *l, char c)
 		size_t word = strlen(l->ready_word);
 		if (l->n >= word && !memcmp(l->text, l->ready_word, word))
 			l->ready = true;
+		if (l->n)
+			snprintf(l->last, sizeof l->last, "%.*s", (int)l->n, l->text);
 		if (l->how == SCREEN_LINES)
 			put_line(l);
 		l->n = 0;
@@ -47,7 +49,8 @@ static void take(struct screen_line *l, char c)
 			return;
 	}
 	/* What would move the cursor in the middle of others' lines is left out of them. */
-	if (l->how == SCREEN_PLAIN || c == '\t' || c == '\033' || (unsigned char)c >= ' ')
+	if (l->how == SCREEN_PLAIN || c == '\t' || (c == '\033' && l->how == SCREEN_LINES) ||
+	    (unsigned char)c >= ' ')
 		l->text[l->n++] = c;
 }
 

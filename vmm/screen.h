@@ -25,7 +25,8 @@ struct screen_line {
 	const char *ready_word;
 	char text[SCREEN_LINE_MAX];
 	size_t n;
-	bool ready; /* a line beginning with the ready word came by */
+	bool ready;     /* a line beginning with the ready word came by */
+	char last[128]; /* the last whole line that wasn't empty, as far as it fits */
 };
 
 /* Feed console bytes; returns how many were taken. */
