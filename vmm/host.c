@@ -18,8 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define LAST_WORDS_MS 1000
-#define TICK_MS       100 /* how often the host looks after VMs that wait for frames */
+#define TICK_MS 100 /* how often the host looks after VMs that wait for frames */
 
 struct host {
 	struct host_config config;
@@ -176,10 +175,15 @@ static bool pump_console(struct host_vm *vm)
 	}
 }
 
+static void finish(struct host_vm *vm);
+
 static void on_console(struct host_source *s, uint32_t events)
 {
 	struct host_vm *vm = container(struct host_vm, on_console, s);
-	if (!pump_console(vm) || (events & (EPOLLHUP | EPOLLRDHUP)))
+	bool dry = pump_console(vm);
+	if (vm->draining && dry)
+		finish(vm);
+	else if (!dry || (events & (EPOLLHUP | EPOLLRDHUP)))
 		/* Quiet until resumed, or for good: the pidfd tells of the end. */
 		host_remove_source(vm->host, s);
 }
@@ -187,7 +191,7 @@ static void on_console(struct host_source *s, uint32_t events)
 void host_console_resume(struct host *h)
 {
 	for (unsigned i = 0; i < h->vms; i++)
-		if (h->vm[i]->phase == HOST_VM_ALIVE)
+		if (h->vm[i]->phase == HOST_VM_ALIVE || h->vm[i]->draining)
 			host_add_source(h, &h->vm[i]->on_console, EPOLLIN | EPOLLRDHUP);
 }
 
@@ -198,10 +202,42 @@ static int reap(struct host_vm *vm)
 	if (rc)
 		return rc; /* the tick tries again */
 	vm->phase = HOST_VM_GONE;
-	munmap(vm->mailbox, sizeof *vm->mailbox);
-	vm->mailbox = NULL;
 	feed_the_hungry(h);
 	return 0;
+}
+
+/* Why it ended, in its own words or ours. */
+static void note_end(struct host_vm *vm)
+{
+	struct mailbox *mb = vm->mailbox;
+	vm->end = atomic_load_explicit(&mb->end, memory_order_acquire);
+	bool said = atomic_load_explicit(&mb->state, memory_order_acquire) == VM_ENDED;
+	if (!said || vm->end == END_NONE) {
+		vm->end = END_CRASHED;
+		if (WIFSIGNALED(vm->wait_status))
+			snprintf(mb->words, sizeof mb->words,
+				 "its process was killed by signal %d (%s)",
+				 WTERMSIG(vm->wait_status), strsignal(WTERMSIG(vm->wait_status)));
+		else
+			snprintf(mb->words, sizeof mb->words,
+				 "its process ended without a word, status %d",
+				 WEXITSTATUS(vm->wait_status));
+	}
+	mb->words[MAILBOX_WORDS - 1] = 0;
+}
+
+/* The process is gone and its last console bytes are out (or given up): tell, and let go of the rest. */
+static void finish(struct host_vm *vm)
+{
+	struct host *h = vm->host;
+	vm->draining = false;
+	host_remove_source(h, &vm->on_console);
+	close(vm->console_fd);
+	vm->console_fd = -1;
+	h->alive--;
+	h->events.ended(h->events.ctx, vm);
+	munmap(vm->mailbox, sizeof *vm->mailbox);
+	vm->mailbox = NULL;
 }
 
 static void on_exit_of_vm(struct host_source *s, uint32_t events)
@@ -212,42 +248,29 @@ static void on_exit_of_vm(struct host_source *s, uint32_t events)
 	if (waitpid(vm->pid, &vm->wait_status, 0) < 0)
 		vm->wait_status = -1;
 	vm->ended_ns = clock_ns();
-	/* Its last words, as long as the reader isn't too slow for them. */
-	for (int tries = 0; !pump_console(vm) && tries < LAST_WORDS_MS / 5; tries++)
-		usleep(5000);
-	vm->end = atomic_load_explicit(&vm->mailbox->end, memory_order_acquire);
-	bool said = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire) == VM_ENDED;
-	if (!said || vm->end == END_NONE) {
-		vm->end = END_CRASHED;
-		if (WIFSIGNALED(vm->wait_status))
-			snprintf(vm->mailbox->words, sizeof vm->mailbox->words,
-				 "its process was killed by signal %d (%s)",
-				 WTERMSIG(vm->wait_status), strsignal(WTERMSIG(vm->wait_status)));
-		else
-			snprintf(vm->mailbox->words, sizeof vm->mailbox->words,
-				 "its process ended without a word, status %d",
-				 WEXITSTATUS(vm->wait_status));
-	}
-	vm->mailbox->words[MAILBOX_WORDS - 1] = 0;
+	note_end(vm);
 	host_remove_source(h, &vm->on_exit);
-	host_remove_source(h, &vm->on_console);
 	close(vm->pidfd);
-	close(vm->console_fd);
 	close(vm->orders_fd);
+	vm->pidfd = vm->orders_fd = -1;
 	struct ipt_vm_info info;
 	if (ipt_vm_info(h->table, vm->id, &info) == 0)
 		memcpy(vm->frames_at_end, info.frames, sizeof info.frames);
-	h->alive--;
 	vm->phase = HOST_VM_REAPING;
-	h->events.ended(h->events.ctx, vm);
+	vm->draining = true;
 	if (reap(vm))
 		set_tick(h, true);
+	if (pump_console(vm))
+		finish(vm);
+	/* else the caller takes no more for now, and host_console_resume goes on with it */
 }
 
 void host_kill(struct host_vm *vm)
 {
 	if (vm->phase == HOST_VM_ALIVE)
 		syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0);
+	else if (vm->draining)
+		finish(vm);
 }
 
 size_t host_console_input(struct host_vm *vm, const char *bytes, size_t n)
@@ -459,9 +482,10 @@ void host_destroy(struct host *h)
 			host_kill(vm);
 			waitpid(vm->pid, NULL, 0);
 			close(vm->pidfd);
-			close(vm->console_fd);
 			close(vm->orders_fd);
 		}
+		if (vm->console_fd >= 0)
+			close(vm->console_fd);
 		if (vm->mailbox)
 			munmap(vm->mailbox, sizeof *vm->mailbox);
 		free(vm);

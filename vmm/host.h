@@ -38,6 +38,7 @@ struct host_vm {
 	struct host_source on_exit, on_console;
 	uint64_t forked_ns, ready_ns, ended_ns; /* CLOCK_MONOTONIC, 0: not yet */
 	bool said_starved;
+	bool draining; /* the process is gone, its last console bytes aren't out yet */
 	enum vm_end end;
 	int wait_status;
 	uint32_t frames_at_end[IPT_NSTATES];
@@ -71,6 +72,7 @@ void host_destroy(struct host *h);
 int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm **out,
 		  char *error);
 void host_order(struct host_vm *vm, enum vm_order order);
+/* Kill the process; of one that is gone already, drop the console bytes that nobody took. */
 void host_kill(struct host_vm *vm);
 /* Bytes for the guest's console; returns how many were taken (none if its socket is full). */
 size_t host_console_input(struct host_vm *vm, const char *bytes, size_t n);
