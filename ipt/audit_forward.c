@@ -16,8 +16,9 @@ static void audit_cluster(struct audit *a, uint32_t s, uint32_t at, unsigned slo
 	struct ipt *t = a->t;
 	struct cluster_line *l = &cluster_lines(t, s)[at];
 	uint64_t key = cluster_key_at(l, slot), group = key & UINT32_MAX;
-	uint32_t vm = (uint32_t)(key >> 32), value = load_relaxed32(&l->value[slot]);
-	uint32_t base = CLUSTER_BASE(value), nlines = load_relaxed32(&t->stripes[s].cluster_lines);
+	struct cluster_slot here = {l, slot};
+	uint32_t vm = (uint32_t)(key >> 32), base = cluster_base(here);
+	uint32_t nlines = load_relaxed32(&t->stripes[s].cluster_lines);
 	uint64_t h = hash_group(&t->keys, vm, group);
 	unsigned confirmed = 0;
 
@@ -34,10 +35,11 @@ static void audit_cluster(struct audit *a, uint32_t s, uint32_t at, unsigned slo
 	if (!confirmed)
 		audit_fail(a, "I5: no word confirms the cluster of VM %u, group %#lx, base %u", vm,
 			   (unsigned long)group, base);
-	if (value & CLUSTER_FULL && confirmed != IPT_CLUSTER_FRAMES)
+	if (cluster_is_full(here) && confirmed != IPT_CLUSTER_FRAMES)
 		audit_fail(a, "I5: VM %u, group %#lx is FULL with %u frames", vm,
 			   (unsigned long)group, confirmed);
-	if (cluster_find(t, s, h, key) != &l->value[slot])
+	struct cluster_slot found = cluster_find(t, s, h, key);
+	if (found.line != l || found.i != slot)
 		audit_fail(a, "I5: VM %u, group %#lx stands twice or can't be found", vm,
 			   (unsigned long)group);
 	count_over(over, hash_scale(h, nlines), at, nlines);
@@ -59,9 +61,11 @@ static void audit_clusters(struct audit *a, uint32_t s)
 		}
 	}
 	for (uint32_t at = 0; over && at < n; at++) {
-		if (over[at] != load_relaxed32(&lines[at].over))
+		uint32_t said = load_relaxed32(&lines[at].over) & CLUSTER_OVER_MASK;
+
+		if (over[at] != said)
 			audit_fail(a, "I5: stripe %u, cluster line %u: %u overflowed, counts %u", s,
-				   at, over[at], load_relaxed32(&lines[at].over));
+				   at, over[at], said);
 	}
 	if (found != load_relaxed32(&t->stripes[s].clusters))
 		audit_fail(a, "I5: stripe %u has %u clusters and counts %u", s, found,

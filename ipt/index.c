@@ -35,23 +35,6 @@ uint32_t index_find_slow(struct ipt *t, uint32_t s, uint64_t h, uint32_t vm, uin
 /* What a table without lines looks like. Its own line 0 must not be read: that would populate it. */
 static const struct cluster_line no_line;
 
-/* Try the home line of a key whose cluster is whole: NO_FRAME if it takes more than that. */
-static inline uint32_t find_whole(const struct cluster_line *l, uint64_t key, uint64_t g)
-{
-	unsigned m = cluster_match(l, key);
-
-	if (!m)
-		return NO_FRAME;
-	unsigned slot = (unsigned)__builtin_ctz(m);
-	uint64_t before = load_acquire64(&l->key[slot]);
-	uint32_t value = load_acquire32(&l->value[slot]);
-	uint64_t after = load_relaxed64(&l->key[slot]); /* follows the acquires */
-
-	if (before >> CLUSTER_VERSION_BITS != key || after != before || !(value & CLUSTER_FULL))
-		return NO_FRAME;
-	return CLUSTER_BASE(value) + (uint32_t)(g & 15);
-}
-
 /* Bring what index_find will read of singles: first the lines, then the words their tags point at. */
 static void prefetch_singles(const struct ipt *t, const struct ipt_key *keys, const frame_t *out,
 			     unsigned n)
@@ -105,12 +88,12 @@ static void find_chunk(struct ipt *t, const struct ipt_key *keys, frame_t *out, 
 		__builtin_prefetch(lines[i]);
 	}
 	for (unsigned i = 0; i < n; i++) {
-		uint64_t g = keys[i].gfn.v;
-		uint32_t f =
-			find_whole(lines[i], CLUSTER_KEY(keys[i].vm.v, g >> IPT_CLUSTER_ORDER), g);
+		uint64_t g = keys[i].gfn.v, key = CLUSTER_KEY(keys[i].vm.v, g >> IPT_CLUSTER_ORDER);
+		uint32_t over, base;
+		bool whole = cluster_try(lines[i], key, &over, &base) == CLUSTER_WHOLE;
 
-		out[i] = frame(f);
-		missed |= f == NO_FRAME;
+		out[i] = whole ? frame(base + (uint32_t)(g & 15)) : INVALID_FRAME;
+		missed |= !whole;
 	}
 	if (missed && singles)
 		prefetch_singles(t, keys, out, n);
@@ -127,7 +110,7 @@ void index_find_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, u
 struct piece {
 	uint32_t vm, s;
 	uint64_t hash, group;
-	_Atomic uint32_t *element; /* of the group's cluster, or NULL */
+	struct cluster_slot element; /* of the group's cluster */
 };
 
 static struct piece piece_lock(struct ipt *t, uint32_t vm, uint64_t g)
@@ -154,9 +137,9 @@ static uint32_t find_single(struct ipt *t, const struct piece *p, uint64_t g)
 /* The frame that the group's cluster element has for g, or NO_FRAME. */
 static uint32_t find_clustered(struct ipt *t, const struct piece *p, uint64_t g)
 {
-	if (!p->element)
+	if (!p->element.line)
 		return NO_FRAME;
-	uint32_t f = CLUSTER_BASE(load_relaxed32(p->element)) + (uint32_t)(g & 15);
+	uint32_t f = cluster_base(p->element) + (uint32_t)(g & 15);
 	uint64_t w = load_relaxed64(&t->words[f]);
 
 	return w & WORD_FLAG && word_maps(w, p->vm, g) ? f : NO_FRAME;
@@ -196,7 +179,7 @@ static void absorb(struct ipt *t, struct piece *p, uint32_t base)
 		single_remove(t, p->s, hash_gfn(&t->keys, p->hash, g), base + i);
 	}
 	if (n == IPT_CLUSTER_FRAMES)
-		store_release32(p->element, base >> IPT_CLUSTER_ORDER | CLUSTER_FULL);
+		cluster_set_full(p->element, true);
 }
 
 static bool insert_cluster(struct ipt *t, struct piece *p, uint32_t base)
@@ -204,8 +187,7 @@ static bool insert_cluster(struct ipt *t, struct piece *p, uint32_t base)
 	/* Growing moves elements, but there is none of this group. */
 	if (!cluster_reserve(t, p->s))
 		return false;
-	p->element = cluster_insert(t, p->s, p->hash, CLUSTER_KEY(p->vm, p->group),
-				    base >> IPT_CLUSTER_ORDER);
+	p->element = cluster_insert(t, p->s, p->hash, CLUSTER_KEY(p->vm, p->group), base, false);
 	ipt_step();
 	return true;
 }
@@ -220,8 +202,8 @@ static int map_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, un
 		if (find_clustered(t, p, g + i) != NO_FRAME || find_single(t, p, g + i) != NO_FRAME)
 			return -EEXIST;
 	}
-	if (congruent && p->element)
-		clustered = CLUSTER_BASE(load_relaxed32(p->element)) == base;
+	if (congruent && p->element.line)
+		clustered = cluster_base(p->element) == base;
 	else if (congruent && n >= INDEX_CLUSTER_MIN)
 		clustered = insert_cluster(t, p, base);
 	if (!clustered) {
@@ -239,8 +221,8 @@ static int map_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, un
 	}
 	if (clustered)
 		absorb(t, p, base);
-	else if (congruent && !p->element && count_words(t, p, base, false) == IPT_CLUSTER_FRAMES &&
-		 insert_cluster(t, p, base))
+	else if (congruent && !p->element.line &&
+		 count_words(t, p, base, false) == IPT_CLUSTER_FRAMES && insert_cluster(t, p, base))
 		absorb(t, p, base);
 	return 0;
 }
@@ -257,7 +239,7 @@ int index_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n)
 unsigned index_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_t *frames)
 {
 	struct piece p = piece_lock(t, vm, g);
-	uint32_t base = p.element ? CLUSTER_BASE(load_relaxed32(p.element)) : 0;
+	uint32_t base = p.element.line ? cluster_base(p.element) : 0;
 	unsigned gone = 0;
 	bool touched = false;
 
@@ -266,7 +248,7 @@ unsigned index_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_
 
 		if (f != NO_FRAME && !touched) {
 			/* Before the first word goes the element is no proof any more. */
-			store_release32(p.element, base >> IPT_CLUSTER_ORDER);
+			cluster_set_full(p.element, false);
 			touched = true;
 			ipt_step();
 		}
@@ -302,9 +284,8 @@ static void rebuild_frame(struct ipt *t, struct piece *p, uint32_t f, uint64_t w
 		if (word_in_cluster(load_relaxed64(&t->words[i]), p->vm, p->group))
 			return;
 	}
-	uint32_t full = count_words(t, p, base, true) == IPT_CLUSTER_FRAMES ? CLUSTER_FULL : 0;
-	cluster_insert(t, p->s, p->hash, CLUSTER_KEY(p->vm, p->group),
-		       base >> IPT_CLUSTER_ORDER | full);
+	cluster_insert(t, p->s, p->hash, CLUSTER_KEY(p->vm, p->group), base,
+		       count_words(t, p, base, true) == IPT_CLUSTER_FRAMES);
 }
 
 void index_rebuild(struct ipt *t, uint32_t s)

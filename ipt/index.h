@@ -18,15 +18,16 @@ static inline uint32_t index_probe(const struct ipt *t, uint32_t s, uint64_t h, 
 	const struct stripe *st = &t->stripes[s];
 
 	if (load_acquire32(&st->clusters)) {
-		bool found;
-		uint32_t value =
+		uint32_t base;
+		enum cluster_answer answer =
 			cluster_read(cluster_lines(t, s), load_acquire32(&st->cluster_lines), h,
-				     CLUSTER_KEY(vm, g >> IPT_CLUSTER_ORDER), &found);
+				     CLUSTER_KEY(vm, g >> IPT_CLUSTER_ORDER), &base);
 
-		if (found) {
-			uint32_t f = CLUSTER_BASE(value) + (uint32_t)(g & 15);
+		if (answer != CLUSTER_NONE) {
+			uint32_t f = base + (uint32_t)(g & 15);
 
-			if (value & CLUSTER_FULL || word_maps(load_acquire64(&t->words[f]), vm, g))
+			if (answer == CLUSTER_WHOLE ||
+			    word_maps(load_acquire64(&t->words[f]), vm, g))
 				return f;
 		}
 	}

@@ -10,7 +10,7 @@
 #include "ipt/table.h"
 
 /* A table grows when it would be fuller than this, percent of its slots; by an eighth, in whole pages. */
-#define STRIPE_CLUSTER_LOAD 72
+#define STRIPE_CLUSTER_LOAD 60
 #define STRIPE_SINGLE_LOAD  82
 
 static inline uint32_t stripe_of(const struct ipt *t, uint64_t group_hash)

@@ -18,7 +18,7 @@
 #define TABLE_LINE 64 /* bytes of a cache line */
 
 #define TABLE_MAGIC         UINT64_C(0x31454c4241545049) /* "IPTABLE1" */
-#define TABLE_LAYOUT        UINT32_C(3)
+#define TABLE_LAYOUT        UINT32_C(4)
 #define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
 #define TABLE_MAX_STRIPES   512
 #define TABLE_ORDERS        (IPT_MAX_ORDER + 1)
