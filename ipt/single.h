@@ -9,6 +9,7 @@
 #ifndef IPT_SINGLE_H
 #define IPT_SINGLE_H
 
+#include "ipt/debug.h"
 #include "ipt/table.h"
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -18,12 +19,7 @@
 #define SINGLE_ALL        ((1u << SINGLE_SLOTS) - 1)
 #define SINGLE_FRAME_MASK ((UINT32_C(1) << 28) - 1)
 
-#ifdef __has_feature
-#if __has_feature(thread_sanitizer)
-#define SINGLE_BY_BYTE
-#endif
-#endif
-#if defined(__SANITIZE_THREAD__) || !defined(__SSE2__)
+#if IPT_TSAN || !defined(__SSE2__)
 #define SINGLE_BY_BYTE
 #endif
 

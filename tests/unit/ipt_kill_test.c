@@ -110,6 +110,7 @@ static bool die_once(const struct scenario *sc, enum ipt_kind kind, unsigned k, 
 
 	cr_assert_eq(fingerprint(&s), before, "step %u: the other VM's memory", k);
 	others_go_on(&s);
+	help_audit_unreaped(s.t);
 	for (vmid_t vm = ipt_vm_next(s.t, INVALID_VMID); vm.v; vm = ipt_vm_next(s.t, vm)) {
 		if (vm.v != s.other.v)
 			reap_rest(s.t, vm);
