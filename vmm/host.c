@@ -199,8 +199,8 @@ static int reap(struct host_vm *vm)
 {
 	struct host *h = vm->host;
 	int rc = ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
-	if (rc)
-		return rc; /* the tick tries again */
+	if (rc && rc != -ENOENT) /* -ENOENT: nothing is left of it */
+		return rc;       /* the tick tries again */
 	vm->phase = HOST_VM_GONE;
 	feed_the_hungry(h);
 	return 0;

@@ -1,5 +1,8 @@
 #include "tests/unit/ipt_help.h"
+#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
 
 struct ipt *help_table_of(enum ipt_kind kind, uint32_t frames, unsigned nodes, unsigned colours)
 {
@@ -79,4 +82,16 @@ uint64_t help_next(struct help_random *r)
 
 	z = (z ^ z >> 29) * UINT64_C(0xff51afd7ed558ccd);
 	return z ^ z >> 32;
+}
+
+pid_t help_fork(void)
+{
+	pid_t parent = getpid(), pid = fork();
+
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() != parent)
+			_exit(1);
+	}
+	return pid;
 }

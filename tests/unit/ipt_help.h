@@ -6,6 +6,7 @@
 #include "ipt/ipt.h"
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <sys/types.h>
 
 #define UNDER_TSAN IPT_TSAN
 #if defined(__SANITIZE_ADDRESS__) || UNDER_TSAN
@@ -51,5 +52,8 @@ static inline uint32_t help_below(struct help_random *r, uint32_t n)
 {
 	return (uint32_t)((help_next(r) >> 32) * n >> 32);
 }
+
+/* fork for tests: the child dies with the test, also when that is killed for taking too long. */
+pid_t help_fork(void);
 
 #endif

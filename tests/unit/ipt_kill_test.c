@@ -95,7 +95,7 @@ static bool die_once(const struct scenario *sc, enum ipt_kind kind, unsigned k, 
 	uint64_t before = fingerprint(&s);
 	uint32_t others = KILL_FRAMES - 512 - 20;
 
-	pid_t pid = fork();
+	pid_t pid = help_fork();
 	if (pid == 0) {
 		steps_left = k;
 		ipt_step_hook = die_at_last_step;
@@ -293,7 +293,7 @@ Test(ipt_kill, clone)
 		vmid_t clone;
 		int status;
 
-		pid_t pid = fork();
+		pid_t pid = help_fork();
 		if (pid == 0) {
 			steps_left = k;
 			ipt_step_hook = die_at_last_step;

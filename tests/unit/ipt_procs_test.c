@@ -116,7 +116,7 @@ static pid_t start(struct ipt *t, struct shared *sh, unsigned worker, vmid_t *vm
 
 	snprintf(name, sizeof(name), "worker%u", worker);
 	*vm = help_vm(t, name);
-	pid_t pid = fork();
+	pid_t pid = help_fork();
 	if (pid == 0)
 		work(t, sh, *vm, worker, seed);
 	cr_assert_gt(pid, 0);
