@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -414,7 +415,8 @@ fail:
 		close(socket[1]);
 	}
 	free(vm);
-	return errorf(error, rc, "%s: can't start its process: %s", name, strerror(-rc));
+	return errorf(error, rc, "%s: can't start its process: %s%s", name, strerror(-rc),
+		      rc == -EMFILE ? "; raise the limit of open files (ulimit -n)" : "");
 }
 
 /* ---- the host itself ----------------------------------------------------------------------- */
@@ -441,6 +443,16 @@ static int make_table(struct host *h, char *error)
 	return 0;
 }
 
+/* Three descriptors a VM: ask for as many as the host may have. */
+static void raise_descriptor_limit(void)
+{
+	struct rlimit r;
+	if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
+		r.rlim_cur = r.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &r);
+	}
+}
+
 int host_create(struct host **out, const struct host_config *config,
 		const struct host_events *events, char *error)
 {
@@ -450,6 +462,7 @@ int host_create(struct host **out, const struct host_config *config,
 	h->config = *config;
 	h->events = *events;
 	h->pool.fd = h->kvm.fd = h->epoll = h->news_fd = h->on_tick.fd = -1;
+	raise_descriptor_limit();
 	int rc = kvm_open(&h->kvm, error);
 	if (!rc)
 		rc = make_table(h, error);

@@ -144,6 +144,23 @@ static void say_audit(const json_t *a)
 		printf("  %s\n", json_string_value(line));
 }
 
+/* A command that takes no arguments but the common options. */
+static int command_without_arguments(int argc, char **argv, const char *usage, const char *what,
+				     void (*say)(const json_t *answer))
+{
+	const char *host;
+	bool json;
+	int i = common(argc, argv, usage, &host, &json);
+	if (i < 0)
+		return i == -1 ? 0 : 2;
+	if (i < argc) {
+		fprintf(stderr, "invisor: %s: takes no arguments; see invisor %s --help\n", what,
+			what);
+		return 2;
+	}
+	return ask_and_print(host, json, json_pack("{s:s}", "do", what), say);
+}
+
 int control_command_audit(int argc, char **argv)
 {
 	static const char usage[] = "usage: invisor audit [--json] [--host SOCKET]\n"
@@ -151,16 +168,7 @@ int control_command_audit(int argc, char **argv)
 				    "map, free lists, counts.\n"
 				    "Changes that guests make meanwhile can show; ask again before "
 				    "you believe a violation.\n";
-	const char *host;
-	bool json;
-	int i = common(argc, argv, usage, &host, &json);
-	if (i < 0)
-		return i == -1 ? 0 : 2;
-	if (i < argc) {
-		fputs("invisor: audit: takes no arguments; see invisor audit --help\n", stderr);
-		return 2;
-	}
-	return ask_and_print(host, json, json_pack("{s:s}", "do", "audit"), say_audit);
+	return command_without_arguments(argc, argv, usage, "audit", say_audit);
 }
 
 static void say_vm(const json_t *vm)
@@ -204,14 +212,5 @@ int control_command_stats(int argc, char **argv)
 	static const char usage[] =
 		"usage: invisor stats [--json] [--host SOCKET]\n"
 		"The running host's numbers: pool, table, VMs (docs/STATS.md).\n";
-	const char *host;
-	bool json;
-	int i = common(argc, argv, usage, &host, &json);
-	if (i < 0)
-		return i == -1 ? 0 : 2;
-	if (i < argc) {
-		fputs("invisor: stats: takes no arguments; see invisor stats --help\n", stderr);
-		return 2;
-	}
-	return ask_and_print(host, json, json_pack("{s:s}", "do", "stats"), say_stats);
+	return command_without_arguments(argc, argv, usage, "stats", say_stats);
 }
