@@ -83,7 +83,8 @@ void fleet_stop(struct fleet *f, enum fleet_stop how, int status)
 void fleet_interrupt(struct fleet *f)
 {
 	bool again = f->stop != FLEET_RUNS;
-	fleet_say(again ? "killing %u guests" : "powering %u guests off; Ctrl-C again kills them",
+	fleet_say(again ? "killing what still runs (%u)"
+			: "powering off (%u running); Ctrl-C again kills",
 		  host_alive(f->host));
 	fleet_stop(f, again ? FLEET_KILLED : FLEET_BUTTON, EXIT_INTERRUPTED);
 }

@@ -13,31 +13,38 @@
  *
  * For the whole run:
  *   console=com1|virtio      where lines go and come from (com1)
- *   end=off|reboot|triple|spin|halt
- *                            what comes after DONE (off): ACPI power-off, ACPI reset, ud2 without
- * an IDT, a loop without end, hlt in CPL 3 (a fault without an IDT, so as triple) tsc=HZ TSC
- * frequency, else /cpus/timebase-frequency, else CPUID, else a guess For all workloads: smp=0|1 1:
- * all vCPUs, each in a slice of its own (0: vCPU 0; the others wait) The memory workloads' region:
+ *   end=off|reboot|triple|spin|halt|wild
+ *                            what comes after DONE: ACPI power-off (off), ACPI reset, ud2 without an
+ *                            IDT, a loop without end, hlt in CPL 3 (faults, so as triple), a jump
+ *                            into device registers (KVM internal error)
+ *   tsc=HZ                   TSC frequency, else /cpus/timebase-frequency, else CPUID, else a guess
+ *
+ * For all workloads:
+ *   smp=0|1                  1: all vCPUs, each in a slice of its own (0: vCPU 0, the others wait)
+ *
+ * The memory workloads' region:
  *   base=GPA                 where it begins (4 MiB: the next 2 MiB boundary above the image)
  *   pages=N or mem=SIZE      how long it is (all memory from base on)
  *   order=seq|rand seed=S    in address order or a permutation that S chooses (seq, 1)
  *
  * work=touch                 an 8-byte store in each page; a line with the cycles of every pass
  *   passes=K write=0|1       how often (1); 0: loads (1)
- * work=pattern               fills pages with words that depend on (seed + pass, page, word), reads
- * back passes=K seconds=T       how often (1), or until T seconds are over, then without a line a
- * pass words=W                  words used of a page, 1 to 512, rounded up to a power of 2 (512)
+ * work=pattern               fills pages with words that depend on (seed + pass, page, word), reads back
+ *   passes=K seconds=T       how often (1), or until T seconds are over, then without a line a pass
+ *   words=W                  words used of a page, 1 to 512, rounded up to a power of 2 (512)
  *   distinct=D               only D different pages (all different)
  *   verify-only=1            reads only: memory must hold pass 0 of the same words
  * work=zero                  all words of the region read as 0
  * work=dirty                 random writes, each counted in its page; all counts verified
- *   set=M ratio=90/10        90 % of them go to the first M pages of the order (a tenth of them),
- * the rest to any page rounds=R writes=N        R measured rounds (1) of N writes (as many as
- * pages) init=0|1                 0: memory is zero already, so nothing is touched but what is
- * written (1) work=cpu   loops=N         arithmetic only (100000000) work=idle  seconds=T pause
- * until T seconds are over (1) work=smp   loops=N         all vCPUs check in and add to common
- * words (100000; at most 1000000) work=disk                  virtio-blk; prints capacity, offered
- * features and serial disk=K                   the K-th block device by address, from 0 (0)
+ *   set=M ratio=90/10        90 % of them go to the first M pages of the order (a tenth of them), the
+ *                            rest to any page
+ *   rounds=R writes=N        R measured rounds (1) of N writes (as many as pages)
+ *   init=0|1                 0: memory is zero already, so only what is written is touched (1)
+ * work=cpu   loops=N         arithmetic only (100000000)
+ * work=idle  seconds=T       pause until T seconds are over (1)
+ * work=smp   loops=N         all vCPUs check in and add to common words (100000; at most 1000000)
+ * work=disk                  virtio-blk; prints capacity, offered features and serial
+ *   disk=K                   the K-th block device by address, from 0 (0)
  *   mode=rw|write|verify|ro|discard|zeroes|flush|info
  *                            rw: write, flush, read back, and requests past the end are refused;
  *                            ro: the device says read-only, reads, and refuses writes;
@@ -48,8 +55,7 @@
  *   chunk=C depth=D          sectors a request (16), requests in flight (1); C * D at most 128
  *   order= seed=             of the chunks; the contents depend on (seed, sector)
  * work=console               repeats each line that comes until "quit"
- *   seconds=T                FAIL if quit doesn't come in time (no limit). Send input after the line
- *                            "console echoes lines, quit ends it": before, COM1 may get it
+ *   seconds=T                FAIL if quit doesn't come in time (no limit)
  * work=rng   bytes=N         reads N bytes of entropy, looks that half of the bits are set (64)
  *
  * Every measured part has a number, printed as part=; at its start and end (number << 1 | 1) and
