@@ -1,4 +1,5 @@
 #include "vmm/control.h"
+#include "vmm/container.h"
 #include "vmm/error.h"
 #include "vmm/stats.h"
 #include <dirent.h>
@@ -26,8 +27,6 @@ struct control {
 	char path[sizeof((struct sockaddr_un *)0)->sun_path];
 	struct client *client[CONTROL_CLIENTS_MAX];
 };
-
-#define container(type, member, pointer) ((type *)((char *)(pointer)-offsetof(type, member)))
 
 /* ---- where sockets are --------------------------------------------------------------------- */
 

@@ -1,5 +1,6 @@
 #include "vmm/density.h"
 #include "vmm/clock.h"
+#include "vmm/container.h"
 #include "vmm/proc.h"
 #include <errno.h>
 #include <stdio.h>
@@ -24,8 +25,6 @@ struct trial {
 	uint32_t frames;
 	bool over; /* measured, or will never be */
 };
-
-#define container(type, member, pointer) ((type *)((char *)(pointer)-offsetof(type, member)))
 
 static const char *table_name(const struct trial *t)
 {

@@ -1,5 +1,6 @@
 #include "vmm/fleet.h"
 #include "vmm/clock.h"
+#include "vmm/container.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -10,12 +11,10 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-#define BUTTON_SECONDS 3  /* from the power button to the order to power off */
+#define BUTTON_SECONDS 20 /* from the power button to the order to power off */
 #define OFF_SECONDS    5  /* from the order to being killed */
 #define RESUME_MS      20 /* between looks at a standard output that was full */
 #define SAMPLE_MS      100
-
-#define container(type, member, pointer) ((type *)((char *)(pointer)-offsetof(type, member)))
 
 void fleet_say(const char *format, ...)
 {
@@ -57,6 +56,13 @@ static bool knows_power_button(const struct fleet *f)
 	return f->config.setup->image.kind != BOOT_BARE;
 }
 
+/* The made guest hears the button only from READY on, and has nothing to lose before. */
+static enum vm_order polite_order(const struct fleet *f, const struct host_vm *vm)
+{
+	const struct run_options *o = &f->config.setup->options;
+	return !o->kernel && !o->initrd && !vm->ready_ns ? ORDER_POWER_OFF : ORDER_PRESS_POWER;
+}
+
 void fleet_stop(struct fleet *f, enum fleet_stop how, int status)
 {
 	struct host_vm *vm;
@@ -71,7 +77,7 @@ void fleet_stop(struct fleet *f, enum fleet_stop how, int status)
 		if (how == FLEET_KILLED)
 			host_kill(vm);
 		else
-			host_order(vm, how == FLEET_BUTTON ? ORDER_PRESS_POWER : ORDER_POWER_OFF);
+			host_order(vm, how == FLEET_BUTTON ? polite_order(f, vm) : ORDER_POWER_OFF);
 	if (how == FLEET_BUTTON)
 		arm(&f->on_grace, BUTTON_SECONDS * 1000);
 	else if (how == FLEET_OFF)

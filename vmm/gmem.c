@@ -1,4 +1,5 @@
 /* Guest memory for devices and loaders: (VM, gfn) -> table -> frame -> pool address, pinned. */
+#include "vmm/container.h"
 #include "vmm/memory.h"
 #include <errno.h>
 #include <string.h>
@@ -6,7 +7,7 @@
 
 static struct memory *memory_of(struct gmem *g)
 {
-	return (struct memory *)((char *)g - offsetof(struct memory, gmem));
+	return container(struct memory, gmem, g);
 }
 
 /* Pin the frame behind g, giving it one first if it has none. */

@@ -1,4 +1,5 @@
 #include "vmm/outlet.h"
+#include "vmm/container.h"
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
@@ -6,21 +7,6 @@
 #include <unistd.h>
 
 #define FLUSH_DELAY_MS 5
-
-static struct outlet *outlet_of_timer(struct loop_op *op)
-{
-	return (struct outlet *)((char *)op - offsetof(struct outlet, timer));
-}
-
-static struct outlet *outlet_of_writable(struct loop_op *op)
-{
-	return (struct outlet *)((char *)op - offsetof(struct outlet, writable));
-}
-
-static struct outlet *outlet_of_work(struct loop_work *w)
-{
-	return (struct outlet *)((char *)w - offsetof(struct outlet, arm));
-}
 
 /* Send held bytes, as many as go without waiting. Lock held. A host that is gone takes everything.
  */
@@ -48,7 +34,7 @@ static void on_timer(struct loop_op *op, int res, uint32_t flags)
 {
 	(void)res;
 	(void)flags;
-	struct outlet *o = outlet_of_timer(op);
+	struct outlet *o = container(struct outlet, timer, op);
 	pthread_mutex_lock(&o->lock);
 	o->timer_set = false;
 	send_held(o);
@@ -62,7 +48,7 @@ static void on_timer(struct loop_op *op, int res, uint32_t flags)
 
 static void arm_timer(struct loop_work *w)
 {
-	struct outlet *o = outlet_of_work(w);
+	struct outlet *o = container(struct outlet, arm, w);
 	o->delay = (struct __kernel_timespec){.tv_nsec = FLUSH_DELAY_MS * 1000000};
 	struct io_uring_sqe *sqe = loop_sqe(o->loop, &o->timer);
 	if (sqe)
@@ -73,7 +59,7 @@ static void on_writable(struct loop_op *op, int res, uint32_t flags)
 {
 	(void)res;
 	(void)flags;
-	struct outlet *o = outlet_of_writable(op);
+	struct outlet *o = container(struct outlet, writable, op);
 	pthread_mutex_lock(&o->lock);
 	send_held(o);
 	o->waiting = false;

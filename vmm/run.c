@@ -1,4 +1,5 @@
 #include "vmm/run.h"
+#include "vmm/container.h"
 #include "vmm/fleet.h"
 #include "vmm/stats.h"
 #include "vmm/terminal.h"
@@ -12,8 +13,6 @@ struct run {
 	struct host_source on_input;
 	json_t *at_ready, *ended; /* with --stats */
 };
-
-#define container(type, member, pointer) ((type *)((char *)(pointer)-offsetof(type, member)))
 
 static void all_ready(void *ctx)
 {

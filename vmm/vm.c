@@ -1,5 +1,6 @@
 #include "vmm/vm.h"
 #include "vmm/clock.h"
+#include "vmm/container.h"
 #include "vmm/error.h"
 #include <errno.h>
 #include <poll.h>
@@ -87,7 +88,7 @@ static void *ender(void *arg)
 
 static void begin_ending(struct loop_work *w)
 {
-	struct vm *vm = (struct vm *)((char *)w - offsetof(struct vm, ending));
+	struct vm *vm = container(struct vm, ending, w);
 	pthread_t t;
 	if (pthread_create(&t, NULL, ender, vm))
 		loop_stop(vm->loop); /* no thread to drain with: end all the same */
@@ -127,7 +128,7 @@ static void after_faults(struct vm *vm, int rc)
 
 static void on_fault(struct loop_op *op, int res, uint32_t flags)
 {
-	struct vm *vm = (struct vm *)((char *)op - offsetof(struct vm, on_fault));
+	struct vm *vm = container(struct vm, on_fault, op);
 	(void)flags;
 	if (res == -ECANCELED)
 		return;
@@ -136,7 +137,7 @@ static void on_fault(struct loop_op *op, int res, uint32_t flags)
 
 static void on_orders(struct loop_op *op, int res, uint32_t flags)
 {
-	struct vm *vm = (struct vm *)((char *)op - offsetof(struct vm, on_orders));
+	struct vm *vm = container(struct vm, on_orders, op);
 	struct mailbox *mb = vm->links.mailbox;
 	(void)flags;
 	if (res == -ECANCELED)
@@ -179,7 +180,7 @@ static void give_input(struct vm *vm)
 
 static void on_input(struct loop_op *op, int res, uint32_t flags)
 {
-	struct vm *vm = (struct vm *)((char *)op - offsetof(struct vm, on_input));
+	struct vm *vm = container(struct vm, on_input, op);
 	(void)flags;
 	vm->input_watched = false;
 	if (res < 0)
@@ -204,7 +205,7 @@ static void watch_input(struct vm *vm)
 
 static void run_input_wanted(struct loop_work *w)
 {
-	give_input((struct vm *)((char *)w - offsetof(struct vm, input_wanted)));
+	give_input(container(struct vm, input_wanted, w));
 }
 
 void vm_input_wanted(struct vm *vm)
