@@ -2,7 +2,7 @@
 # LAB_TESTS=PATTERN runs the tests whose names contain it. check-lab-self: what tests/lab/run itself promises.
 .PHONY: check-lab check-lab-self
 check-lab: all
-	tests/lab/run --timeout 3000 -- tests/lab/suite $(LAB_TESTS)
+	tests/lab/run --cpus 1 --timeout 3000 -- tests/lab/suite $(LAB_TESTS)
 check-lab-self: all
 	tests/lab/self-suite $(LAB_TESTS)
 
