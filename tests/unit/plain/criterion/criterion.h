@@ -81,6 +81,8 @@ void plain_fail(bool fatal, const char *file, int line, const char *expression);
 #define cr_expect_not_null(x, ...) PLAIN_CHECK(false, (x) != NULL, #x __VA_OPT__(, ) __VA_ARGS__)
 #define cr_expect_eq(a, b, ...)    PLAIN_OP(false, a, ==, b __VA_OPT__(, ) __VA_ARGS__)
 #define cr_expect_neq(a, b, ...)   PLAIN_OP(false, a, !=, b __VA_OPT__(, ) __VA_ARGS__)
+#define cr_expect_leq(a, b, ...)   PLAIN_OP(false, a, <=, b __VA_OPT__(, ) __VA_ARGS__)
+#define cr_expect_geq(a, b, ...)   PLAIN_OP(false, a, >=, b __VA_OPT__(, ) __VA_ARGS__)
 #define cr_expect_str_eq(a, b, ...) \
 	PLAIN_CHECK(false, !strcmp(a, b), #a " is " #b __VA_OPT__(, ) __VA_ARGS__)
 
