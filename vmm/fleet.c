@@ -1,6 +1,7 @@
 #include "vmm/fleet.h"
 #include "vmm/clock.h"
 #include "vmm/container.h"
+#include "vmm/event.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -35,13 +36,6 @@ static void arm(struct host_source *s, uint64_t ms)
 {
 	struct itimerspec t = {.it_value = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000}};
 	timerfd_settime(s->fd, 0, &t, NULL);
-}
-
-static void drain(int fd)
-{
-	uint64_t n;
-	ssize_t got = read(fd, &n, sizeof n);
-	(void)got;
 }
 
 static const char *name_of(const struct host_vm *vm)
@@ -107,7 +101,7 @@ static void on_timeout(struct host_source *s, uint32_t events)
 {
 	struct fleet *f = container(struct fleet, on_timeout, s);
 	(void)events;
-	drain(s->fd);
+	event_drain(s->fd);
 	if (f->stop != FLEET_RUNS)
 		return;
 	fleet_say("timeout: %u of %u guests still run after %" PRIu64 " s; powering them off",
@@ -119,7 +113,7 @@ static void on_grace(struct host_source *s, uint32_t events)
 {
 	struct fleet *f = container(struct fleet, on_grace, s);
 	(void)events;
-	drain(s->fd);
+	event_drain(s->fd);
 	if (host_alive(f->host))
 		fleet_stop(f, f->stop + 1, f->status);
 }
@@ -165,7 +159,7 @@ static void on_resume(struct host_source *s, uint32_t events)
 {
 	struct fleet *f = container(struct fleet, on_resume, s);
 	(void)events;
-	drain(s->fd);
+	event_drain(s->fd);
 	host_console_resume(f->host);
 }
 

@@ -1,4 +1,5 @@
 #include "vmm/error.h"
+#include "vmm/event.h"
 #include "vmm/host_private.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -50,19 +51,12 @@ void host_stop(struct host *h)
 
 /* ---- orders and news ----------------------------------------------------------------------- */
 
-static void ring(int fd)
-{
-	uint64_t one = 1;
-	ssize_t n = write(fd, &one, sizeof one);
-	(void)n; /* a full counter rings too */
-}
-
 void host_order(struct host_vm *vm, enum vm_order order)
 {
 	if (vm->phase != HOST_VM_ALIVE)
 		return;
 	atomic_fetch_or_explicit(&vm->mailbox->orders, order, memory_order_release);
-	ring(vm->orders_fd);
+	event_ring(vm->orders_fd);
 }
 
 bool host_feed_the_hungry(struct host *h)
@@ -89,18 +83,11 @@ void host_set_tick(struct host *h, bool on)
 	timerfd_settime(h->on_tick.fd, 0, &(struct itimerspec){every, every}, NULL);
 }
 
-static void drain(int fd)
-{
-	uint64_t n;
-	ssize_t got = read(fd, &n, sizeof n);
-	(void)got;
-}
-
 static void on_tick(struct host_source *s, uint32_t events)
 {
 	struct host *h = container(struct host, on_tick, s);
 	(void)events;
-	drain(s->fd);
+	event_drain(s->fd);
 	bool more = host_feed_the_hungry(h);
 	for (unsigned i = 0; i < h->vms; i++)
 		if (h->vm[i]->phase == HOST_VM_REAPING && host_vm_reap(h->vm[i]))
@@ -112,7 +99,7 @@ static void on_news(struct host_source *s, uint32_t events)
 {
 	struct host *h = container(struct host, on_news, s);
 	(void)events;
-	drain(s->fd);
+	event_drain(s->fd);
 	for (unsigned i = 0; i < h->vms; i++) {
 		struct host_vm *vm = h->vm[i];
 		if (vm->phase != HOST_VM_ALIVE)

@@ -226,18 +226,6 @@ int kvm_vm_create(struct kvm_vm *vm, const struct kvm_host *host, const struct m
 	return rc;
 }
 
-void kvm_vm_destroy(struct kvm_vm *vm)
-{
-	for (unsigned i = 0; i < MACHINE_MAX_CPUS; i++) {
-		if (vm->vcpu[i].run)
-			munmap(vm->vcpu[i].run, (size_t)vm->host->run_bytes);
-		if (vm->vcpu[i].fd >= 0)
-			close(vm->vcpu[i].fd);
-	}
-	if (vm->fd >= 0)
-		close(vm->fd);
-}
-
 void kvm_vm_irq(const struct kvm_vm *vm, unsigned gsi, bool level)
 {
 	struct kvm_irq_level irq = {.irq = gsi, .level = level};

@@ -38,7 +38,6 @@ struct kvm_vm {
  * stays in vm for kvm_vm_destroy. */
 int kvm_vm_create(struct kvm_vm *vm, const struct kvm_host *host, const struct machine *machine,
 		  const struct window *window, char *error);
-void kvm_vm_destroy(struct kvm_vm *vm);
 /* Level of an interrupt line; any thread. */
 void kvm_vm_irq(const struct kvm_vm *vm, unsigned gsi, bool level);
 /* Guest pages KVM has mapped at the second stage, by size (0 if KVM doesn't tell). */

@@ -2,6 +2,7 @@
 #include "vmm/clock.h"
 #include "vmm/container.h"
 #include "vmm/error.h"
+#include "vmm/event.h"
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -34,10 +35,7 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 
 static void tell_host(const struct vm *vm)
 {
-	uint64_t one = 1;
-	/* Only fails if the counter is full, and then the host has news to see anyway. */
-	ssize_t n = write(vm->links.news_fd, &one, sizeof one);
-	(void)n;
+	event_ring(vm->links.news_fd);
 }
 
 static void set_state(struct vm *vm, enum vm_state state)
@@ -142,9 +140,7 @@ static void on_orders(struct loop_op *op, int res, uint32_t flags)
 	(void)flags;
 	if (res == -ECANCELED)
 		return;
-	uint64_t count;
-	ssize_t n = read(vm->links.orders_fd, &count, sizeof count);
-	(void)n; /* the orders themselves say what there is to do */
+	event_drain(vm->links.orders_fd);
 	uint32_t orders = atomic_exchange_explicit(&mb->orders, 0, memory_order_acquire);
 	if (orders & ORDER_FRAMES) {
 		atomic_store_explicit(&mb->hungry, 0, memory_order_seq_cst);
@@ -233,9 +229,7 @@ static int load(struct vm *vm, char *error)
 		set_state(vm, VM_STARVED);
 		struct pollfd p = {.fd = vm->links.orders_fd, .events = POLLIN};
 		poll(&p, 1, -1);
-		uint64_t n;
-		ssize_t got = read(vm->links.orders_fd, &n, sizeof n);
-		(void)got;
+		event_drain(vm->links.orders_fd);
 		uint32_t orders = atomic_exchange_explicit(&vm->links.mailbox->orders, 0,
 							   memory_order_acquire);
 		atomic_store_explicit(&vm->links.mailbox->hungry, 0, memory_order_seq_cst);
