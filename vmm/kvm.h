@@ -35,7 +35,7 @@ struct kvm_vm {
 };
 
 /* Make the VM on its window, with interrupt chips and vCPUs. -errno with words; what was opened
- * stays in vm for kvm_vm_destroy. */
+ * stays open until the process ends, which is this VM alone. */
 int kvm_vm_create(struct kvm_vm *vm, const struct kvm_host *host, const struct machine *machine,
 		  const struct window *window, char *error);
 /* Level of an interrupt line; any thread. */
