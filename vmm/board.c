@@ -55,14 +55,14 @@ static void say(void *ctx, const char *line)
 	struct vm *vm = ctx;
 	unsigned said = atomic_fetch_add_explicit(&vm->said, 1, memory_order_relaxed);
 	if (said < VM_MAX_SAID)
-		dprintf(STDERR_FILENO, "invisor: %s: %s%s\n", vm->config->machine.name, line,
+		dprintf(STDERR_FILENO, "invisor: %s: %s%s\n", vm->config.machine.name, line,
 			said == VM_MAX_SAID - 1 ? " (no more of these)" : "");
 }
 
 static int add(struct vm *vm, int rc, struct virtio_dev *d, char *error)
 {
 	if (rc)
-		return errorf(error, rc, "%s: virtio slot %u: %s", vm->config->machine.name,
+		return errorf(error, rc, "%s: virtio slot %u: %s", vm->config.machine.name,
 			      vm->devices, strerror(-rc));
 	vm->device[vm->devices++] = d;
 	return 0;
@@ -86,7 +86,7 @@ int board_create(struct vm *vm, char *error)
 		.irq = serial_irq, .output = serial_output, .room = serial_room};
 	int rc = serial_create(&vm->serial, &ops, vm);
 	if (rc)
-		return errorf(error, rc, "%s: serial port: %s", vm->config->machine.name,
+		return errorf(error, rc, "%s: serial port: %s", vm->config.machine.name,
 			      strerror(-rc));
 	/* The order is the machine's: vm_machine_devices in vm.c. */
 	struct virtio_dev *d = NULL;
@@ -99,8 +99,8 @@ int board_create(struct vm *vm, char *error)
 	e = env(vm);
 	rc = virtio_rng_create(&d, &e);
 	rc = add(vm, rc, d, error);
-	for (unsigned i = 0; !rc && i < vm->config->disks; i++) {
-		const struct vm_disk *disk = &vm->config->disk[i];
+	for (unsigned i = 0; !rc && i < vm->config.disks; i++) {
+		const struct vm_disk *disk = &vm->config.disk[i];
 		char serial[21];
 		snprintf(serial, sizeof serial, "invisor-%u", i);
 		struct virtio_blk_config c = {
@@ -113,13 +113,26 @@ int board_create(struct vm *vm, char *error)
 	return rc;
 }
 
+void board_pause(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->devices; i++)
+		virtio_pause(vm->device[i]);
+}
+
+void board_resume(struct vm *vm)
+{
+	serial_resume(vm->serial);
+	for (unsigned i = 0; i < vm->devices; i++)
+		virtio_resume(vm->device[i]);
+}
+
 void board_destroy(struct vm *vm)
 {
 	for (unsigned i = 0; i < vm->devices; i++)
 		virtio_destroy(vm->device[i]);
 	vm->devices = 0;
-	for (unsigned i = 0; i < vm->config->disks; i++)
-		if (!vm->config->disk[i].read_only && fsync(vm->config->disk[i].fd) < 0 &&
+	for (unsigned i = 0; i < vm->config.disks; i++)
+		if (!vm->config.disk[i].read_only && fsync(vm->config.disk[i].fd) < 0 &&
 		    errno != EINVAL && errno != EBADF)
 			say(vm, "a disk could not be flushed");
 }
