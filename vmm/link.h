@@ -23,7 +23,6 @@ struct link_request {
 	uint32_t id;     /* CLONE: registered for it by the host */
 	uint32_t number; /* CLONE: which clone of the host it is, from 1 */
 	uint32_t predict; /* CLONE: may it be given the pages that its siblings broke at once? */
-	uint64_t asked_ns; /* when the user's request came, CLOCK_MONOTONIC */
 	char name[IPT_NAME_LEN]; /* FREEZE: the template's; CLONE: the clone's */
 };
 

@@ -81,6 +81,7 @@ void outlet_init(struct outlet *o, int fd, struct loop *loop, void (*room)(void 
 
 void outlet_renew(struct outlet *o, int fd)
 {
+	loop_unpost(o->loop, &o->arm);
 	outlet_init(o, fd, o->loop, o->room, o->ctx);
 }
 

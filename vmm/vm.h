@@ -96,7 +96,7 @@ struct vm {
 	struct vm_pause pause;
 	struct kvm_state frozen; /* of a template, and of a clone until it runs */
 	struct learn *learn;     /* what clones of the same template write to at first; NULL: nobody asks */
-	uint64_t asked_ns;       /* a clone: when the user asked for it */
+	uint32_t number;         /* which clone of its host it is; 0: it was booted */
 	pthread_t vcpu_thread[MACHINE_MAX_CPUS];
 	_Atomic bool vcpu_gone[MACHINE_MAX_CPUS];
 	_Atomic bool stopping, ended;
