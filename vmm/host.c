@@ -1,3 +1,4 @@
+#include "vmm/agent.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/host_private.h"
@@ -139,7 +140,7 @@ static int make_table(struct host *h, char *error)
 	return 0;
 }
 
-/* Three descriptors a VM: ask for as many as the host may have. */
+/* Four descriptors a VM: ask for as many as the host may have. */
 static void raise_descriptor_limit(void)
 {
 	struct rlimit r;
@@ -195,6 +196,7 @@ void host_destroy(struct host *h)
 		}
 		if (vm->console_fd >= 0)
 			close(vm->console_fd);
+		agent_close(vm);
 		if (vm->mailbox)
 			munmap(vm->mailbox, sizeof *vm->mailbox);
 		free(vm);

@@ -34,7 +34,8 @@ struct host_vm {
 	pid_t pid;
 	struct vm_config config;
 	struct mailbox *mailbox;
-	int pidfd, orders_fd, console_fd;
+	int pidfd, orders_fd, console_fd, agent_fd;
+	struct agent *agent; /* the command under way in the guest, or NULL: agent.h */
 	struct host_source on_exit, on_console;
 	uint64_t forked_ns, ready_ns, ended_ns; /* CLOCK_MONOTONIC, 0: not yet */
 	bool said_starved;

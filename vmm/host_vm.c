@@ -1,4 +1,5 @@
 /* A VM as the host sees it: its process's start, its console, its end. */
+#include "vmm/agent.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/host_private.h"
@@ -95,6 +96,7 @@ static void finish(struct host_vm *vm)
 	host_remove_source(h, &vm->on_console);
 	close(vm->console_fd);
 	vm->console_fd = -1;
+	agent_vm_ended(vm);
 	h->alive--;
 	h->events.ended(h->events.ctx, vm);
 	munmap(vm->mailbox, sizeof *vm->mailbox);
@@ -163,7 +165,8 @@ static void close_all_but(int *keep, unsigned n)
 	close_range((unsigned)from, ~0u, 0);
 }
 
-static _Noreturn void child(struct host *h, const struct host_vm *vm, int console, pid_t parent)
+static _Noreturn void child(struct host *h, const struct host_vm *vm, int console, int agent,
+			    pid_t parent)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
@@ -179,6 +182,7 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, int consol
 	keep[n++] = vm->orders_fd;
 	keep[n++] = h->news_fd;
 	keep[n++] = console;
+	keep[n++] = agent;
 	for (unsigned i = 0; i < vm->config.disks; i++)
 		keep[n++] = vm->config.disk[i].fd;
 	close_all_but(keep, n);
@@ -189,7 +193,8 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, int consol
 				 .mailbox = vm->mailbox,
 				 .orders_fd = vm->orders_fd,
 				 .news_fd = h->news_fd,
-				 .console_fd = console};
+				 .console_fd = console,
+				 .agent_fd = agent};
 	vm_process(&vm->config, &links);
 }
 
@@ -218,8 +223,9 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 			       .pidfd = -1,
 			       .orders_fd = -1,
 			       .console_fd = -1,
+			       .agent_fd = -1,
 			       .mailbox = MAP_FAILED};
-	int socket[2] = {-1, -1};
+	int socket[2] = {-1, -1}, agent[2] = {-1, -1};
 	int rc = ipt_vm_add(h->table, name, INVALID_VMID, &vm->id);
 	if (rc) {
 		free(vm);
@@ -231,23 +237,26 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 	vm->orders_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (vm->mailbox == MAP_FAILED || vm->orders_fd < 0 ||
 	    socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, socket) < 0 ||
+	    socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, agent) < 0 ||
 	    (rc = remember(h, vm)) < 0) {
 		rc = rc ? rc : -errno;
 		goto fail;
 	}
 	vm->console_fd = socket[0];
+	vm->agent_fd = agent[0];
 	vm->forked_ns = clock_ns();
 	pid_t parent = getpid();
 	fflush(NULL);
 	vm->pid = fork();
 	if (vm->pid == 0)
-		child(h, vm, socket[1], parent);
+		child(h, vm, socket[1], agent[1], parent);
 	if (vm->pid < 0) {
 		rc = -errno;
 		h->vms--;
 		goto fail;
 	}
 	close(socket[1]);
+	close(agent[1]);
 	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
 	vm->phase = HOST_VM_ALIVE;
 	h->alive++;
@@ -273,6 +282,10 @@ fail:
 	if (socket[0] >= 0) {
 		close(socket[0]);
 		close(socket[1]);
+	}
+	if (agent[0] >= 0) {
+		close(agent[0]);
+		close(agent[1]);
 	}
 	free(vm);
 	return errorf(error, rc, "%s: can't start its process: %s%s", name, strerror(-rc),

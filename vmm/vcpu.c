@@ -177,6 +177,7 @@ unsigned vcpu_stop_all(struct vm *vm, unsigned ms)
 			vm->kvm.vcpu[i].run->immediate_exit = 1;
 			pthread_kill(vm->vcpu_thread[i], KICK_SIGNAL);
 		}
+		board_wake(vm);
 		if (!left || waited >= ms)
 			return left;
 		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);

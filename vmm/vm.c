@@ -12,7 +12,6 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #define STOP_MS      200  /* how long a vCPU gets to leave the guest */
@@ -29,6 +28,7 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 	m->virtio_slots = 0;
 	m->virtio_id[m->virtio_slots++] = ID_CONSOLE;
 	m->virtio_id[m->virtio_slots++] = ID_RNG;
+	m->virtio_id[m->virtio_slots++] = ID_CONSOLE; /* the agent's */
 	for (unsigned i = 0; i < disks; i++)
 		m->virtio_id[m->virtio_slots++] = ID_BLK;
 }
@@ -79,7 +79,7 @@ static void *ender(void *arg)
 	vcpu_stop_all(vm, STOP_MS);
 	sample(vm);
 	board_destroy(vm);
-	outlet_flush(&vm->outlet, FLUSH_MS);
+	board_flush(vm, FLUSH_MS);
 	loop_stop(vm->loop);
 	return NULL;
 }
@@ -160,61 +160,6 @@ static void on_orders(struct loop_op *op, int res, uint32_t flags)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
 
-static void watch_input(struct vm *vm);
-
-static void give_input(struct vm *vm)
-{
-	while (vm->input_held) {
-		size_t took = board_input(vm, vm->input, vm->input_held);
-		if (!took)
-			return; /* vm_input_wanted comes when there is room */
-		memmove(vm->input, vm->input + took, vm->input_held - took);
-		vm->input_held -= took;
-	}
-	watch_input(vm);
-}
-
-static void on_input(struct loop_op *op, int res, uint32_t flags)
-{
-	struct vm *vm = container(struct vm, on_input, op);
-	(void)flags;
-	vm->input_watched = false;
-	if (res < 0)
-		return;
-	ssize_t n = recv(vm->links.console_fd, vm->input, sizeof vm->input, MSG_DONTWAIT);
-	if (n == 0)
-		return; /* the host sends no more */
-	vm->input_held = n > 0 ? (size_t)n : 0;
-	give_input(vm);
-}
-
-static void watch_input(struct vm *vm)
-{
-	if (vm->input_watched)
-		return;
-	struct io_uring_sqe *sqe = loop_sqe(vm->loop, &vm->on_input);
-	if (!sqe)
-		return;
-	io_uring_prep_poll_add(sqe, vm->links.console_fd, POLLIN | POLLRDHUP);
-	vm->input_watched = true;
-}
-
-static void run_input_wanted(struct loop_work *w)
-{
-	give_input(container(struct vm, input_wanted, w));
-}
-
-void vm_input_wanted(struct vm *vm)
-{
-	loop_post(vm->loop, &vm->input_wanted);
-}
-
-static void console_room(void *ctx)
-{
-	struct vm *vm = ctx;
-	virtio_retry(vm->console);
-}
-
 /* ---- set-up -------------------------------------------------------------------------------- */
 
 /* Load the image; where the pool is out of frames, wait until the host says that there are some. */
@@ -279,7 +224,6 @@ static int set_up(struct vm *vm, char *error)
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s%s", c->machine.name, strerror(-rc),
 			      rc == -EPERM ? " (see /proc/sys/kernel/io_uring_disabled)" : "");
-	outlet_init(&vm->outlet, vm->links.console_fd, vm->loop, console_room, vm);
 	rc = board_create(vm, error);
 	if (!rc)
 		rc = load(vm, error);
@@ -291,15 +235,13 @@ static int set_up(struct vm *vm, char *error)
 		return rc;
 	vm->on_fault.done = on_fault;
 	vm->on_orders.done = on_orders;
-	vm->on_input.done = on_input;
-	vm->input_wanted.run = run_input_wanted;
 	vm->ending.run = begin_ending;
 	rc = loop_watch(vm->loop, &vm->on_fault, vm->memory.uffd, POLLIN);
 	if (!rc)
 		rc = loop_watch(vm->loop, &vm->on_orders, vm->links.orders_fd, POLLIN);
 	if (rc)
 		return errorf(error, rc, "%s: io_uring poll: %s", c->machine.name, strerror(-rc));
-	watch_input(vm);
+	board_listen(vm);
 	return 0;
 }
 

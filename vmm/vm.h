@@ -8,6 +8,8 @@
 
 #include "virtio/virtio.h"
 #include "vmm/boot.h"
+#include "vmm/idle.h"
+#include "vmm/inlet.h"
 #include "vmm/kvm.h"
 #include "vmm/memory.h"
 #include "vmm/outlet.h"
@@ -41,6 +43,7 @@ struct vm_links {
 	int orders_fd;  /* eventfd: the mailbox has orders */
 	int news_fd;    /* eventfd: the mailbox has news for the host */
 	int console_fd; /* stream socket: console bytes both ways */
+	int agent_fd;   /* stream socket: bytes of the guest's agent both ways (docs/AGENT.md) */
 };
 
 struct vm;
@@ -61,19 +64,19 @@ struct vm {
 	struct virtio_dev *device[MACHINE_MAX_VIRTIO];
 	struct vm_slot slot[MACHINE_MAX_VIRTIO];
 	unsigned devices;
-	struct virtio_dev *console, *disk[VM_MAX_DISKS];
-	struct outlet outlet;
-	char input[512]; /* bytes for the guest that it had no room for yet */
-	size_t input_held;
-	bool input_watched;
-	struct loop_work input_wanted, ending;
-	struct loop_op on_fault, on_orders, on_input;
+	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS];
+	struct outlet outlet, agent_outlet;
+	struct inlet inlet, agent_inlet;
+	struct idle idle;
+	struct loop_work ending;
+	struct loop_op on_fault, on_orders;
 	struct fault_queue starved;
 	struct boot_plan plan;
 	pthread_t vcpu_thread[MACHINE_MAX_CPUS];
 	_Atomic bool vcpu_gone[MACHINE_MAX_CPUS];
 	_Atomic bool stopping, ended;
 	_Atomic unsigned said;
+	_Atomic uint32_t identity; /* the clone's number, 0 for a VM that was booted */
 	/* Where the guest's last output came from, and so where input goes; none before the first, since
 	 * a guest that sets its console up forgets what came earlier. */
 	_Atomic enum vm_console { CONSOLE_NONE, CONSOLE_SERIAL, CONSOLE_VIRTIO } console_in_use;
@@ -86,9 +89,6 @@ _Noreturn void vm_process(const struct vm_config *config, const struct vm_links 
 /* The VM is over, for this reason and in these words; the first call counts. Any thread. */
 void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
-
-/* Give the guest what input is held, then read more. Any thread. */
-void vm_input_wanted(struct vm *vm);
 
 /* Fill in the virtio slots that board_create will make, so that FDT and ACPI describe them. */
 void vm_machine_devices(struct machine *m, unsigned disks);
@@ -110,9 +110,14 @@ void board_destroy(struct vm *vm);
 /* A guest access; `data` is read or written, size 1, 2 or 4 (ports), 1 to 8 (MMIO). Any vCPU. */
 void board_port(struct vm *vm, uint16_t port, uint8_t *data, unsigned size, bool write);
 void board_mmio(struct vm *vm, gpa_t at, uint8_t *data, unsigned size, bool write);
-/* Console bytes for the guest; returns how many were taken. */
-size_t board_input(struct vm *vm, const char *bytes, size_t n);
+/* Begin to take console and agent bytes for the guest. Loop thread, or before it runs. */
+void board_listen(struct vm *vm);
+/* Send what the guest wrote and the host hasn't taken yet, waiting at most `ms` each. */
+void board_flush(struct vm *vm, int ms);
 /* The pool has frames again. */
 void board_retry(struct vm *vm);
+/* vCPUs that rest at MACHINE_IDLE_PORT go on at once: call it after setting what keeps them from
+ * going back to the guest. Any thread. */
+void board_wake(struct vm *vm);
 
 #endif
