@@ -2,6 +2,7 @@
 #include "vmm/clock.h"
 #include "vmm/container.h"
 #include "vmm/event.h"
+#include "vmm/requests.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -280,7 +281,10 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 	if (!rc)
 		rc = add_sources(f, error);
 	if (!rc)
-		rc = control_create(&f->control, f->host, error);
+		rc = control_create(&f->control,
+				    &(struct control_config){
+					    .host = f->host, .handler = requests_handle, .ctx = f},
+				    error);
 	if (!rc)
 		rc = start_all(f, error);
 	return rc;

@@ -1,5 +1,5 @@
 /* invisor: the command line. */
-#include "vmm/control.h"
+#include "vmm/commands.h"
 #include "vmm/density.h"
 #include "vmm/kvm.h"
 #include "vmm/run.h"
@@ -46,13 +46,13 @@ int main(int argc, char **argv)
 	if (!strcmp(command, "density"))
 		return density_command(argc - 1, argv + 1);
 	if (!strcmp(command, "owner"))
-		return control_command_owner(argc - 1, argv + 1);
+		return command_owner(argc - 1, argv + 1);
 	if (!strcmp(command, "translate"))
-		return control_command_translate(argc - 1, argv + 1);
+		return command_translate(argc - 1, argv + 1);
 	if (!strcmp(command, "audit"))
-		return control_command_audit(argc - 1, argv + 1);
+		return command_audit(argc - 1, argv + 1);
 	if (!strcmp(command, "stats"))
-		return control_command_stats(argc - 1, argv + 1);
+		return command_stats(argc - 1, argv + 1);
 	if (!strcmp(command, "probe"))
 		return probe();
 	if (!strcmp(command, "--help") || !strcmp(command, "-h") || !strcmp(command, "help")) {
