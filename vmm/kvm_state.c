@@ -49,9 +49,8 @@ static int save_msrs(const struct kvm_host *k, int fd, struct kvm_vcpu_state *s)
 
 static int tsc_offset(int fd, int request, uint64_t *offset)
 {
-	struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL,
-				       .attr = KVM_VCPU_TSC_OFFSET,
-				       .addr = (uintptr_t)offset};
+	struct kvm_device_attr attr = {
+		.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)offset};
 	return ioctl(fd, (unsigned)request, &attr);
 }
 

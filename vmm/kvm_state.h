@@ -17,7 +17,8 @@ struct kvm_vcpu_state {
 	struct kvm_debugregs debugregs;
 	struct kvm_mp_state mp_state;
 	bool has_xcrs, has_tsc_offset;
-	uint64_t tsc_offset;    /* to the host's TSC, so that the guest's runs on wherever it goes on */
+	uint64_t
+		tsc_offset; /* to the host's TSC, so that the guest's runs on wherever it goes on */
 	struct kvm_xsave *xsave; /* kvm_host.xsave_bytes */
 	struct kvm_msrs *msrs;   /* those that could be read */
 };

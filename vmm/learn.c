@@ -4,8 +4,8 @@
 
 struct learn *learn_create(void)
 {
-	struct learn *l = mmap(NULL, sizeof *l, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-			       -1, 0);
+	struct learn *l =
+		mmap(NULL, sizeof *l, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	return l == MAP_FAILED ? NULL : l;
 }
 

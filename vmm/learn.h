@@ -14,8 +14,8 @@
 #define LEARN_MS       50   /* how long one notes what it writes to */
 
 struct learn {
-	_Atomic uint32_t learners; /* that have joined */
-	_Atomic uint32_t n;        /* entries given out; may run past the end */
+	_Atomic uint32_t learners;             /* that have joined */
+	_Atomic uint32_t n;                    /* entries given out; may run past the end */
 	_Atomic uint64_t entry[LEARN_ENTRIES]; /* gfn << 8 | learner + 1; 0: not written yet */
 };
 

@@ -20,8 +20,8 @@ enum link_op {
 
 struct link_request {
 	uint32_t op;
-	uint32_t id;     /* CLONE: registered for it by the host */
-	uint32_t number; /* CLONE: which clone of the host it is, from 1 */
+	uint32_t id;      /* CLONE: registered for it by the host */
+	uint32_t number;  /* CLONE: which clone of the host it is, from 1 */
 	uint32_t predict; /* CLONE: may it be given the pages that its siblings broke at once? */
 	char name[IPT_NAME_LEN]; /* FREEZE: the template's; CLONE: the clone's */
 };
@@ -30,8 +30,9 @@ struct link_request {
 struct link_answer {
 	int32_t status; /* 0 or -errno; then `words` say why */
 	int32_t pid;
-	uint32_t template_id; /* FREEZE: the VM's old id, the template's now; 0: nothing was frozen */
-	uint32_t id;          /* FREEZE: the VM's new one; CLONE: the request's */
+	uint32_t
+		template_id; /* FREEZE: the VM's old id, the template's now; 0: nothing was frozen */
+	uint32_t id;         /* FREEZE: the VM's new one; CLONE: the request's */
 	char words[200];
 };
 

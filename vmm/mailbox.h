@@ -19,8 +19,8 @@
 enum vm_state {
 	VM_STARTING, /* the process sets up KVM and loads the image */
 	VM_RUNNING,
-	VM_STARVED, /* stopped in a second-stage fault: the pool has no frame for it */
-	VM_PAUSED,  /* stands still by the user's order */
+	VM_STARVED,  /* stopped in a second-stage fault: the pool has no frame for it */
+	VM_PAUSED,   /* stands still by the user's order */
 	VM_TEMPLATE, /* frozen: clones are made of it */
 	VM_ENDED,
 };
@@ -65,6 +65,7 @@ struct mailbox {
 	_Atomic uint32_t end;     /* enum vm_end, set before state becomes VM_ENDED */
 	_Atomic uint32_t hungry;  /* the VM found the pool empty: send ORDER_FRAMES when it isn't */
 	_Atomic uint32_t sampled; /* counts ORDER_SAMPLEs carried out */
+	_Atomic uint32_t pause_refused; /* counts ORDER_PAUSEs that a vCPU didn't follow */
 	char words[MAILBOX_WORDS]; /* why it ended, with registers where they help; NUL-terminated
 				    */
 
@@ -73,10 +74,10 @@ struct mailbox {
 	_Atomic uint64_t starved;              /* times that a fault had to wait for frames */
 	_Atomic uint64_t extents;              /* pieces of pool mapped into the window */
 	_Atomic uint64_t extent_frames;
-	struct histogram service_ns;     /* userfault read to wake */
-	_Atomic uint64_t exits[64];      /* KVM exits by reason */
-	_Atomic uint64_t run_started_ns; /* CLOCK_MONOTONIC at the first KVM_RUN */
-	_Atomic uint64_t copied_frames;  /* shared frames of which it has a copy now */
+	struct histogram service_ns;       /* userfault read to wake */
+	_Atomic uint64_t exits[64];        /* KVM exits by reason */
+	_Atomic uint64_t run_started_ns;   /* CLOCK_MONOTONIC at the first KVM_RUN */
+	_Atomic uint64_t copied_frames;    /* shared frames of which it has a copy now */
 	_Atomic uint64_t predicted_frames; /* of them: copied before it ran */
 
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */

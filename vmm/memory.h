@@ -42,7 +42,8 @@ struct memory {
 
 	/* Sharing (share.c): has the window pieces that are registered for write protection? */
 	bool shares;
-	uint64_t shown_to;    /* where the last piece shown ends, gfn, and how long it was: the next one */
+	uint64_t
+		shown_to; /* where the last piece shown ends, gfn, and how long it was: the next one */
 	uint32_t shown_pages; /* that follows it is twice as long */
 	struct learn *learn;  /* as `learner` until then, if that is not negative */
 	int learner;

@@ -105,8 +105,13 @@ static void on_timer(struct loop_op *op, int res, uint32_t flags)
 		return;
 	}
 	p->stillness = VM_MOVES;
-	p->by_user = false;
 	want(vm, false);
+	if (p->by_user) {
+		p->by_user = false;
+		atomic_fetch_add_explicit(&vm->links.mailbox->pause_refused, 1,
+					  memory_order_release);
+		vm_tell_host(vm);
+	}
 	if (p->freeze)
 		refuse_freeze(vm, -EBUSY, "a vCPU doesn't stop; it waits for memory");
 }

@@ -34,7 +34,6 @@ static void forget_the_past(struct vm *vm)
 	for (unsigned i = 0; i < MACHINE_MAX_CPUS; i++)
 		vm->vcpu_gone[i] = false;
 	vm->starved.n = 0;
-	vm->input_held = 0;
 	loop_unpost(vm->loop, &vm->pause.look);
 	pause_init(vm);
 }
@@ -56,7 +55,7 @@ static int become(struct vm *vm, const struct link_request *request, const gfn_t
 	rc = loop_renew(vm->loop, VM_LOOP_ENTRIES);
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s", m->name, strerror(-rc));
-	outlet_renew(&vm->outlet, vm->links.console_fd);
+	board_renew(vm);
 	rc = vm_watch(vm, error);
 	if (!rc)
 		board_resume(vm);
@@ -68,16 +67,16 @@ static _Noreturn void clone_main(struct vm *vm, const struct link_request *reque
 {
 	char error[ERROR_MAX] = "";
 	close(vm->links.link_fd); /* the template's */
-	struct mailbox *mb =
-		mmap(NULL, sizeof *mb, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
+	struct mailbox *mb = mmap(NULL, sizeof *mb, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
 	close(fds[1]);
 	if (mb == MAP_FAILED)
 		_exit(1);
 	vm->links.mailbox = mb;
 	vm->links.link_fd = fds[0];
 	vm->links.console_fd = fds[2];
+	vm->links.agent_fd = fds[3];
 	vm->links.id = vmid(request->id);
-	vm->number = request->number;
+	vm->identity = request->number;
 	snprintf(vm->config.machine.name, sizeof vm->config.machine.name, "%s", request->name);
 	vm_name_process("vm", request->name);
 	forget_the_past(vm);
@@ -160,7 +159,7 @@ static _Noreturn void template_main(struct vm *vm, int link, const char *name)
 		if (n < 0)
 			continue;
 		request.name[IPT_NAME_LEN - 1] = 0;
-		if (request.op == LINK_CLONE && fds[0] >= 0 && fds[1] >= 0 && fds[2] >= 0)
+		if (request.op == LINK_CLONE && fds[LINK_FDS - 1] >= 0)
 			make_clone(vm, &request, fds);
 		link_close(fds);
 	}

@@ -1,3 +1,4 @@
+#include "vmm/clock.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <signal.h>
@@ -143,6 +144,11 @@ static void *vcpu_main(void *arg)
 	unsigned cpu = start->cpu;
 	free(start);
 	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
+	if (cpu == 0) {
+		atomic_store_explicit(&vm->links.mailbox->run_started_ns, clock_ns(),
+				      memory_order_release);
+		vm_set_state(vm, VM_RUNNING);
+	}
 	while (!atomic_load_explicit(&vm->stopping, memory_order_acquire)) {
 		if (atomic_load_explicit(&vm->pause.wanted, memory_order_acquire)) {
 			if (!complete_access(vm, cpu))
@@ -203,6 +209,7 @@ void vcpu_kick_all(struct vm *vm)
 {
 	for (unsigned i = 0; i < vm->kvm.cpus; i++)
 		kick(vm, i);
+	board_wake(vm);
 }
 
 unsigned vcpu_stop_all(struct vm *vm, unsigned ms)
@@ -213,6 +220,7 @@ unsigned vcpu_stop_all(struct vm *vm, unsigned ms)
 		unsigned left = 0;
 		for (unsigned i = 0; i < vm->kvm.cpus; i++)
 			left += kick(vm, i);
+		board_wake(vm);
 		if (!left || waited >= ms)
 			return left;
 		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);

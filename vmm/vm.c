@@ -12,11 +12,10 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#define STOP_MS      200  /* how long a vCPU gets to leave the guest */
-#define FLUSH_MS     1000 /* how long the host gets to take the last console bytes */
+#define STOP_MS  200  /* how long a vCPU gets to leave the guest */
+#define FLUSH_MS 1000 /* how long the host gets to take the last console bytes */
 
 /* virtio 1.2 section 5 */
 #define ID_BLK     2
@@ -28,11 +27,12 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 	m->virtio_slots = 0;
 	m->virtio_id[m->virtio_slots++] = ID_CONSOLE;
 	m->virtio_id[m->virtio_slots++] = ID_RNG;
+	m->virtio_id[m->virtio_slots++] = ID_CONSOLE; /* the agent's */
 	for (unsigned i = 0; i < disks; i++)
 		m->virtio_id[m->virtio_slots++] = ID_BLK;
 }
 
-static void tell_host(const struct vm *vm)
+void vm_tell_host(const struct vm *vm)
 {
 	event_ring(vm->links.news_fd);
 }
@@ -40,7 +40,7 @@ static void tell_host(const struct vm *vm)
 void vm_set_state(struct vm *vm, enum vm_state state)
 {
 	atomic_store_explicit(&vm->links.mailbox->state, state, memory_order_release);
-	tell_host(vm);
+	vm_tell_host(vm);
 }
 
 /* ---- the end ------------------------------------------------------------------------------- */
@@ -78,7 +78,7 @@ static void *ender(void *arg)
 	vcpu_stop_all(vm, STOP_MS);
 	sample(vm);
 	board_destroy(vm);
-	outlet_flush(&vm->outlet, FLUSH_MS);
+	board_flush(vm, FLUSH_MS);
 	loop_stop(vm->loop);
 	return NULL;
 }
@@ -144,7 +144,7 @@ static void take_orders(struct vm *vm)
 	if (orders & ORDER_SAMPLE) {
 		sample(vm);
 		atomic_fetch_add_explicit(&mb->sampled, 1, memory_order_release);
-		tell_host(vm);
+		vm_tell_host(vm);
 	}
 	if (orders & ORDER_PRESS_POWER) {
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, true); /* edge-triggered: a pulse */
@@ -179,61 +179,6 @@ static void on_link(struct loop_op *op, int res, uint32_t flags)
 	}
 	if (n == 0)
 		_exit(1); /* the host is gone, and nobody supervises us any more */
-}
-
-static void watch_input(struct vm *vm);
-
-static void give_input(struct vm *vm)
-{
-	while (vm->input_held) {
-		size_t took = board_input(vm, vm->input, vm->input_held);
-		if (!took)
-			return; /* vm_input_wanted comes when there is room */
-		memmove(vm->input, vm->input + took, vm->input_held - took);
-		vm->input_held -= took;
-	}
-	watch_input(vm);
-}
-
-static void on_input(struct loop_op *op, int res, uint32_t flags)
-{
-	struct vm *vm = container(struct vm, on_input, op);
-	(void)flags;
-	vm->input_watched = false;
-	if (res < 0)
-		return;
-	ssize_t n = recv(vm->links.console_fd, vm->input, sizeof vm->input, MSG_DONTWAIT);
-	if (n == 0)
-		return; /* the host sends no more */
-	vm->input_held = n > 0 ? (size_t)n : 0;
-	give_input(vm);
-}
-
-static void watch_input(struct vm *vm)
-{
-	if (vm->input_watched)
-		return;
-	struct io_uring_sqe *sqe = loop_sqe(vm->loop, &vm->on_input);
-	if (!sqe)
-		return;
-	io_uring_prep_poll_add(sqe, vm->links.console_fd, POLLIN | POLLRDHUP);
-	vm->input_watched = true;
-}
-
-static void run_input_wanted(struct loop_work *w)
-{
-	give_input(container(struct vm, input_wanted, w));
-}
-
-void vm_input_wanted(struct vm *vm)
-{
-	loop_post(vm->loop, &vm->input_wanted);
-}
-
-static void console_room(void *ctx)
-{
-	struct vm *vm = ctx;
-	virtio_retry(vm->console);
 }
 
 /* ---- set-up -------------------------------------------------------------------------------- */
@@ -305,8 +250,7 @@ int vm_watch(struct vm *vm, char *error)
 	if (rc)
 		return errorf(error, rc, "%s: io_uring poll: %s", vm->config.machine.name,
 			      strerror(-rc));
-	vm->input_watched = false;
-	watch_input(vm);
+	board_listen(vm);
 	return 0;
 }
 
@@ -321,7 +265,6 @@ static int set_up(struct vm *vm, char *error)
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s%s", m->name, strerror(-rc),
 			      rc == -EPERM ? " (see /proc/sys/kernel/io_uring_disabled)" : "");
-	outlet_init(&vm->outlet, vm->links.console_fd, vm->loop, console_room, vm);
 	rc = board_create(vm, error);
 	if (!rc)
 		rc = load(vm, error);
@@ -334,8 +277,6 @@ static int set_up(struct vm *vm, char *error)
 	pause_init(vm);
 	vm->on_fault.done = on_fault;
 	vm->on_link.done = on_link;
-	vm->on_input.done = on_input;
-	vm->input_wanted.run = run_input_wanted;
 	vm->ending.run = begin_ending;
 	return vm_watch(vm, error);
 }
@@ -365,9 +306,6 @@ _Noreturn void vm_give_up(struct vm *vm, const char *words)
 
 _Noreturn void vm_run(struct vm *vm)
 {
-	struct mailbox *mb = vm->links.mailbox;
-	atomic_store_explicit(&mb->run_started_ns, clock_ns(), memory_order_relaxed);
-	vm_set_state(vm, VM_RUNNING);
 	int rc = 0;
 	for (unsigned i = 0; i < vm->kvm.cpus && !rc; i++) {
 		rc = vcpu_start(vm, i);
@@ -378,7 +316,7 @@ _Noreturn void vm_run(struct vm *vm)
 	if (rc)
 		note_end(vm, END_HOST_ERROR, "the event loop failed");
 	vm_set_state(vm, VM_ENDED);
-	_exit(mb->end == END_POWER_OFF ? 0 : 1);
+	_exit(vm->links.mailbox->end == END_POWER_OFF ? 0 : 1);
 }
 
 _Noreturn void vm_process(const struct vm_config *config, const struct vm_links *links)

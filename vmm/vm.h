@@ -8,6 +8,8 @@
 
 #include "virtio/virtio.h"
 #include "vmm/boot.h"
+#include "vmm/idle.h"
+#include "vmm/inlet.h"
 #include "vmm/kvm.h"
 #include "vmm/kvm_state.h"
 #include "vmm/link.h"
@@ -18,7 +20,7 @@
 
 #define VM_MAX_DISKS    8
 #define VM_LOOP_ENTRIES 64
-#define VM_MAX_SAID  50 /* lines about a guest's faults that a user is shown */
+#define VM_MAX_SAID     50 /* lines about a guest's faults that a user is shown */
 
 struct vm_disk {
 	const char *path; /* for messages */
@@ -44,6 +46,7 @@ struct vm_links {
 	int link_fd;    /* to the host: link.h */
 	int news_fd;    /* eventfd: the mailbox has news for the host */
 	int console_fd; /* stream socket: console bytes both ways */
+	int agent_fd;   /* stream socket: bytes of the guest's agent both ways (docs/AGENT.md) */
 };
 
 struct vm;
@@ -58,8 +61,8 @@ struct vm_pause {
 	_Atomic bool parked[MACHINE_MAX_CPUS];
 	struct loop_work look; /* posted by a vCPU that has parked */
 	enum vm_stillness stillness;
-	bool by_user;           /* until a resume */
-	bool freeze;            /* a freeze was asked for: */
+	bool by_user; /* until a resume */
+	bool freeze;  /* a freeze was asked for: */
 	struct link_request request;
 	int template_link;
 	struct loop_op timer;
@@ -84,23 +87,23 @@ struct vm {
 	struct virtio_dev *device[MACHINE_MAX_VIRTIO];
 	struct vm_slot slot[MACHINE_MAX_VIRTIO];
 	unsigned devices;
-	struct virtio_dev *console, *disk[VM_MAX_DISKS];
-	struct outlet outlet;
-	char input[512]; /* bytes for the guest that it had no room for yet */
-	size_t input_held;
-	bool input_watched;
-	struct loop_work input_wanted, ending;
-	struct loop_op on_fault, on_link, on_input;
+	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS];
+	struct outlet outlet, agent_outlet;
+	struct inlet inlet, agent_inlet;
+	struct idle idle;
+	struct loop_work ending;
+	struct loop_op on_fault, on_link;
 	struct fault_queue starved;
 	struct boot_plan plan;
 	struct vm_pause pause;
 	struct kvm_state frozen; /* of a template, and of a clone until it runs */
-	struct learn *learn;     /* what clones of the same template write to at first; NULL: nobody asks */
-	uint32_t number;         /* which clone of its host it is; 0: it was booted */
+	struct learn
+		*learn; /* what clones of the same template write to at first; NULL: nobody asks */
 	pthread_t vcpu_thread[MACHINE_MAX_CPUS];
 	_Atomic bool vcpu_gone[MACHINE_MAX_CPUS];
 	_Atomic bool stopping, ended;
 	_Atomic unsigned said;
+	_Atomic uint32_t identity; /* the clone's number, 0 for a VM that was booted */
 	/* Where the guest's last output came from, and so where input goes; none before the first, since
 	 * a guest that sets its console up forgets what came earlier. */
 	_Atomic enum vm_console { CONSOLE_NONE, CONSOLE_SERIAL, CONSOLE_VIRTIO } console_in_use;
@@ -114,14 +117,13 @@ _Noreturn void vm_process(const struct vm_config *config, const struct vm_links 
 void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
-/* Give the guest what input is held, then read more. Any thread. */
-void vm_input_wanted(struct vm *vm);
-
 /* Fill in the virtio slots that board_create will make, so that FDT and ACPI describe them. */
 void vm_machine_devices(struct machine *m, unsigned disks);
 
 /* What the state of the VM is, for the host to see. */
 void vm_set_state(struct vm *vm, enum vm_state state);
+/* There is news in the mailbox. Any thread. */
+void vm_tell_host(const struct vm *vm);
 /* The loop's sources, for the guest's first time or a clone's: faults, link, input. -errno with words. */
 int vm_watch(struct vm *vm, char *error);
 /* What the process is called in ps: "vm:NAME", "tm:NAME". */
@@ -168,14 +170,21 @@ int board_create(struct vm *vm, char *error);
  * thread. */
 void board_pause(struct vm *vm);
 void board_resume(struct vm *vm);
+/* In a clone's process, before vm_watch: its own sockets, on its own loop. */
+void board_renew(struct vm *vm);
 /* Stop devices and finish their I/O, disks flushed. */
 void board_destroy(struct vm *vm);
 /* A guest access; `data` is read or written, size 1, 2 or 4 (ports), 1 to 8 (MMIO). Any vCPU. */
 void board_port(struct vm *vm, uint16_t port, uint8_t *data, unsigned size, bool write);
 void board_mmio(struct vm *vm, gpa_t at, uint8_t *data, unsigned size, bool write);
-/* Console bytes for the guest; returns how many were taken. */
-size_t board_input(struct vm *vm, const char *bytes, size_t n);
+/* Begin to take console and agent bytes for the guest. Loop thread, or before it runs. */
+void board_listen(struct vm *vm);
+/* Send what the guest wrote and the host hasn't taken yet, waiting at most `ms` each. */
+void board_flush(struct vm *vm, int ms);
 /* The pool has frames again. */
 void board_retry(struct vm *vm);
+/* vCPUs that rest at MACHINE_IDLE_PORT go on at once: call it after setting what keeps them from
+ * going back to the guest. Any thread. */
+void board_wake(struct vm *vm);
 
 #endif
