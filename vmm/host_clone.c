@@ -116,12 +116,15 @@ static int name_clone(const struct clone_job *job, struct vm_config *c, char *er
 	size_t size = sizeof c->machine.name;
 	int n;
 	*c = job->template->config;
-	if (!*job->name)
-		n = snprintf(name, size, "%.20s.%u", job->source->config.machine.name,
+	if (!*job->name) {
+		const char *after = job->source->config.machine.name;
+		int length = (int)strcspn(after, "@"); /* a template's own name is its VM's */
+		n = snprintf(name, size, "%.*s.%u", length < 20 ? length : 20, after,
 			     job->host->clones + 1);
-	else if (job->request.count == 1)
+	}
+	if (*job->name && job->request.count == 1)
 		n = snprintf(name, size, "%s", job->name);
-	else
+	else if (*job->name)
 		n = snprintf(name, size, "%.26s-%u", job->name, job->made + 1);
 	return n < (int)size ? 0 : errorf(error, -ENAMETOOLONG, "%.40s...: too long a name", name);
 }
