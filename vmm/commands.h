@@ -9,4 +9,7 @@ int command_translate(int argc, char **argv);
 int command_audit(int argc, char **argv);
 int command_stats(int argc, char **argv);
 
+/* exec.c: run a command in a guest */
+int command_exec(int argc, char **argv);
+
 #endif

@@ -1,4 +1,5 @@
 #include "vmm/requests.h"
+#include "vmm/exec.h"
 #include "vmm/stats.h"
 #include <stdio.h>
 #include <string.h>
@@ -96,10 +97,8 @@ static void take_stats(struct control_request *r, const json_t *o)
 /* ---- the table ----------------------------------------------------------------------------- */
 
 static const struct request_kind kinds[] = {
-	{"owner", take_owner},
-	{"translate", take_translate},
-	{"stats", take_stats},
-	{"audit", take_audit},
+	{"owner", take_owner}, {"translate", take_translate}, {"stats", take_stats},
+	{"audit", take_audit}, {"exec", exec_take},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)
