@@ -40,7 +40,8 @@ enum vm_order {
 	ORDER_FRAMES = 1 << 1, /* the pool has frames again: retry what waits */
 	ORDER_SAMPLE = 1 << 2, /* refresh what is sampled below */
 	ORDER_PRESS_POWER =
-		1 << 3, /* press the ACPI power button: the guest may shut itself down */
+		1 << 3,       /* press the ACPI power button: the guest may shut itself down */
+	ORDER_RENEW = 1 << 4, /* a new generation id: the guest reseeds its random numbers */
 };
 
 enum fault_kind { FAULT_GUEST_READ, FAULT_GUEST_WRITE, FAULT_DEVICE, FAULT_STALE, FAULT_NKINDS };

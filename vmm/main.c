@@ -15,6 +15,7 @@ static const char help[] =
 	"  translate   which frame is behind a guest's physical address\n"
 	"  stats       a running host's numbers\n"
 	"  audit       check a running host's table\n"
+	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
 	"  exec        run a command in a guest\n"
 	"  probe       what this host's KVM can do for us\n";
 
@@ -54,6 +55,8 @@ int main(int argc, char **argv)
 		return command_audit(argc - 1, argv + 1);
 	if (!strcmp(command, "stats"))
 		return command_stats(argc - 1, argv + 1);
+	if (!strcmp(command, "renew"))
+		return command_renew(argc - 1, argv + 1);
 	if (!strcmp(command, "exec"))
 		return command_exec(argc - 1, argv + 1);
 	if (!strcmp(command, "probe"))

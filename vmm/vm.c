@@ -3,6 +3,7 @@
 #include "vmm/container.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
+#include "vmm/identity.h"
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -156,6 +157,8 @@ static void on_orders(struct loop_op *op, int res, uint32_t flags)
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, true); /* edge-triggered: a pulse */
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, false);
 	}
+	if (orders & ORDER_RENEW && identity_renew(vm, vm->identity) == 0)
+		identity_announce(vm);
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
@@ -168,6 +171,11 @@ static int load(struct vm *vm, char *error)
 	for (;;) {
 		int rc = boot_load(vm->config->image, &vm->config->machine, &vm->memory.gmem,
 				   &vm->plan, error);
+		if (!rc)
+			rc = identity_renew(vm, 0);
+		if (rc && rc != -EAGAIN && !*error)
+			errorf(error, rc, "%s: generation id: %s", vm->config->machine.name,
+			       strerror(-rc));
 		if (rc != -EAGAIN)
 			return rc;
 		atomic_fetch_add_explicit(&vm->links.mailbox->starved, 1, memory_order_relaxed);
