@@ -17,6 +17,8 @@ static const char help[] =
 	"  pause       stop a guest in its tracks; resume: let it go on\n"
 	"  stats       a running host's numbers\n"
 	"  audit       check a running host's table\n"
+	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
+	"  exec        run a command in a guest\n"
 	"  probe       what this host's KVM can do for us\n";
 
 static int probe(void)
@@ -61,6 +63,10 @@ int main(int argc, char **argv)
 		return command_resume(argc - 1, argv + 1);
 	if (!strcmp(command, "stats"))
 		return command_stats(argc - 1, argv + 1);
+	if (!strcmp(command, "renew"))
+		return command_renew(argc - 1, argv + 1);
+	if (!strcmp(command, "exec"))
+		return command_exec(argc - 1, argv + 1);
 	if (!strcmp(command, "probe"))
 		return probe();
 	if (!strcmp(command, "--help") || !strcmp(command, "-h") || !strcmp(command, "help")) {

@@ -216,3 +216,27 @@ int command_stats(int argc, char **argv)
 		"The running host's numbers: pool, table, VMs (docs/STATS.md).\n";
 	return without_arguments(argc, argv, usage, "stats", say_stats);
 }
+
+static void say_renew(const json_t *a)
+{
+	printf("%s has a new generation id\n", string(a, "vm"));
+}
+
+int command_renew(int argc, char **argv)
+{
+	static const char usage[] =
+		"usage: invisor renew [--json] [--host SOCKET] VM\n"
+		"Give a guest a new generation id, as a copy of a VM gets one: its kernel reseeds\n"
+		"its random numbers. For a guest whose disks come from another's, for instance.\n";
+	const char *host;
+	bool json;
+	int i = common(argc, argv, usage, &host, &json);
+	if (i < 0)
+		return i == -1 ? 0 : 2;
+	if (i + 1 != argc) {
+		fprintf(stderr, "invisor: renew takes the name of a VM\n");
+		return 2;
+	}
+	return ask_and_print(host, json, json_pack("{s:s, s:s}", "do", "renew", "vm", argv[i]),
+			     say_renew);
+}

@@ -1,5 +1,6 @@
 #include "vmm/requests.h"
 #include "vmm/clone_requests.h"
+#include "vmm/exec.h"
 #include "vmm/stats.h"
 #include <stdio.h>
 #include <string.h>
@@ -94,12 +95,27 @@ static void take_stats(struct control_request *r, const json_t *o)
 	control_reply(r, stats_take(control_host(r)));
 }
 
+static void take_renew(struct control_request *r, const json_t *o)
+{
+	struct host *h = control_host(r);
+	const char *name = json_string_value(json_object_get(o, "vm"));
+	vmid_t id;
+	struct host_vm *vm =
+		name && ipt_vm_find(host_table(h), name, &id) == 0 ? host_vm_by_id(h, id) : NULL;
+	if (!vm) {
+		control_refuse(r, "renew: needs \"vm\", the name of a running VM");
+		return;
+	}
+	host_order(vm, ORDER_RENEW);
+	control_reply(r, json_pack("{s:s}", "vm", name));
+}
+
 /* ---- the table ----------------------------------------------------------------------------- */
 
 static const struct request_kind kinds[] = {
 	{"owner", take_owner}, {"translate", take_translate}, {"stats", take_stats},
 	{"audit", take_audit}, {"pause", take_pause},         {"resume", take_resume},
-	{"clone", take_clone},
+	{"clone", take_clone}, {"exec", exec_take},           {"renew", take_renew},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)
