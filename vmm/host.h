@@ -58,6 +58,7 @@ struct host_events {
 	size_t (*console)(void *ctx, struct host_vm *vm, const char *bytes, size_t n);
 	void (*starved)(void *ctx, struct host_vm *vm, bool now); /* waits for frames / goes on */
 	void (*ended)(void *ctx, struct host_vm *vm);             /* its frames are free again */
+	void (*news)(void *ctx, struct host_vm *vm);              /* its mailbox may have changed */
 	void *ctx;
 };
 
@@ -90,5 +91,8 @@ unsigned host_alive(struct host *h);
 /* VMs by index, in order of start, the gone ones too; NULL past the last. */
 struct host_vm *host_vm_at(struct host *h, unsigned index);
 struct host_vm *host_vm_by_id(struct host *h, vmid_t id);
+/* Free the records of VMs of which nothing is left, so that a host may start VMs for ever. Not while
+ * somebody goes through them. */
+void host_forget_gone(struct host *h);
 
 #endif
