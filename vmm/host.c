@@ -157,6 +157,7 @@ static void on_news(struct host_source *s, uint32_t events)
 			vm->said_starved = starved;
 			h->events.starved(h->events.ctx, vm, starved);
 		}
+		h->events.news(h->events.ctx, vm);
 		if (atomic_load_explicit(&vm->mailbox->hungry, memory_order_seq_cst))
 			host_set_tick(h, true);
 	}
@@ -300,4 +301,17 @@ struct host_vm *host_vm_by_id(struct host *h, vmid_t id)
 		if (h->vm[i]->id.v == id.v && h->vm[i]->phase == HOST_VM_ALIVE)
 			return h->vm[i];
 	return NULL;
+}
+
+void host_forget_gone(struct host *h)
+{
+	unsigned kept = 0;
+	for (unsigned i = 0; i < h->vms; i++) {
+		struct host_vm *vm = h->vm[i];
+		if (vm->phase == HOST_VM_GONE && !vm->draining)
+			free(vm);
+		else
+			h->vm[kept++] = vm;
+	}
+	h->vms = kept;
 }

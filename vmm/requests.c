@@ -91,8 +91,8 @@ static void take_audit(struct control_request *r, const json_t *o)
 
 static void take_stats(struct control_request *r, const json_t *o)
 {
-	(void)o;
-	control_reply(r, stats_take(control_host(r)));
+	bool processes = !json_is_false(json_object_get(o, "processes"));
+	control_reply(r, stats_take(control_host(r), processes));
 }
 
 static void take_renew(struct control_request *r, const json_t *o)
@@ -113,9 +113,11 @@ static void take_renew(struct control_request *r, const json_t *o)
 /* ---- the table ----------------------------------------------------------------------------- */
 
 static const struct request_kind kinds[] = {
-	{"owner", take_owner}, {"translate", take_translate}, {"stats", take_stats},
-	{"audit", take_audit}, {"pause", take_pause},         {"resume", take_resume},
-	{"clone", take_clone}, {"exec", exec_take},           {"renew", take_renew},
+	{"owner", take_owner},         {"translate", take_translate}, {"stats", take_stats},
+	{"audit", take_audit},         {"run", requests_run},         {"kill", requests_kill},
+	{"console", requests_console}, {"status", requests_status},   {"stop", requests_stop},
+	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
+	{"exec", exec_take},           {"renew", take_renew},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)

@@ -88,7 +88,7 @@ static double seconds_since(uint64_t then, uint64_t since)
 	return then > since ? (double)(then - since) / 1e9 : 0;
 }
 
-json_t *stats_vm(struct host_vm *vm)
+json_t *stats_vm(struct host_vm *vm, bool processes)
 {
 	json_t *o = json_object();
 	const struct mailbox *mb = vm->mailbox;
@@ -100,9 +100,12 @@ json_t *stats_vm(struct host_vm *vm)
 	put(o, "cpus", vm->config.machine.cpus);
 	uint32_t frames[IPT_NSTATES];
 	memcpy(frames, vm->frames_at_end, sizeof frames);
-	struct ipt_vm_info info;
-	if (alive && ipt_vm_info(host_table(vm->host), vm->id, &info) == 0)
+	struct ipt_vm_info info, parent;
+	bool known = alive && ipt_vm_info(host_table(vm->host), vm->id, &info) == 0;
+	if (known)
 		memcpy(frames, info.frames, sizeof frames);
+	bool cloned = known && ipt_vm_info(host_table(vm->host), info.parent, &parent) == 0;
+	json_object_set_new(o, "parent", cloned ? json_string(parent.name) : json_null());
 	put(o, "frames_private", frames[IPT_PRIVATE]);
 	put(o, "frames_limbo", frames[IPT_LIMBO]);
 	json_object_set_new(o, "ready_seconds",
@@ -128,7 +131,7 @@ json_t *stats_vm(struct host_vm *vm)
 	put(o, "disk_reads", mb->disk_reads);
 	put(o, "disk_writes", mb->disk_writes);
 	put(o, "disk_errors", mb->disk_errors);
-	if (alive) {
+	if (alive && processes) {
 		struct proc_memory m;
 		proc_memory(vm->pid, &m);
 		put(o, "window_mappings", m.pool_mappings);
@@ -138,7 +141,7 @@ json_t *stats_vm(struct host_vm *vm)
 	return o;
 }
 
-json_t *stats_take(struct host *h)
+json_t *stats_take(struct host *h, bool processes)
 {
 	json_t *o = json_object(), *vms = json_array();
 	json_object_set_new(o, "pool", pool_stats(h));
@@ -148,7 +151,7 @@ json_t *stats_take(struct host *h)
 	struct host_vm *vm;
 	for (unsigned i = 0; (vm = host_vm_at(h, i)); i++)
 		if (vm->phase == HOST_VM_ALIVE)
-			json_array_append_new(vms, stats_vm(vm));
+			json_array_append_new(vms, stats_vm(vm, processes));
 	return o;
 }
 
