@@ -135,9 +135,10 @@ static void on_tick(struct host_source *s, uint32_t events)
 	(void)events;
 	event_drain(s->fd);
 	bool more = host_feed_the_hungry(h);
-	for (unsigned i = 0; i < h->vms; i++)
-		if (h->vm[i]->phase == HOST_VM_REAPING && host_vm_reap(h->vm[i]))
-			more = more || !h->vm[i]->is_template;
+	for (unsigned i = 0; i < h->vms; i++) {
+		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
+		more = more || (rc && rc != -EBUSY);
+	}
 	host_set_tick(h, more);
 }
 

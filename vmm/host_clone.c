@@ -237,6 +237,18 @@ static void bury(struct host_vm *t)
 	host_vm_lost(t);
 }
 
+/* A VM that is frozen anew, and whose last template made no clone that still lives, needs that one no more: without
+ * this the chain of templates would grow with every clone that is made and ended. */
+static void retire_the_last(struct host *h, const struct host_vm *t)
+{
+	struct ipt_vm_info info, last;
+	if (ipt_vm_info(h->table, t->id, &info) || ipt_vm_info(h->table, info.parent, &last))
+		return;
+	struct host_vm *old = host_vm_by_id(h, last.id);
+	if (old && old->is_template && !old->job && last.children == 1)
+		host_kill(old);
+}
+
 static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 {
 	struct clone_job *job = vm->job;
@@ -265,6 +277,7 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 	int rc = host_vm_supervise(t);
 	if (rc)
 		fail(job, "%s: can't watch its process: %s", t->config.machine.name, strerror(-rc));
+	retire_the_last(h, t);
 	step(job);
 }
 

@@ -43,11 +43,19 @@ static void say_owner(const json_t *a)
 	if (integer(a, "pins"))
 		printf(", %lld pins", integer(a, "pins"));
 	putchar('\n');
+	size_t i;
+	json_t *viewer;
+	json_array_foreach(json_object_get(a, "viewers"), i,
+			   viewer) if (strcmp(string(viewer, "how"), "own"))
+		printf("  seen by %s at gpa 0x%llx (%s)\n", string(viewer, "vm"),
+		       integer(viewer, "gpa"), string(viewer, "how"));
 }
 
 static void say_translate(const json_t *a)
 {
 	printf("%s gpa 0x%llx: %s", string(a, "vm"), integer(a, "gpa"), string(a, "state"));
+	if (json_object_get(a, "from"))
+		printf(" with %s", string(a, "from"));
 	if (json_object_get(a, "frame"))
 		printf(", frame %lld, pool offset 0x%llx", integer(a, "frame"),
 		       integer(a, "pool_offset"));
