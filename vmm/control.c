@@ -110,7 +110,12 @@ static const char *vm_name(struct ipt *t, vmid_t id, struct ipt_vm_info *info)
 
 static json_t *answer_owner(struct host *h, const json_t *request)
 {
-	static const char *const states[IPT_NSTATES] = {"free", "limbo", "private"};
+	static const char *const states[IPT_NSTATES] = {
+		[IPT_FREE] = "free",
+		[IPT_LIMBO] = "limbo",
+		[IPT_SHARED] = "shared",
+		[IPT_PRIVATE] = "private",
+	};
 	struct ipt *t = host_table(h);
 	const json_t *f = json_object_get(request, "frame");
 	struct ipt_owner o;
@@ -126,7 +131,7 @@ static json_t *answer_owner(struct host *h, const json_t *request)
 	}
 	json_t *a = json_pack("{s:I, s:s, s:i}", "frame", n, "state", states[o.state], "pins",
 			      (int)o.pins);
-	if (o.state != IPT_FREE) {
+	if (o.vm.v) {
 		json_object_set_new(a, "vm", json_string(vm_name(t, o.vm, &info)));
 		json_object_set_new(a, "vm_id", json_integer(o.vm.v));
 	}
