@@ -130,8 +130,7 @@ int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
 		return err;
 	reap_slots(t, vm); /* spare ones */
 	err = reap_limbo(t, vm, false, clean, ctx, &kept);
-	for (int i = 0; i < IPT_NSTATES; i++)
-		store_relaxed32(&t->vms[vm.v].frames[i], i == IPT_LIMBO ? kept : 0);
+	reap_count(t, vm, kept);
 	if (err)
 		return err;
 	registry_skip(t, vm, child);
