@@ -110,14 +110,14 @@ static void say(void *ctx, const char *line)
 	struct vm *vm = ctx;
 	unsigned said = atomic_fetch_add_explicit(&vm->said, 1, memory_order_relaxed);
 	if (said < VM_MAX_SAID)
-		dprintf(STDERR_FILENO, "invisor: %s: %s%s\n", vm->config->machine.name, line,
+		dprintf(STDERR_FILENO, "invisor: %s: %s%s\n", vm->config.machine.name, line,
 			said == VM_MAX_SAID - 1 ? " (no more of these)" : "");
 }
 
 static int add(struct vm *vm, int rc, struct virtio_dev *d, char *error)
 {
 	if (rc)
-		return errorf(error, rc, "%s: virtio slot %u: %s", vm->config->machine.name,
+		return errorf(error, rc, "%s: virtio slot %u: %s", vm->config.machine.name,
 			      vm->devices, strerror(-rc));
 	vm->device[vm->devices++] = d;
 	return 0;
@@ -144,7 +144,7 @@ int board_create(struct vm *vm, char *error)
 	outlet_init(&vm->agent_outlet, vm->links.agent_fd, vm->loop, agent_outlet_room, vm);
 	int rc = serial_create(&vm->serial, &ops, vm);
 	if (rc)
-		return errorf(error, rc, "%s: serial port: %s", vm->config->machine.name,
+		return errorf(error, rc, "%s: serial port: %s", vm->config.machine.name,
 			      strerror(-rc));
 	/* The order is the machine's: vm_machine_devices in vm.c. */
 	struct virtio_dev *d = NULL;
@@ -168,8 +168,8 @@ int board_create(struct vm *vm, char *error)
 	vm->agent = d;
 	virtio_set_name(d, "virtio-console of the agent");
 	virtio_console_on_room(d, agent_input_room, vm);
-	for (unsigned i = 0; !rc && i < vm->config->disks; i++) {
-		const struct vm_disk *disk = &vm->config->disk[i];
+	for (unsigned i = 0; !rc && i < vm->config.disks; i++) {
+		const struct vm_disk *disk = &vm->config.disk[i];
 		char serial[21];
 		snprintf(serial, sizeof serial, "invisor-%u", i);
 		struct virtio_blk_config c = {
@@ -182,13 +182,35 @@ int board_create(struct vm *vm, char *error)
 	return rc;
 }
 
+void board_pause(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->devices; i++)
+		virtio_pause(vm->device[i]);
+}
+
+void board_renew(struct vm *vm)
+{
+	outlet_renew(&vm->outlet, vm->links.console_fd);
+	outlet_renew(&vm->agent_outlet, vm->links.agent_fd);
+	loop_unpost(vm->loop, &vm->inlet.wanted);
+	loop_unpost(vm->loop, &vm->agent_inlet.wanted);
+}
+
+void board_resume(struct vm *vm)
+{
+	idle_forget(&vm->idle); /* the lines are raised again: */
+	serial_resume(vm->serial);
+	for (unsigned i = 0; i < vm->devices; i++)
+		virtio_resume(vm->device[i]);
+}
+
 void board_destroy(struct vm *vm)
 {
 	for (unsigned i = 0; i < vm->devices; i++)
 		virtio_destroy(vm->device[i]);
 	vm->devices = 0;
-	for (unsigned i = 0; i < vm->config->disks; i++)
-		if (!vm->config->disk[i].read_only && fsync(vm->config->disk[i].fd) < 0 &&
+	for (unsigned i = 0; i < vm->config.disks; i++)
+		if (!vm->config.disk[i].read_only && fsync(vm->config.disk[i].fd) < 0 &&
 		    errno != EINVAL && errno != EBADF)
 			say(vm, "a disk could not be flushed");
 }
@@ -201,7 +223,7 @@ void board_port(struct vm *vm, uint16_t port, uint8_t *data, unsigned size, bool
 	}
 	if (!write && port == MACHINE_IDLE_PORT) {
 		memset(data, 0, size);
-		idle_rest(&vm->idle, &vm->stopping);
+		idle_rest(&vm->idle, &vm->stopping, &vm->pause.wanted);
 		return;
 	}
 	if (!write && port >= MACHINE_IDENTITY_PORT && port + size <= MACHINE_IDENTITY_PORT + 4u) {

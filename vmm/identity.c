@@ -8,7 +8,7 @@ int identity_renew(struct vm *vm, uint32_t number)
 		uint8_t guid[16];
 		uint32_t number;
 	} page = {.number = number};
-	if (vm->config->image->kind != BOOT_BARE) {
+	if (vm->config.image->kind != BOOT_BARE) {
 		if (getrandom(page.guid, sizeof page.guid, 0) != sizeof page.guid)
 			return -EIO;
 		int rc = gmem_write(&vm->memory.gmem, gpa(BOOT_IDENTITY), &page, sizeof page);
@@ -21,7 +21,7 @@ int identity_renew(struct vm *vm, uint32_t number)
 
 void identity_announce(struct vm *vm)
 {
-	if (vm->config->image->kind == BOOT_BARE)
+	if (vm->config.image->kind == BOOT_BARE)
 		return;
 	kvm_vm_irq(&vm->kvm, MACHINE_GENERATION_GSI, true); /* edge-triggered: a pulse */
 	kvm_vm_irq(&vm->kvm, MACHINE_GENERATION_GSI, false);

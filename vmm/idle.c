@@ -28,7 +28,14 @@ void idle_wake(struct idle *i)
 	pthread_mutex_unlock(&i->lock);
 }
 
-void idle_rest(struct idle *i, const _Atomic bool *stop)
+void idle_forget(struct idle *i)
+{
+	pthread_mutex_lock(&i->lock);
+	i->lines = 0;
+	pthread_mutex_unlock(&i->lock);
+}
+
+void idle_rest(struct idle *i, const _Atomic bool *stop, const _Atomic bool *pause)
 {
 	struct timespec until;
 	clock_gettime(CLOCK_MONOTONIC, &until);
@@ -39,6 +46,7 @@ void idle_rest(struct idle *i, const _Atomic bool *stop)
 	uint32_t wakes = i->wakes;
 	while (!i->lines && i->wakes == wakes &&
 	       !atomic_load_explicit(stop, memory_order_acquire) &&
+	       !atomic_load_explicit(pause, memory_order_acquire) &&
 	       pthread_cond_timedwait(&i->change, &i->lock, &until) == 0)
 		;
 	pthread_mutex_unlock(&i->lock);

@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define IDLE_MS 50
+#define IDLE_MS 1000
 
 struct idle {
 	pthread_mutex_t lock; /* a leaf: nothing is taken inside */
@@ -25,7 +25,9 @@ void idle_init(struct idle *i);
 void idle_line(struct idle *i, bool high);
 /* Whoever rests now goes on. Any thread. */
 void idle_wake(struct idle *i);
-/* Rest. Returns at once while *stop is true. A vCPU's thread. */
-void idle_rest(struct idle *i, const _Atomic bool *stop);
+/* All lines are low, until told again. While no vCPU rests. */
+void idle_forget(struct idle *i);
+/* Rest. Returns at once while *stop or *pause is true. A vCPU's thread. */
+void idle_rest(struct idle *i, const _Atomic bool *stop, const _Atomic bool *pause);
 
 #endif

@@ -13,6 +13,8 @@ static const char help[] =
 	"  density     boot more and more guests and measure what they cost\n"
 	"  owner       who owns a frame of a running host's pool\n"
 	"  translate   which frame is behind a guest's physical address\n"
+	"  clone       copy a running guest, sharing its memory\n"
+	"  pause       stop a guest in its tracks; resume: let it go on\n"
 	"  stats       a running host's numbers\n"
 	"  audit       check a running host's table\n"
 	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
@@ -53,6 +55,12 @@ int main(int argc, char **argv)
 		return command_translate(argc - 1, argv + 1);
 	if (!strcmp(command, "audit"))
 		return command_audit(argc - 1, argv + 1);
+	if (!strcmp(command, "clone"))
+		return command_clone(argc - 1, argv + 1);
+	if (!strcmp(command, "pause"))
+		return command_pause(argc - 1, argv + 1);
+	if (!strcmp(command, "resume"))
+		return command_resume(argc - 1, argv + 1);
 	if (!strcmp(command, "stats"))
 		return command_stats(argc - 1, argv + 1);
 	if (!strcmp(command, "renew"))

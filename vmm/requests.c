@@ -1,4 +1,5 @@
 #include "vmm/requests.h"
+#include "vmm/clone_requests.h"
 #include "vmm/exec.h"
 #include "vmm/stats.h"
 #include <stdio.h>
@@ -114,6 +115,7 @@ static void take_renew(struct control_request *r, const json_t *o)
 static const struct request_kind kinds[] = {
 	{"owner", take_owner}, {"translate", take_translate}, {"stats", take_stats},
 	{"audit", take_audit}, {"exec", exec_take},           {"renew", take_renew},
+	{"pause", take_pause}, {"resume", take_resume},       {"clone", take_clone},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)
