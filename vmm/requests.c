@@ -152,11 +152,17 @@ static void take_renew(struct control_request *r, const json_t *o)
 /* ---- the table ----------------------------------------------------------------------------- */
 
 static const struct request_kind kinds[] = {
+<<<<<<< HEAD
 	{"owner", take_owner},         {"translate", take_translate}, {"stats", take_stats},
 	{"audit", take_audit},         {"run", requests_run},         {"kill", requests_kill},
 	{"console", requests_console}, {"status", requests_status},   {"stop", requests_stop},
 	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
 	{"exec", exec_take},           {"renew", take_renew},
+=======
+	{"owner", take_owner}, {"translate", take_translate}, {"stats", take_stats},
+	{"audit", take_audit}, {"exec", exec_take},           {"renew", take_renew},
+	{"pause", take_pause}, {"resume", take_resume},       {"clone", take_clone},
+>>>>>>> agent
 };
 
 void requests_handle(struct control_request *r, const json_t *object)
