@@ -333,6 +333,22 @@ static int name_guest(struct fleet *f, const struct batch *b, unsigned i, char *
 	return 0;
 }
 
+int fleet_adopt(struct fleet *f, struct host_vm *vm, struct batch *b)
+{
+	struct guest *g = guest_create(f, vm, b);
+	if (!g)
+		return -ENOMEM;
+	struct screen_line *l = &g->line;
+	snprintf(l->name, sizeof l->name, "%.31s", name_of(vm));
+	l->how = f->config.quiet || !f->config.setup ? SCREEN_HIDDEN
+		 : b->count > 1                      ? SCREEN_LINES
+						     : SCREEN_PLAIN;
+	l->ready_word = f->config.ready;
+	g->keep = f->config.keep;
+	f->count++;
+	return 0;
+}
+
 static int start_one(struct fleet *f, struct batch *b, unsigned i, char *error)
 {
 	struct vm_config c = b->setup->config;
@@ -342,19 +358,11 @@ static int start_one(struct fleet *f, struct batch *b, unsigned i, char *error)
 		rc = host_start_vm(f->host, &c, &vm, error);
 	if (rc)
 		return rc;
-	struct guest *g = guest_create(f, vm, b);
-	if (!g) {
+	rc = fleet_adopt(f, vm, b);
+	if (rc) {
 		host_kill(vm);
-		return errorf(error, -ENOMEM, "%s: no memory", c.machine.name);
+		return errorf(error, rc, "%s: no memory", c.machine.name);
 	}
-	f->count++;
-	struct screen_line *l = &g->line;
-	snprintf(l->name, sizeof l->name, "%.31s", c.machine.name);
-	l->how = f->config.quiet || !f->config.setup ? SCREEN_HIDDEN
-		 : b->count > 1                      ? SCREEN_LINES
-						     : SCREEN_PLAIN;
-	l->ready_word = f->config.ready;
-	g->keep = f->config.keep;
 	json_array_append_new(b->answer, json_pack("{s:s, s:I, s:i}", "name", c.machine.name, "id",
 						   (json_int_t)vm->id.v, "pid", (int)vm->pid));
 	return 0;
