@@ -49,6 +49,10 @@ static struct standing file_page(struct ipt *t, uint32_t at, uint32_t file, uint
 {
 	uint32_t f = has_own(t, file) ? forward_find(t, file, page) : NO_FRAME;
 
+	/* A radix table's entry comes before the word; here he who makes it is another VM, which may die. */
+	if (f != NO_FRAME && t->kind == IPT_RADIX &&
+	    !word_maps(load_acquire64(&t->words[f]), file, page))
+		f = NO_FRAME;
 	return (struct standing){f == NO_FRAME ? IPT_VOID : IPT_FILE_PAGE, true, at, f};
 }
 
