@@ -149,7 +149,7 @@ static json_t *answer_translate(struct host *h, const json_t *request)
 		return json_pack("{s:s+}", "error", "translate: no running VM is called ", name);
 	struct host_vm *vm = host_vm_by_id(h, id);
 	gpa_t a = gpa((uint64_t)json_integer_value(at));
-	if (!vm || !machine_is_ram(&vm->config.machine, a, 1))
+	if (!vm || !machine_bank_of(&vm->config.machine, a, 1))
 		return refuse("translate: the guest has no memory at that address");
 	frame_t f = ipt_lookup(t, id, gpa_gfn(a));
 	json_t *answer = json_pack("{s:s, s:I, s:I}", "vm", name, "gpa", (json_int_t)a.v, "gfn",

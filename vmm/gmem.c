@@ -43,7 +43,7 @@ static int map(struct gmem *gm, gpa_t a, uint64_t len, bool write, struct iovec 
 {
 	struct memory *m = memory_of(gm);
 	(void)write; /* every mapped frame is private, so far */
-	if (!len || !machine_is_ram(m->machine, a, len))
+	if (!len || !machine_bank_of(m->machine, a, len))
 		return -EFAULT;
 	int n = 0, rc = 0;
 	while (len) {

@@ -32,12 +32,7 @@ static uint64_t cluster_of(const struct memory *m, gfn_t g)
 
 static const struct machine_bank *bank_of(const struct memory *m, gfn_t g)
 {
-	for (unsigned i = 0; i < m->machine->banks; i++) {
-		const struct machine_bank *b = &m->machine->bank[i];
-		if (gfn_gpa(g).v >= b->base.v && gfn_gpa(g).v - b->base.v < b->bytes)
-			return b;
-	}
-	return NULL;
+	return machine_bank_of(m->machine, gfn_gpa(g), 1);
 }
 
 struct extent {
@@ -163,7 +158,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 		.mailbox = mailbox,
 		.uffd = -1,
 		.lock = PTHREAD_MUTEX_INITIALIZER,
-		.clusters = (machine->mem_bytes >> PAGE_SHIFT) / IPT_CLUSTER_FRAMES + 1,
+		.clusters = (machine_window_bytes(machine) >> PAGE_SHIFT) / IPT_CLUSTER_FRAMES + 1,
 	};
 	m->touched = calloc((m->clusters + 63) / 64, sizeof *m->touched);
 	if (!m->touched)
@@ -171,7 +166,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 	int rc = window_create(&m->window, machine, pool);
 	if (rc)
 		return errorf(error, rc, "%s: no address space for a window of %" PRIu64 " MiB: %s",
-			      machine->name, machine->mem_bytes / MiB, strerror(-rc));
+			      machine->name, machine_window_bytes(machine) / MiB, strerror(-rc));
 	m->uffd = fault_open(error);
 	if (m->uffd < 0)
 		return m->uffd;

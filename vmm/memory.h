@@ -42,7 +42,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 		  const struct pool *pool, struct mailbox *mailbox, char *error);
 
 /* Give the gfn a frame, with as many neighbours as the policy says, unless it has one. 0; -EAGAIN
- * if the pool has no free frame; -EFAULT if the gfn isn't RAM; -ENOMEM if the host refuses a
+ * if the pool has no free frame; -EFAULT if no bank has the gfn; -ENOMEM if the host refuses a
  * mapping. Any thread of the VM's process but one that waits for a userfault of the window. */
 int memory_populate(struct memory *m, gfn_t g);
 
