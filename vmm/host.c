@@ -2,6 +2,7 @@
 #include "vmm/event.h"
 #include "vmm/host_private.h"
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -159,6 +160,8 @@ int host_create(struct host **out, const struct host_config *config,
 	h->events = *events;
 	h->pool.fd = h->kvm.fd = h->epoll = h->news_fd = h->on_tick.fd = -1;
 	raise_descriptor_limit();
+	/* A file that would grow past the limit of a process is an error like any other (setrlimit(2)). */
+	signal(SIGXFSZ, SIG_IGN);
 	int rc = kvm_open(&h->kvm, error);
 	if (!rc)
 		rc = make_table(h, error);
@@ -192,7 +195,9 @@ void host_destroy(struct host *h)
 			waitpid(vm->pid, NULL, 0);
 			close(vm->pidfd);
 			close(vm->orders_fd);
+			host_vm_finish_pmem(vm, NULL);
 		}
+		host_vm_leave_pmem(vm);
 		if (vm->console_fd >= 0)
 			close(vm->console_fd);
 		if (vm->mailbox)

@@ -14,6 +14,7 @@ struct host {
 	struct kvm_host kvm;
 	struct pool pool;
 	struct ipt *table;
+	struct pmem_file *pmem_files; /* that VMs have as persistent memory */
 	int epoll;
 	int news_fd;
 	struct host_source on_news, on_tick;
@@ -27,6 +28,11 @@ struct host {
 bool host_feed_the_hungry(struct host *h);
 /* Look after what waits (frames to be freed, VMs that starve) every now and then, or no longer. */
 void host_set_tick(struct host *h, bool on);
+/* The process is gone: write back what the guest left in files that it shares. -errno, and words in
+ * `error` of the first that could not be written. */
+int host_vm_finish_pmem(struct host_vm *vm, char *error);
+/* The VM is gone from the table: let go of its files. */
+void host_vm_leave_pmem(struct host_vm *vm);
 /* Free what a dead VM owned: 0, or -errno and the tick tries again. */
 int host_vm_reap(struct host_vm *vm);
 

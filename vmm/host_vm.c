@@ -56,12 +56,46 @@ void host_console_resume(struct host *h)
 			host_add_source(h, &h->vm[i]->on_console, EPOLLIN | EPOLLRDHUP);
 }
 
+/* ---- persistent memory --------------------------------------------------------------------- */
+
+static int join_pmem(struct host_vm *vm, char *error)
+{
+	struct host *h = vm->host;
+	const struct machine *m = &vm->config.machine;
+	int rc = 0;
+	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
+		rc = pmem_join(&h->pmem_files, h->table, &h->pool, vm->id,
+			       gpa_gfn(m->bank[m->ram_banks + i].base), &vm->config.pmem[i],
+			       &vm->pmem[i], error);
+	return rc;
+}
+
+int host_vm_finish_pmem(struct host_vm *vm, char *error)
+{
+	int first = 0;
+	for (unsigned i = 0; i < vm->config.pmems; i++) {
+		int rc = vm->pmem[i] ? pmem_finish(vm->pmem[i], first ? NULL : error) : 0;
+		first = first ? first : rc;
+	}
+	return first;
+}
+
+void host_vm_leave_pmem(struct host_vm *vm)
+{
+	for (unsigned i = 0; i < vm->config.pmems; i++)
+		if (vm->pmem[i]) {
+			pmem_leave(&vm->host->pmem_files, vm->pmem[i]);
+			vm->pmem[i] = NULL;
+		}
+}
+
 int host_vm_reap(struct host_vm *vm)
 {
 	struct host *h = vm->host;
 	int rc = ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
 	if (rc && rc != -ENOENT) /* -ENOENT: nothing is left of it */
 		return rc;       /* the tick tries again */
+	host_vm_leave_pmem(vm);
 	vm->phase = HOST_VM_GONE;
 	host_feed_the_hungry(h);
 	return 0;
@@ -85,6 +119,14 @@ static void note_end(struct host_vm *vm)
 				 WEXITSTATUS(vm->wait_status));
 	}
 	mb->words[MAILBOX_WORDS - 1] = 0;
+	char error[ERROR_MAX];
+	if (host_vm_finish_pmem(vm, error)) {
+		/* Bytes that a guest believes to be in a file: no clean end, whatever else it was. */
+		size_t n = vm->end == END_POWER_OFF ? 0 : strlen(mb->words);
+		snprintf(mb->words + n, sizeof mb->words - n, "%s%s", n ? "; " : "", error);
+		if (vm->end == END_POWER_OFF)
+			vm->end = END_HOST_ERROR;
+	}
 }
 
 /* The process is gone and its last console bytes are out (or given up): tell, and let go of the rest. */
@@ -171,7 +213,7 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, int consol
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	int keep[8 + VM_MAX_DISKS];
+	int keep[8 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
 	unsigned n = 0;
 	keep[n++] = h->kvm.fd;
 	keep[n++] = h->pool.fd;
@@ -181,12 +223,17 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, int consol
 	keep[n++] = console;
 	for (unsigned i = 0; i < vm->config.disks; i++)
 		keep[n++] = vm->config.disk[i].fd;
+	for (unsigned i = 0; i < vm->config.pmems; i++) {
+		keep[n++] = vm->pmem[i]->file->fd;
+		keep[n++] = vm->pmem[i]->file->write_fd;
+	}
 	close_all_but(keep, n);
 	struct vm_links links = {.table = h->table,
 				 .id = vm->id,
 				 .pool = &h->pool,
 				 .kvm = &h->kvm,
 				 .mailbox = vm->mailbox,
+				 .pmem = vm->pmem,
 				 .orders_fd = vm->orders_fd,
 				 .news_fd = h->news_fd,
 				 .console_fd = console};
@@ -225,6 +272,13 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 		free(vm);
 		return errorf(error, rc, "%s: %s", name,
 			      rc == -EEXIST ? "a VM of that name exists" : strerror(-rc));
+	}
+	rc = join_pmem(vm, error);
+	if (rc) {
+		ipt_vm_reap(h->table, vm->id, NULL, NULL);
+		host_vm_leave_pmem(vm);
+		free(vm);
+		return rc;
 	}
 	vm->mailbox = mmap(NULL, sizeof *vm->mailbox, PROT_READ | PROT_WRITE,
 			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -266,6 +320,7 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 	return 0;
 fail:
 	ipt_vm_reap(h->table, vm->id, NULL, NULL);
+	host_vm_leave_pmem(vm);
 	if (vm->mailbox != MAP_FAILED)
 		munmap(vm->mailbox, sizeof *vm->mailbox);
 	if (vm->orders_fd >= 0)

@@ -19,6 +19,10 @@ static const char run_help[] =
 	"      --mem SIZE        memory of each guest: 64M, 1G ... (256M)\n"
 	"      --cpus N          virtual processors of each guest, 1 to 8 (1)\n"
 	"      --disk FILE[,ro]  a virtio disk; repeat for more, up to 8\n"
+	"      --pmem FILE,share|private  persistent memory (/dev/pmem0) of the file's pages, "
+	"which\n"
+	"                        guests have in common: share writes to the file, private copies\n"
+	"                        what it writes; repeat for more, up to 4\n"
 	"      --pool SIZE       host memory for all guests together (enough for all, if there "
 	"is)\n"
 	"      --table KIND      ipt (inverted page table) or radix (per-VM tables, to compare)\n"
@@ -55,6 +59,20 @@ static int parse_disk(struct run_options *o, char *value, char *error)
 		return bad(error, "--disk", value, "names no file; give FILE or FILE,ro");
 	o->disk[o->disks].path = value;
 	o->disk[o->disks++].read_only = ro;
+	return 0;
+}
+
+static int parse_pmem(struct run_options *o, char *value, char *error)
+{
+	if (o->pmems == VM_MAX_PMEM)
+		return errorf(error, -EINVAL, "--pmem: at most %d files", VM_MAX_PMEM);
+	char *comma = strrchr(value, ',');
+	bool share = comma && !strcmp(comma, ",share");
+	if (!comma || comma == value || (!share && strcmp(comma, ",private")))
+		return bad(error, "--pmem", value, "is no FILE,share or FILE,private");
+	*comma = 0;
+	o->pmem[o->pmems].path = value;
+	o->pmem[o->pmems++].share = share;
 	return 0;
 }
 
@@ -98,6 +116,8 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 		return 0;
 	case 'd':
 		return parse_disk(o, value, error);
+	case 'P':
+		return parse_pmem(o, value, error);
 	case 'p':
 		if (!size_parse(value, &o->pool_bytes) || !o->pool_bytes)
 			return bad(error, "--pool", value, "is no size; write 4G");
@@ -153,11 +173,11 @@ int options_parse(const struct options_spec *spec, void *ctx, int argc, char **a
 int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
 {
 	static const struct option longs[] = {
-		{"count", 1, NULL, 'n'},  {"name", 1, NULL, 'N'},   {"kernel", 1, NULL, 'k'},
-		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'},
-		{"cpus", 1, NULL, 'c'},   {"disk", 1, NULL, 'd'},   {"pool", 1, NULL, 'p'},
-		{"table", 1, NULL, 't'},  {"stats", 1, NULL, 's'},  {"timeout", 1, NULL, 'T'},
-		{"help", 0, NULL, 'h'},   {NULL, 0, NULL, 0},
+		{"count", 1, NULL, 'n'},   {"name", 1, NULL, 'N'},   {"kernel", 1, NULL, 'k'},
+		{"initrd", 1, NULL, 'i'},  {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'},
+		{"cpus", 1, NULL, 'c'},    {"disk", 1, NULL, 'd'},   {"pmem", 1, NULL, 'P'},
+		{"pool", 1, NULL, 'p'},    {"table", 1, NULL, 't'},  {"stats", 1, NULL, 's'},
+		{"timeout", 1, NULL, 'T'}, {"help", 0, NULL, 'h'},   {NULL, 0, NULL, 0},
 	};
 	static const struct options_spec spec = {"run", run_help, ":n:h", longs, options_run_one};
 	*o = options_run_defaults;
@@ -194,8 +214,9 @@ int options_check_sizes(struct run_options *o, char *error)
 		uint64_t most = host ? host / HOST_SHARE_DENOMINATOR * HOST_SHARE_NUMERATOR
 				     : IPT_MAX_FRAMES * PAGE_SIZE;
 		most &= ~PAGE_MASK;
-		bool all_fit = o->mem_bytes <= most / o->count;
-		o->pool_bytes = all_fit ? o->mem_bytes * o->count : most;
+		bool all_fit = o->mem_bytes <= most / o->count &&
+			       o->pmem_bytes <= most - o->mem_bytes * o->count;
+		o->pool_bytes = all_fit ? o->mem_bytes * o->count + o->pmem_bytes : most;
 	}
 	if (o->pool_bytes >> PAGE_SHIFT > IPT_MAX_FRAMES)
 		return errorf(error, -EINVAL, "--pool: more than 1 TiB");

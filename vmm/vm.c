@@ -23,6 +23,7 @@
 #define ID_BLK     2
 #define ID_CONSOLE 3
 #define ID_RNG     4
+#define ID_PMEM    27
 
 void vm_machine_devices(struct machine *m, unsigned disks)
 {
@@ -31,6 +32,8 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 	m->virtio_id[m->virtio_slots++] = ID_RNG;
 	for (unsigned i = 0; i < disks; i++)
 		m->virtio_id[m->virtio_slots++] = ID_BLK;
+	for (unsigned i = m->ram_banks; i < m->banks; i++)
+		m->virtio_id[m->virtio_slots++] = ID_PMEM;
 }
 
 static void tell_host(const struct vm *vm)

@@ -11,10 +11,12 @@
 #include "vmm/kvm.h"
 #include "vmm/memory.h"
 #include "vmm/outlet.h"
+#include "vmm/pmem.h"
 #include "vmm/serial.h"
 #include <pthread.h>
 
 #define VM_MAX_DISKS 8
+#define VM_MAX_PMEM  MACHINE_MAX_PMEM
 #define VM_MAX_SAID  50 /* lines about a guest's faults that a user is shown */
 
 struct vm_disk {
@@ -29,6 +31,9 @@ struct vm_config {
 	const struct boot_image *image;
 	struct vm_disk disk[VM_MAX_DISKS];
 	unsigned disks;
+	struct pmem_use
+		pmem[VM_MAX_PMEM]; /* of the machine's banks of persistent memory, in order */
+	unsigned pmems;
 };
 
 /* What the host hands to the VM's process besides. */
@@ -38,9 +43,10 @@ struct vm_links {
 	const struct pool *pool;
 	const struct kvm_host *kvm;
 	struct mailbox *mailbox;
-	int orders_fd;  /* eventfd: the mailbox has orders */
-	int news_fd;    /* eventfd: the mailbox has news for the host */
-	int console_fd; /* stream socket: console bytes both ways */
+	struct pmem_view *const *pmem; /* of config's pmem, made by the host */
+	int orders_fd;                 /* eventfd: the mailbox has orders */
+	int news_fd;                   /* eventfd: the mailbox has news for the host */
+	int console_fd;                /* stream socket: console bytes both ways */
 };
 
 struct vm;

@@ -22,6 +22,7 @@ void loop_run(const struct stage *s);
 void idle_run(const struct stage *s);
 void smp_run(const struct stage *s);
 void disk_run(const struct stage *s);
+void pmem_run(const struct stage *s);
 void rng_run(const struct stage *s);
 void echo_run(const struct stage *s);
 
