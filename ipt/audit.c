@@ -230,6 +230,8 @@ void audit_registry(struct audit *a)
 
 		if (load_relaxed32(&t->vms[vm].gen) & 1)
 			audit_fail(a, "VM %u's slot is in flux", vm);
+		if (load_relaxed32(&t->names[vm]) != registry_hash(t, vm))
+			audit_fail(a, "VM %u can't be found by its name", vm);
 		if (!registry_slot(t, vmid(vm), VM_NONE))
 			continue;
 		if (parent && !registry_slot(t, vmid(parent), VM_NONE))

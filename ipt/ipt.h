@@ -7,6 +7,9 @@
  *   cluster  16 frames, aligned in both gfn and frame (64 KiB): one index element for all of them
  *   block    2^order free or allocated frames, naturally aligned, order 0 to IPT_MAX_ORDER
  *   limbo    a frame that left the free lists for a VM but backs no gfn (yet, or any more)
+ *   template a VM that was frozen: it changes no more, and other VMs begin as it was
+ *   lineage  a VM, its parent, that one's parent...: what a VM doesn't have itself it has from the
+ *            nearest of them that does
  *
  * Three parts, all in one memfd that every process maps shared:
  *   array    ipt[frame], one atomic 64-bit word {state, vm, gfn}: the truth and the commit point of
@@ -35,8 +38,8 @@
  *     registry  <  stripe (one at a time)  <  zone (one at a time)  <  radix table pages
  *
  * Functions return 0 or -errno and print nothing. A VM that is not registered is -ENOENT everywhere,
- * and so is a dying one where something would be given to it (ipt_alloc, ipt_map); a count of 0 is
- * -EINVAL.
+ * and so is a dying one where something would be given to it (ipt_alloc, ipt_map); what would change a
+ * template is -EPERM (but ipt_free); a count of 0 is -EINVAL.
  */
 #ifndef IPT_IPT_H
 #define IPT_IPT_H
@@ -83,8 +86,11 @@ const struct ipt_config *ipt_config(const struct ipt *t);
 
 /* ---- VM registry: names, lineage ---------------------------------------------------------- */
 
+enum ipt_vm_kind { IPT_VM, IPT_TEMPLATE };
+
 struct ipt_vm_info {
 	vmid_t id;
+	enum ipt_vm_kind kind;
 	vmid_t parent; /* the template this VM was cloned from, or INVALID_VMID */
 	char name[IPT_NAME_LEN];
 	bool dying;
@@ -96,9 +102,18 @@ struct ipt_vm_info {
  * -ENAMETOOLONG, -EINVAL for an empty name, -ENOSPC when max_vms are registered. Ids are reused only
  * after ipt_vm_reap finished. Takes the registry lock. */
 int ipt_vm_add(struct ipt *t, const char *name, vmid_t parent, vmid_t *out);
+/*
+ * Freeze vm, whose process lets nobody change it meanwhile: its id becomes a template's, named
+ * template_name, which owns all that vm owned and takes no more (ipt_alloc, ipt_map, ipt_unmap: -EPERM);
+ * the VM goes on under a new id, *out, with its old name, and the template is its parent. No word
+ * changes, so this takes the same time whatever the VM has. -EPERM if vm is a template, -EEXIST for a
+ * name that is taken, -EINVAL, -ENAMETOOLONG, -ENOSPC. Takes the registry lock; a registrar's death
+ * leaves it done or not done.
+ */
+int ipt_vm_freeze(struct ipt *t, vmid_t vm, const char *template_name, vmid_t *out);
 /* What the registry says of vm: -ENOENT if it is not registered. No lock. */
 int ipt_vm_info(struct ipt *t, vmid_t vm, struct ipt_vm_info *out);
-/* The registered VM of that name, or -ENOENT. */
+/* The registered VM of that name, or -ENOENT. Takes the registry lock. */
 int ipt_vm_find(struct ipt *t, const char *name, vmid_t *out);
 /* Next registered VM after `after` (start with INVALID_VMID); INVALID_VMID when there is none. */
 vmid_t ipt_vm_next(struct ipt *t, vmid_t after);
@@ -158,6 +173,22 @@ void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, u
 /* How many gfns from `first` on (at most max) are mapped at consecutive frames, and the first of
  * these frames: 0 and INVALID_FRAME if `first` is void. */
 uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, frame_t *out);
+
+enum ipt_place_kind {
+	IPT_VOID,      /* no frame */
+	IPT_OWN,       /* a frame of vm's own */
+	IPT_INHERITED, /* an ancestor's frame */
+};
+struct ipt_place {
+	enum ipt_place_kind kind;
+	vmid_t at;     /* who has it: vm itself or an ancestor; INVALID_VMID for VOID */
+	frame_t frame; /* of the first gfn; INVALID_FRAME for VOID */
+};
+/*
+ * What gfn `first` of vm is, and for how many gfns (1 to max) the same holds: at consecutive frames, or
+ * nothing at all. May be fewer than there are. 0, and VOID, for a key out of range or a max of 0. No lock.
+ */
+uint32_t ipt_place(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, struct ipt_place *out);
 
 /* Who owns a frame: one array read. -EINVAL for a frame outside the pool. */
 struct ipt_owner {

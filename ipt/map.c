@@ -1,4 +1,4 @@
-/* Mapping, unmapping, looking up, owners. */
+/* Mapping and unmapping. */
 #include "ipt/forward.h"
 #include "ipt/registry.h"
 #include "ipt/zone.h"
@@ -37,20 +37,21 @@ static bool range_valid(gfn_t first, uint32_t count)
 
 int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t count)
 {
-	struct vm_slot *s = registry_slot(t, vm, VM_LIVE);
+	struct vm_slot *s;
 	uint32_t frames[IPT_CLUSTER_FRAMES];
+	int err = registry_changes(t, vm, &s);
 
 	if (!range_valid(first, count) || fr.v >= t->frames || count > t->frames - fr.v)
 		return -EINVAL;
-	if (!s)
-		return -ENOENT;
+	if (err)
+		return err;
 	if (!all_limbo(t, vm.v, fr.v, count))
 		return -EPERM;
 	for (uint32_t done = 0; done < count;) {
 		uint64_t g = first.v + done;
 		unsigned n = piece_len(g, count - done);
-		int err = forward_map(t, vm.v, g, fr.v + done, n);
 
+		err = forward_map(t, vm.v, g, fr.v + done, n);
 		if (!err) {
 			done += n;
 			continue;
@@ -99,6 +100,8 @@ int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn 
 		return -EINVAL;
 	if (!s)
 		return -ENOENT;
+	if (load_relaxed32(&s->kind) == IPT_TEMPLATE)
+		return -EPERM;
 	/* A range may be far larger than what is mapped in it: done when the VM has nothing left. */
 	for (uint64_t g = first.v, end = g + count;
 	     g < end && load_relaxed32(&s->frames[IPT_PRIVATE]);) {
@@ -111,94 +114,5 @@ int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn 
 		g += n;
 	}
 	run_flush(&run, gone, ctx);
-	return 0;
-}
-
-/*
- * The lineage: what a VM doesn't have itself it has from its nearest ancestor that does. (Entries of a
- * clone's own that say "void here, whatever the template has" belong into forward_find's answer, as a
- * third kind beside a frame and NO_FRAME, and end the walk.) *at is the VM that has it.
- */
-static uint32_t find_lineage(struct ipt *t, uint32_t vm, uint64_t g, uint32_t *at)
-{
-	for (; vm; vm = registry_parent(t, vm)) {
-		uint32_t f = forward_find(t, vm, g);
-
-		if (f != NO_FRAME) {
-			*at = vm;
-			return f;
-		}
-	}
-	return NO_FRAME;
-}
-
-frame_t ipt_lookup(struct ipt *t, vmid_t vm, gfn_t g)
-{
-	uint32_t at;
-
-	if (!forward_key_valid(t, vm.v, g.v))
-		return INVALID_FRAME;
-	uint32_t f = forward_find(t, vm.v, g.v);
-	if (f != NO_FRAME)
-		return frame(f);
-	return frame(find_lineage(t, registry_parent(t, vm.v), g.v, &at));
-}
-
-void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n)
-{
-	if (t->kind == IPT_INDEX)
-		index_find_batch(t, keys, out, n);
-	else
-		radix_find_batch(t, keys, out, n);
-	for (unsigned i = 0; i < n; i++) {
-		if (!frame_valid(out[i]))
-			out[i] = ipt_lookup(t, keys[i].vm, keys[i].gfn);
-	}
-}
-
-/* Does a VM below `at` in vm's lineage have an entry of its own at g? */
-static bool overridden(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g)
-{
-	for (; vm && vm != at; vm = registry_parent(t, vm)) {
-		if (forward_find(t, vm, g) != NO_FRAME)
-			return true;
-	}
-	return false;
-}
-
-uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, frame_t *out)
-{
-	uint32_t at, n = 0, f = NO_FRAME;
-
-	if (max && forward_key_valid(t, vm.v, first.v))
-		f = find_lineage(t, vm.v, first.v, &at);
-	*out = frame(f);
-	if (f == NO_FRAME)
-		return 0;
-	/* The next frame's word says whether the run goes on: no need to look its gfn up. */
-	do
-		n++;
-	while (n < max && f + n < t->frames && first.v + n < IPT_MAX_GFN &&
-	       ((f + n) % IPT_CLUSTER_FRAMES || f + n < zone_mark(t, zone_of(t, f + n))) &&
-	       word_maps(load_acquire64(&t->words[f + n]), at, first.v + n) &&
-	       !overridden(t, vm.v, at, first.v + n));
-	return n;
-}
-
-int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out)
-{
-	if (f.v >= t->frames)
-		return -EINVAL;
-	*out = (struct ipt_owner){IPT_FREE, INVALID_VMID, INVALID_GFN, 0};
-	if (f.v >= zone_mark(t, zone_of(t, f.v)))
-		return 0; /* never touched, and its word must stay so */
-	uint64_t w = load_acquire64(&t->words[f.v]);
-	out->state = word_state(w);
-	if (out->state == IPT_FREE)
-		return 0;
-	out->vm = vmid(word_vm(w));
-	if (out->state == IPT_PRIVATE)
-		out->gfn = gfn(word_gfn(w));
-	out->pins = load_relaxed32(&t->side[f.v]) & SIDE_PINS;
 	return 0;
 }

@@ -73,7 +73,8 @@ int table_layout(struct table_layout *l, const struct ipt_config *c)
 	l->zone_frames = zone_frames(c);
 
 	l->vms = round_up(sizeof(struct table_header), PAGE_SIZE);
-	l->stripes = l->vms + round_up((c->max_vms + 1) * sizeof(struct vm_slot), PAGE_SIZE);
+	l->names = l->vms + round_up((c->max_vms + 1) * sizeof(struct vm_slot), PAGE_SIZE);
+	l->stripes = l->names + round_up((c->max_vms + 1) * sizeof(uint32_t), PAGE_SIZE);
 	l->zones = l->stripes + round_up(l->nstripes * sizeof(struct stripe), PAGE_SIZE);
 	l->words = l->zones + round_up(c->nodes * sizeof(struct zone), PAGE_SIZE);
 	l->side = l->words + round_up((uint64_t)c->frames * 8, PAGE_SIZE);
@@ -116,6 +117,7 @@ static int map_parts(struct ipt *t)
 		return -errno;
 	t->header = (struct table_header *)base;
 	t->vms = (struct vm_slot *)(base + t->layout.vms);
+	t->names = (_Atomic uint32_t *)(base + t->layout.names);
 	t->stripes = (struct stripe *)(base + t->layout.stripes);
 	t->zones = (struct zone *)(base + t->layout.zones);
 	t->words = (_Atomic uint64_t *)(base + t->layout.words);

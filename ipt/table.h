@@ -1,7 +1,7 @@
 /*
  * The table's memory: what the memfd holds, and one process's view of it.
  *
- *   header | VM slots | stripes | zones | array | side | forward area
+ *   header | VM slots | names | stripes | zones | array | side | forward area
  *
  * Every part begins on a page. The layout follows from the configuration alone; all of it is zero
  * until used, and zero is a valid state of each part (no VM, an empty stripe, frames that were never
@@ -18,7 +18,7 @@
 #define TABLE_LINE 64 /* bytes of a cache line */
 
 #define TABLE_MAGIC         UINT64_C(0x31454c4241545049) /* "IPTABLE1" */
-#define TABLE_LAYOUT        UINT32_C(4)
+#define TABLE_LAYOUT        UINT32_C(5)
 #define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
 #define TABLE_MAX_STRIPES   512
 #define TABLE_ORDERS        (IPT_MAX_ORDER + 1)
@@ -33,6 +33,7 @@ struct vm_slot {
 	_Atomic uint32_t children;
 	_Atomic uint64_t name[IPT_NAME_LEN / 8];
 	_Atomic uint32_t radix_root; /* page + 1 */
+	_Atomic uint32_t kind;       /* enum ipt_vm_kind */
 	_Alignas(TABLE_LINE) _Atomic uint32_t frames[IPT_NSTATES];
 };
 
@@ -60,7 +61,12 @@ struct table_header {
 	uint64_t bytes;           /* of the whole memfd */
 	struct lock registry;     /* LOCK_REGISTRY */
 	_Atomic uint32_t vm_high; /* highest id ever used */
+	_Atomic uint32_t vm_low;  /* every id from 1 up to here, not including, is in use */
 	_Atomic uint32_t repairs;
+	/* A freeze under way, from the moment on at which it can't be undone: the template's id << 32
+	 * | the VM's new id, else 0; and the template's name. See ipt_vm_freeze. */
+	_Atomic uint64_t freeze;
+	_Atomic uint64_t freeze_name[IPT_NAME_LEN / 8];
 	struct lock pages;          /* LOCK_PAGES */
 	_Atomic uint32_t page_low;  /* no free radix page below this one */
 	_Atomic uint32_t page_high; /* radix pages from here on were never used */
@@ -69,7 +75,7 @@ struct table_header {
 
 /* Byte offsets and sizes within the memfd. */
 struct table_layout {
-	uint64_t vms, stripes, zones, words, side, forward, end;
+	uint64_t vms, names, stripes, zones, words, side, forward, end;
 	uint32_t nstripes;
 	uint32_t zone_frames;             /* frames to a zone, the last may have fewer */
 	uint32_t cluster_cap, single_cap; /* lines to a stripe, at most */
@@ -88,6 +94,7 @@ struct ipt {
 	enum ipt_kind kind;
 	struct hash_keys keys;
 	struct vm_slot *vms;
+	_Atomic uint32_t *names; /* a hash of each VM's name, 0 for none */
 	struct zone *zones;
 	struct table_header *header;
 	struct table_layout layout;

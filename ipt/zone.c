@@ -361,13 +361,14 @@ static uint32_t zone_alloc(struct ipt *t, unsigned zi, struct vm_slot *s, vmid_t
 
 int ipt_alloc(struct ipt *t, vmid_t vm, unsigned order, const struct ipt_hint *hint, frame_t *out)
 {
-	struct vm_slot *s = registry_slot(t, vm, VM_LIVE);
 	unsigned nodes = t->config.nodes, from = 0;
+	struct vm_slot *s;
+	int err = registry_changes(t, vm, &s);
 
 	if (order > IPT_MAX_ORDER)
 		return -EINVAL;
-	if (!s)
-		return -ENOENT;
+	if (err)
+		return err;
 	if (hint && frame_valid(hint->goal) && hint->goal.v < t->frames)
 		from = zone_of(t, hint->goal.v);
 	else if (hint)

@@ -1,284 +1,338 @@
 #include "vmm/control.h"
 #include "vmm/container.h"
 #include "vmm/error.h"
-#include "vmm/stats.h"
-#include <dirent.h>
+#include "vmm/rundir.h"
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-struct client {
+enum phase {
+	HEARING,   /* the request isn't whole yet */
+	WAITING,   /* for its answer */
+	ANSWERING, /* the answer goes out, then the connection closes */
+	STREAMING,
+};
+
+struct control_request {
 	struct control *control;
 	struct host_source source;
-	char request[CONTROL_REQUEST_MAX];
-	size_t held;
+	uint32_t watched; /* events, beside EPOLLHUP and EPOLLERR which always come */
+	enum phase phase;
+	char *heard;
+	size_t held, room;
 	char *reply; /* being sent */
 	size_t reply_bytes, sent;
+	struct control_stream stream;
+	bool listening;  /* stream: its input is wanted */
+	bool wants_room; /* stream: the last send took less than it was given */
+	void (*gone)(void *ctx);
+	void *ctx;         /* of `gone` and of the stream */
+	bool busy, doomed; /* a callback runs: the request is freed when it returns */
 };
 
 struct control {
-	struct host *host;
+	struct control_config config;
 	struct host_source listening;
 	char path[sizeof((struct sockaddr_un *)0)->sun_path];
-	struct client *client[CONTROL_CLIENTS_MAX];
+	struct control_request *client[CONTROL_CLIENTS_MAX];
 };
 
-/* ---- where sockets are --------------------------------------------------------------------- */
-
-static void run_dir(char *out, size_t size)
+void *control_ctx(struct control_request *r)
 {
-	const char *own = getenv("INVISOR_RUN_DIR"), *xdg = getenv("XDG_RUNTIME_DIR");
-	if (own && *own)
-		snprintf(out, size, "%s", own);
-	else if (geteuid() == 0)
-		snprintf(out, size, "/run/invisor");
-	else if (xdg && *xdg)
-		snprintf(out, size, "%s/invisor", xdg);
-	else
-		snprintf(out, size, "/tmp/invisor-%u", (unsigned)geteuid());
+	return r->control->config.ctx;
 }
 
-static bool address(struct sockaddr_un *a, const char *path)
+struct host *control_host(struct control_request *r)
 {
-	*a = (struct sockaddr_un){.sun_family = AF_UNIX};
-	return (size_t)snprintf(a->sun_path, sizeof a->sun_path, "%s", path) < sizeof a->sun_path;
+	return r->control->config.host;
 }
 
-/* A connection to the host at path; -1 with errno if there is none. */
-static int dial(const char *path)
+/* ---- connections --------------------------------------------------------------------------- */
+
+static void watch(struct control_request *r, uint32_t events)
 {
-	struct sockaddr_un a;
-	if (!address(&a, path)) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof a) < 0) {
-		int saved = errno;
-		close(fd);
-		errno = saved;
-		return -1;
-	}
-	return fd;
+	if (events == r->watched)
+		return;
+	host_remove_source(control_host(r), &r->source);
+	host_add_source(control_host(r), &r->source, events);
+	r->watched = events;
 }
 
-/* Look through the directory: connect to the hosts there, and remove sockets nobody listens at.
- * Returns how many answer; the first one's path goes to `found`. */
-static unsigned find_hosts(char *found, size_t size)
+static void watch_stream(struct control_request *r)
 {
-	char dir[256], path[600];
-	run_dir(dir, sizeof dir);
-	DIR *d = opendir(dir);
-	unsigned n = 0;
-	struct dirent *e;
-	while (d && (e = readdir(d))) {
-		size_t len = strlen(e->d_name);
-		if (strncmp(e->d_name, "host-", 5) || len < 10 ||
-		    strcmp(e->d_name + len - 5, ".sock"))
-			continue;
-		snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-		int fd = dial(path);
-		if (fd >= 0) {
-			close(fd);
-			if (!n++)
-				snprintf(found, size, "%s", path);
-		} else if (errno == ECONNREFUSED) {
-			unlink(path);
-		}
-	}
-	if (d)
-		closedir(d);
-	return n;
+	bool out = r->wants_room || r->sent < r->reply_bytes;
+	watch(r, (r->listening ? EPOLLIN : 0) | (out ? EPOLLOUT : 0));
 }
 
-/* ---- answers ------------------------------------------------------------------------------- */
-
-static json_t *refuse(const char *why)
+static void release(struct control_request *r)
 {
-	return json_pack("{s:s}", "error", why);
+	free(r->heard);
+	free(r->reply);
+	free(r);
 }
 
-static const char *vm_name(struct ipt *t, vmid_t id, struct ipt_vm_info *info)
+/* Close the connection, without a word to whoever answers it. */
+static void drop(struct control_request *r)
 {
-	return ipt_vm_info(t, id, info) ? "(unknown)" : info->name;
-}
-
-static json_t *answer_owner(struct host *h, const json_t *request)
-{
-	static const char *const states[IPT_NSTATES] = {"free", "limbo", "private"};
-	struct ipt *t = host_table(h);
-	const json_t *f = json_object_get(request, "frame");
-	struct ipt_owner o;
-	struct ipt_vm_info info;
-	if (!json_is_integer(f))
-		return refuse("owner: needs \"frame\", a number");
-	json_int_t n = json_integer_value(f);
-	if (n < 0 || n >= ipt_config(t)->frames || ipt_owner(t, frame((uint32_t)n), &o)) {
-		char words[96];
-		snprintf(words, sizeof words, "owner: frame %lld is outside the pool's %u frames",
-			 (long long)n, ipt_config(t)->frames);
-		return refuse(words);
-	}
-	json_t *a = json_pack("{s:I, s:s, s:i}", "frame", n, "state", states[o.state], "pins",
-			      (int)o.pins);
-	if (o.state != IPT_FREE) {
-		json_object_set_new(a, "vm", json_string(vm_name(t, o.vm, &info)));
-		json_object_set_new(a, "vm_id", json_integer(o.vm.v));
-	}
-	if (o.state == IPT_PRIVATE) {
-		json_object_set_new(a, "gfn", json_integer((json_int_t)o.gfn.v));
-		json_object_set_new(a, "gpa", json_integer((json_int_t)gfn_gpa(o.gfn).v));
-	}
-	return a;
-}
-
-static json_t *answer_translate(struct host *h, const json_t *request)
-{
-	struct ipt *t = host_table(h);
-	const char *name = json_string_value(json_object_get(request, "vm"));
-	const json_t *at = json_object_get(request, "gpa");
-	vmid_t id;
-	if (!name || !json_is_integer(at) || json_integer_value(at) < 0)
-		return refuse("translate: needs \"vm\", a name, and \"gpa\", a number");
-	if (ipt_vm_find(t, name, &id))
-		return json_pack("{s:s+}", "error", "translate: no running VM is called ", name);
-	struct host_vm *vm = host_vm_by_id(h, id);
-	gpa_t a = gpa((uint64_t)json_integer_value(at));
-	if (!vm || !machine_bank_of(&vm->config.machine, a, 1))
-		return refuse("translate: the guest has no memory at that address");
-	frame_t f = ipt_lookup(t, id, gpa_gfn(a));
-	json_t *answer = json_pack("{s:s, s:I, s:I}", "vm", name, "gpa", (json_int_t)a.v, "gfn",
-				   (json_int_t)gpa_gfn(a).v);
-	json_object_set_new(answer, "state", json_string(frame_valid(f) ? "private" : "void"));
-	if (frame_valid(f)) {
-		json_object_set_new(answer, "frame", json_integer(f.v));
-		json_object_set_new(answer, "pool_offset",
-				    json_integer((json_int_t)(((uint64_t)f.v << PAGE_SHIFT) |
-							      (a.v & PAGE_MASK))));
-	}
-	return answer;
-}
-
-static void audit_say(void *ctx, const char *line)
-{
-	json_t *lines = ctx;
-	if (json_array_size(lines) < 20)
-		json_array_append_new(lines, json_string(line));
-}
-
-static json_t *answer_audit(struct host *h)
-{
-	json_t *lines = json_array();
-	int n = ipt_audit(host_table(h), audit_say, lines);
-	return json_pack("{s:i, s:o}", "violations", n, "lines", lines);
-}
-
-json_t *control_answer(struct host *h, const json_t *request)
-{
-	const char *what = json_string_value(json_object_get(request, "do"));
-	if (!what)
-		return refuse("a request is an object with \"do\"");
-	if (!strcmp(what, "owner"))
-		return answer_owner(h, request);
-	if (!strcmp(what, "translate"))
-		return answer_translate(h, request);
-	if (!strcmp(what, "stats"))
-		return stats_take(h);
-	if (!strcmp(what, "audit"))
-		return answer_audit(h);
-	return refuse("unknown \"do\"; there are owner, translate, stats, audit");
-}
-
-/* ---- serving ------------------------------------------------------------------------------- */
-
-static void drop(struct client *cl)
-{
-	struct control *c = cl->control;
-	host_remove_source(c->host, &cl->source);
-	close(cl->source.fd);
+	struct control *c = r->control;
+	host_remove_source(c->config.host, &r->source);
+	close(r->source.fd);
+	bool full = true; /* then the listener was left out */
 	for (unsigned i = 0; i < CONTROL_CLIENTS_MAX; i++)
-		if (c->client[i] == cl) {
-			/* The listener was left out while all places were taken. */
-			bool full = true;
-			for (unsigned j = 0; j < CONTROL_CLIENTS_MAX; j++)
-				full = full && c->client[j];
+		full = full && c->client[i];
+	for (unsigned i = 0; i < CONTROL_CLIENTS_MAX; i++)
+		if (c->client[i] == r)
 			c->client[i] = NULL;
-			if (full)
-				host_add_source(c->host, &c->listening, EPOLLIN);
-		}
-	free(cl->reply);
-	free(cl);
+	if (full)
+		host_add_source(c->config.host, &c->listening, EPOLLIN);
+	r->doomed = true;
+	if (!r->busy)
+		release(r);
 }
 
-static void send_reply(struct client *cl)
+/* The client is gone, or the host will be. */
+static void lose(struct control_request *r)
 {
-	while (cl->sent < cl->reply_bytes) {
-		ssize_t n = send(cl->source.fd, cl->reply + cl->sent, cl->reply_bytes - cl->sent,
+	void (*gone)(void *) = r->phase == STREAMING ? r->stream.gone
+			       : r->phase == WAITING ? r->gone
+						     : NULL;
+	void *ctx = r->ctx;
+	drop(r);
+	if (gone)
+		gone(ctx);
+}
+
+/* Send what is left of the answer. 0 when all is out, 1 if there is no room, -errno. */
+static int push_reply(struct control_request *r)
+{
+	while (r->sent < r->reply_bytes) {
+		ssize_t n = send(r->source.fd, r->reply + r->sent, r->reply_bytes - r->sent,
 				 MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n < 0 && errno == EAGAIN) {
-			/* Wait for room; hear nothing more of it meanwhile. */
-			host_remove_source(cl->control->host, &cl->source);
-			host_add_source(cl->control->host, &cl->source, EPOLLOUT);
-			return;
-		}
-		if (n < 0) {
-			drop(cl);
-			return;
-		}
-		cl->sent += (size_t)n;
+		if (n < 0)
+			return errno == EAGAIN ? 1 : -errno;
+		r->sent += (size_t)n;
 	}
-	drop(cl); /* one request a connection */
+	return 0;
 }
 
-static void handle(struct client *cl, size_t line)
+/* One request a connection: when its answer is out, it closes. */
+static void go_on_answering(struct control_request *r)
 {
-	json_error_t where;
-	json_t *request = json_loadb(cl->request, line, 0, &where), *answer;
-	if (json_is_object(request))
-		answer = control_answer(cl->control->host, request);
+	if (push_reply(r) > 0)
+		watch(r, EPOLLOUT); /* and hear nothing more of it meanwhile */
 	else
-		answer = refuse("a request is one JSON object on a line");
-	cl->reply = answer ? json_dumps(answer, JSON_COMPACT) : NULL;
-	json_decref(request);
+		drop(r);
+}
+
+/* ---- answering ----------------------------------------------------------------------------- */
+
+static bool set_reply(struct control_request *r, json_t *answer)
+{
+	r->reply = answer ? json_dumps(answer, JSON_COMPACT) : NULL;
 	json_decref(answer);
-	if (!cl->reply) {
-		drop(cl);
+	if (!r->reply)
+		return false;
+	r->reply_bytes = strlen(r->reply);
+	r->reply[r->reply_bytes++] = '\n'; /* in the NUL's place: it is sent by length */
+	return true;
+}
+
+void control_reply(struct control_request *r, json_t *answer)
+{
+	r->phase = ANSWERING;
+	if (set_reply(r, answer))
+		go_on_answering(r);
+	else
+		drop(r);
+}
+
+void control_refuse(struct control_request *r, const char *format, ...)
+{
+	char words[2048];
+	va_list args;
+	va_start(args, format);
+	vsnprintf(words, sizeof words, format, args);
+	va_end(args);
+	json_t *text = json_string(words); /* NULL for what is no UTF-8 */
+	if (!text)
+		text = json_string("refused, in words that are no UTF-8 text");
+	control_reply(r, json_pack("{s:o}", "error", text));
+}
+
+void control_on_gone(struct control_request *r, void (*gone)(void *ctx), void *ctx)
+{
+	r->gone = gone;
+	r->ctx = ctx;
+}
+
+/* ---- streams ------------------------------------------------------------------------------- */
+
+void control_stream(struct control_request *r, json_t *answer, const struct control_stream *stream,
+		    void *ctx)
+{
+	r->phase = STREAMING;
+	r->stream = *stream;
+	r->ctx = ctx;
+	r->listening = true;
+	/* Without an answer the client's end is all that comes of it; an error on the way is the
+	 * connection's end, of which the loop tells. */
+	if (!set_reply(r, answer))
+		shutdown(r->source.fd, SHUT_RDWR);
+	else
+		push_reply(r);
+	watch_stream(r);
+}
+
+size_t control_stream_send(struct control_request *r, const char *bytes, size_t n)
+{
+	ssize_t took = 0;
+	if (r->sent == r->reply_bytes && n)
+		took = send(r->source.fd, bytes, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+	bool failed = took < 0 && errno != EAGAIN && errno != EINTR;
+	if (took < 0)
+		took = 0;
+	r->wants_room = (size_t)took < n && !failed;
+	watch_stream(r);
+	return (size_t)took;
+}
+
+void control_stream_resume(struct control_request *r)
+{
+	r->listening = true;
+	watch_stream(r);
+}
+
+void control_stream_end(struct control_request *r)
+{
+	r->phase = ANSWERING;
+	go_on_answering(r);
+}
+
+/* Peek, give, then take what was taken: what is refused stays in the socket. */
+static void stream_input(struct control_request *r)
+{
+	char bytes[4096];
+	ssize_t n = recv(r->source.fd, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT);
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (n < 0) {
+		lose(r);
 		return;
 	}
-	cl->reply_bytes = strlen(cl->reply);
-	cl->reply[cl->reply_bytes++] = '\n'; /* in the NUL's place: it is sent by length */
-	send_reply(cl);
+	if (n == 0) {
+		r->listening = false;
+		watch_stream(r);
+		if (r->stream.input_end)
+			r->stream.input_end(r->ctx);
+		return;
+	}
+	r->busy = true;
+	size_t took = r->stream.input(r->ctx, bytes, (size_t)n);
+	r->busy = false;
+	if (r->doomed) {
+		release(r);
+		return;
+	}
+	if (took && recv(r->source.fd, bytes, took, MSG_DONTWAIT) < 0) {
+		lose(r);
+		return;
+	}
+	if (took < (size_t)n) {
+		r->listening = false;
+		watch_stream(r);
+	}
+}
+
+static void on_stream(struct control_request *r, uint32_t events)
+{
+	if (events & EPOLLIN && r->listening) {
+		stream_input(r);
+		return;
+	}
+	if (events & (EPOLLHUP | EPOLLERR) || (events & EPOLLOUT && push_reply(r) < 0)) {
+		lose(r);
+		return;
+	}
+	bool room = r->wants_room && r->sent == r->reply_bytes;
+	if (room)
+		r->wants_room = false;
+	watch_stream(r);
+	if (room)
+		r->stream.room(r->ctx);
+}
+
+/* ---- hearing ------------------------------------------------------------------------------- */
+
+static void handle(struct control_request *r)
+{
+	json_error_t where;
+	json_t *object = json_loadb(r->heard, r->held, 0, &where);
+	free(r->heard);
+	r->heard = NULL;
+	/* Hear no more, but of the client's going: a client that only shut its sending side stays. */
+	r->phase = WAITING;
+	watch(r, 0);
+	if (json_is_object(object))
+		r->control->config.handler(r, object);
+	else
+		control_refuse(r, "a request is one JSON object on a line");
+	json_decref(object);
+}
+
+/* Take bytes up to the end of the line; what follows is a stream's. */
+static void hear(struct control_request *r)
+{
+	if (r->held == r->room) {
+		size_t room = r->room ? r->room * 2 : 4096;
+		char *more = realloc(r->heard, room);
+		if (!more) {
+			drop(r);
+			return;
+		}
+		r->heard = more;
+		r->room = room;
+	}
+	char *at = r->heard + r->held;
+	ssize_t n = recv(r->source.fd, at, r->room - r->held, MSG_PEEK | MSG_DONTWAIT);
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	char *end = n > 0 ? memchr(at, '\n', (size_t)n) : NULL;
+	size_t take = end ? (size_t)(end - at) + 1 : (size_t)n;
+	if (n <= 0 || recv(r->source.fd, at, take, MSG_DONTWAIT) != (ssize_t)take) {
+		drop(r);
+		return;
+	}
+	r->held += take;
+	if (end)
+		handle(r);
+	else if (r->held == CONTROL_REQUEST_MAX)
+		control_refuse(r, "a request has %d bytes at most", CONTROL_REQUEST_MAX);
 }
 
 static void on_client(struct host_source *s, uint32_t events)
 {
-	struct client *cl = container(struct client, source, s);
-	(void)events;
-	if (cl->reply) {
-		send_reply(cl);
+	struct control_request *r = container(struct control_request, source, s);
+	switch (r->phase) {
+	case HEARING:
+		hear(r);
+		return;
+	case WAITING:
+		lose(r);
+		return;
+	case ANSWERING:
+		go_on_answering(r);
+		return;
+	case STREAMING:
+		on_stream(r, events);
 		return;
 	}
-	ssize_t n =
-		recv(s->fd, cl->request + cl->held, sizeof cl->request - cl->held, MSG_DONTWAIT);
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n <= 0) {
-		drop(cl);
-		return;
-	}
-	char *end = memchr(cl->request + cl->held, '\n', (size_t)n);
-	cl->held += (size_t)n;
-	if (end)
-		handle(cl, (size_t)(end - cl->request));
-	else if (cl->held == sizeof cl->request)
-		drop(cl);
 }
 
 static bool may_ask(int fd)
@@ -297,60 +351,62 @@ static void on_listening(struct host_source *s, uint32_t events)
 	while (place < CONTROL_CLIENTS_MAX && c->client[place])
 		place++;
 	if (place == CONTROL_CLIENTS_MAX) {
-		host_remove_source(c->host, s); /* drop() takes it in again */
+		host_remove_source(c->config.host, s); /* drop() takes it in again */
 		return;
 	}
 	int fd = accept4(s->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd < 0)
 		return;
-	struct client *cl = may_ask(fd) ? calloc(1, sizeof *cl) : NULL;
-	if (cl) {
-		*cl = (struct client){.control = c, .source = {fd, on_client}};
-		if (host_add_source(c->host, &cl->source, EPOLLIN) == 0) {
-			c->client[place] = cl;
+	struct control_request *r = may_ask(fd) ? calloc(1, sizeof *r) : NULL;
+	if (r) {
+		*r = (struct control_request){
+			.control = c, .source = {fd, on_client}, .watched = EPOLLIN};
+		if (host_add_source(c->config.host, &r->source, EPOLLIN) == 0) {
+			c->client[place] = r;
 			return;
 		}
-		free(cl);
+		free(r);
 	}
 	close(fd);
 }
 
-int control_create(struct control **out, struct host *h, char *error)
+/* ---- the socket ---------------------------------------------------------------------------- */
+
+/* Bind and listen at c->path, from the first moment on for its user alone. */
+static int open_socket(struct control *c, const char *path)
 {
-	char dir[256], ignored[600];
-	run_dir(dir, sizeof dir);
-	if (mkdir(dir, 0700) < 0 && errno != EEXIST)
-		return errorf(error, -errno,
-			      "%.150s: %s; set INVISOR_RUN_DIR to a directory of yours", dir,
-			      strerror(errno));
-	struct stat st;
-	if (stat(dir, &st) < 0 || !S_ISDIR(st.st_mode) || st.st_uid != geteuid() ||
-	    st.st_mode & 022)
-		return errorf(error, -EPERM,
-			      "%.150s: must be a directory of yours that nobody else may write",
-			      dir);
-	find_hosts(ignored, sizeof ignored);
+	struct sockaddr_un a;
+	if (!rundir_address(&a, path))
+		return -ENAMETOOLONG;
+	c->listening.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (c->listening.fd < 0)
+		return -errno;
+	unlink(path); /* a dead host's of our name */
+	if (bind(c->listening.fd, (struct sockaddr *)&a, sizeof a) < 0)
+		return -errno;
+	snprintf(c->path, sizeof c->path, "%s", a.sun_path);
+	if (chmod(path, 0600) < 0 || listen(c->listening.fd, 32) < 0)
+		return -errno;
+	return host_add_source(c->config.host, &c->listening, EPOLLIN);
+}
+
+int control_create(struct control **out, const struct control_config *config, char *error)
+{
+	char dir[256], path[600];
+	int rc = rundir_make(error);
+	if (rc)
+		return rc;
+	rundir_tidy();
+	rundir_path(dir, sizeof dir);
+	if (config->file)
+		snprintf(path, sizeof path, "%s/%s", dir, config->file);
+	else
+		snprintf(path, sizeof path, "%s/host-%d.sock", dir, (int)getpid());
 	struct control *c = calloc(1, sizeof *c);
 	if (!c)
 		return errorf(error, -ENOMEM, "no memory for the control socket");
-	*c = (struct control){.host = h, .listening = {-1, on_listening}};
-	struct sockaddr_un a;
-	char path[600];
-	snprintf(path, sizeof path, "%s/host-%d.sock", dir, (int)getpid());
-	int rc = 0;
-	if (!address(&a, path))
-		rc = -ENAMETOOLONG;
-	else {
-		unlink(path); /* of a dead process with our number */
-		c->listening.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-		if (c->listening.fd < 0 ||
-		    bind(c->listening.fd, (struct sockaddr *)&a, sizeof a) < 0 ||
-		    chmod(path, 0600) < 0 || listen(c->listening.fd, 32) < 0)
-			rc = -errno;
-		else
-			rc = host_add_source(h, &c->listening, EPOLLIN);
-		snprintf(c->path, sizeof c->path, "%s", a.sun_path);
-	}
+	*c = (struct control){.config = *config, .listening = {-1, on_listening}};
+	rc = open_socket(c, path);
 	if (rc) {
 		control_destroy(c);
 		return errorf(error, rc, "control socket %.150s: %s", path, strerror(-rc));
@@ -363,55 +419,12 @@ void control_destroy(struct control *c)
 {
 	for (unsigned i = 0; i < CONTROL_CLIENTS_MAX; i++)
 		if (c->client[i])
-			drop(c->client[i]);
+			lose(c->client[i]);
 	if (c->listening.fd >= 0) {
-		host_remove_source(c->host, &c->listening);
+		host_remove_source(c->config.host, &c->listening);
 		close(c->listening.fd);
 	}
 	if (*c->path)
 		unlink(c->path);
 	free(c);
-}
-
-/* ---- asking -------------------------------------------------------------------------------- */
-
-json_t *control_ask(const char *socket_path, const json_t *request, char *error)
-{
-	char path[600];
-	if (socket_path) {
-		snprintf(path, sizeof path, "%s", socket_path);
-	} else {
-		unsigned n = find_hosts(path, sizeof path);
-		if (n != 1) {
-			errorf(error, -ENOENT,
-			       n ? "%u hosts run; name one's socket with --host" : "no host runs",
-			       n);
-			return NULL;
-		}
-	}
-	int fd = dial(path);
-	if (fd < 0) {
-		errorf(error, -errno, "%.180s: %s", path, strerror(errno));
-		return NULL;
-	}
-	char *text = json_dumps(request, JSON_COMPACT);
-	FILE *f = fdopen(fd, "r+");
-	json_t *answer = NULL;
-	if (f && text && fprintf(f, "%s\n", text) > 0 && fflush(f) == 0) {
-		json_error_t where;
-		answer = json_loadf(f, JSON_DISABLE_EOF_CHECK, &where);
-	}
-	free(text);
-	if (f)
-		fclose(f);
-	else
-		close(fd);
-	if (!answer)
-		errorf(error, -EPROTO, "%.180s: no answer", path);
-	else if (json_string_value(json_object_get(answer, "error"))) {
-		errorf(error, -EINVAL, "%s", json_string_value(json_object_get(answer, "error")));
-		json_decref(answer);
-		answer = NULL;
-	}
-	return answer;
 }

@@ -2,6 +2,7 @@
 #include "vmm/clock.h"
 #include "vmm/container.h"
 #include "vmm/event.h"
+#include "vmm/requests.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -16,6 +17,7 @@
 #define OFF_SECONDS    5  /* from the order to being killed */
 #define RESUME_MS      20 /* between looks at a standard output that was full */
 #define SAMPLE_MS      100
+#define FLEET_CLONES   4096 /* room for so many clones besides the guests that were asked for */
 
 void fleet_say(const char *format, ...)
 {
@@ -146,9 +148,11 @@ static size_t console(void *ctx, struct host_vm *vm, const char *bytes, size_t n
 {
 	struct fleet *f = ctx;
 	struct screen_line *l = vm->user;
+	if (!l) /* a template, or no memory for a clone's lines */
+		return n;
 	bool was_ready = l->ready;
 	size_t took = screen_feed(l, bytes, n);
-	if (l->ready && !was_ready)
+	if (l->ready && !was_ready && !vm->number)
 		became_ready(f, vm);
 	if (took < n)
 		arm(&f->on_resume, RESUME_MS);
@@ -189,16 +193,33 @@ static void ended(void *ctx, struct host_vm *vm)
 	struct fleet *f = ctx;
 	if (vm->user)
 		screen_finish(vm->user);
+	if (vm->number)
+		free(vm->user);
+	if (vm->is_template)
+		return;
 	if (vm->said_starved)
 		f->starved--;
 	if (vm->end == END_POWER_OFF)
-		f->clean++;
+		f->clean += !vm->number;
 	else if (!(f->stop != FLEET_RUNS && vm->end == END_ORDERED))
 		fleet_say("%s: %s", name_of(vm), vm->mailbox->words);
 	if (f->events.ended)
 		f->events.ended(f->events.ctx, vm);
 	if (!host_alive(f->host))
 		host_stop(f->host);
+}
+
+static void cloned(void *ctx, struct host_vm *vm, struct host_vm *of)
+{
+	struct fleet *f = ctx;
+	(void)of;
+	struct screen_line *l = vm->is_template ? NULL : calloc(1, sizeof *l);
+	if (!l)
+		return;
+	snprintf(l->name, sizeof l->name, "%.31s", vm->config.machine.name);
+	l->how = f->config.quiet ? SCREEN_HIDDEN : SCREEN_LINES;
+	l->ready_word = f->config.ready;
+	vm->user = l;
 }
 
 static int start_all(struct fleet *f, char *error)
@@ -271,16 +292,19 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 	f->on_signal.fd = f->on_timeout.fd = f->on_grace.fd = f->on_resume.fd = -1;
 	const struct host_config hc = {.pool_bytes = o->pool_bytes,
 				       .kind = o->table,
-				       .max_vms = o->count,
+				       .max_vms = o->count + FLEET_CLONES,
 				       .nodes = 1,
 				       .colours = 1};
 	const struct host_events he = {
-		.console = console, .starved = starved, .ended = ended, .ctx = f};
+		.console = console, .starved = starved, .ended = ended, .cloned = cloned, .ctx = f};
 	int rc = host_create(&f->host, &hc, &he, error);
 	if (!rc)
 		rc = add_sources(f, error);
 	if (!rc)
-		rc = control_create(&f->control, f->host, error);
+		rc = control_create(&f->control,
+				    &(struct control_config){
+					    .host = f->host, .handler = requests_handle, .ctx = f},
+				    error);
 	if (!rc)
 		rc = start_all(f, error);
 	return rc;

@@ -39,6 +39,11 @@
 #define MACHINE_SLEEP_S5    5     /* SLP_TYP for S5 as our DSDT gives it */
 #define MACHINE_RESET_PORT  0x604 /* ACPI reset register: writing MACHINE_RESET_VALUE reboots */
 #define MACHINE_RESET_VALUE 0x42
+/* A read gives the number of the clone, 0 for a VM that was booted: 4 bytes, little-endian. */
+#define MACHINE_IDENTITY_PORT 0x608
+/* A read comes back after IDLE_MS, or as soon as a virtio interrupt line is high or input comes: how
+ * a guest rests that can't execute HLT. */
+#define MACHINE_IDLE_PORT 0x60c
 
 /* A range of guest physical addresses with memory behind it. Only RAM is told of in memory maps: what
  * is persistent memory the guest learns from its device. */

@@ -1,5 +1,5 @@
 /* invisor: the command line. */
-#include "vmm/control.h"
+#include "vmm/commands.h"
 #include "vmm/density.h"
 #include "vmm/kvm.h"
 #include "vmm/run.h"
@@ -13,6 +13,8 @@ static const char help[] =
 	"  density     boot more and more guests and measure what they cost\n"
 	"  owner       who owns a frame of a running host's pool\n"
 	"  translate   which frame is behind a guest's physical address\n"
+	"  clone       copy a running guest, sharing its memory\n"
+	"  pause       stop a guest in its tracks; resume: let it go on\n"
 	"  stats       a running host's numbers\n"
 	"  audit       check a running host's table\n"
 	"  probe       what this host's KVM can do for us\n";
@@ -46,13 +48,19 @@ int main(int argc, char **argv)
 	if (!strcmp(command, "density"))
 		return density_command(argc - 1, argv + 1);
 	if (!strcmp(command, "owner"))
-		return control_command_owner(argc - 1, argv + 1);
+		return command_owner(argc - 1, argv + 1);
 	if (!strcmp(command, "translate"))
-		return control_command_translate(argc - 1, argv + 1);
+		return command_translate(argc - 1, argv + 1);
 	if (!strcmp(command, "audit"))
-		return control_command_audit(argc - 1, argv + 1);
+		return command_audit(argc - 1, argv + 1);
+	if (!strcmp(command, "clone"))
+		return command_clone(argc - 1, argv + 1);
+	if (!strcmp(command, "pause"))
+		return command_pause(argc - 1, argv + 1);
+	if (!strcmp(command, "resume"))
+		return command_resume(argc - 1, argv + 1);
 	if (!strcmp(command, "stats"))
-		return control_command_stats(argc - 1, argv + 1);
+		return command_stats(argc - 1, argv + 1);
 	if (!strcmp(command, "probe"))
 		return probe();
 	if (!strcmp(command, "--help") || !strcmp(command, "-h") || !strcmp(command, "help")) {

@@ -1,5 +1,7 @@
 /* `invisor owner`, `invisor translate`, `invisor audit` and `invisor stats`: questions to a running host. */
-#include "vmm/control.h"
+#include "ipt/addr.h"
+#include "vmm/ask.h"
+#include "vmm/commands.h"
 #include "vmm/error.h"
 #include "vmm/size.h"
 #include <stdio.h>
@@ -33,7 +35,7 @@ static int ask_and_print(const char *host, bool json, json_t *request,
 			 void (*say)(const json_t *answer))
 {
 	char error[ERROR_MAX];
-	json_t *answer = control_ask(host, request, error);
+	json_t *answer = ask_host(host, request, error);
 	json_decref(request);
 	if (!answer) {
 		fprintf(stderr, "invisor: %s\n", error);
@@ -86,7 +88,7 @@ static void say_translate(const json_t *a)
 	putchar('\n');
 }
 
-int control_command_owner(int argc, char **argv)
+int command_owner(int argc, char **argv)
 {
 	static const char usage[] = "usage: invisor owner [--json] [--host SOCKET] FRAME\n"
 				    "Say who owns a frame of the running host's pool: one look "
@@ -106,7 +108,7 @@ int control_command_owner(int argc, char **argv)
 			     say_owner);
 }
 
-int control_command_translate(int argc, char **argv)
+int command_translate(int argc, char **argv)
 {
 	static const char usage[] =
 		"usage: invisor translate [--json] [--host SOCKET] VM GPA\n"
@@ -145,8 +147,8 @@ static void say_audit(const json_t *a)
 }
 
 /* A command that takes no arguments but the common options. */
-static int command_without_arguments(int argc, char **argv, const char *usage, const char *what,
-				     void (*say)(const json_t *answer))
+static int without_arguments(int argc, char **argv, const char *usage, const char *what,
+			     void (*say)(const json_t *answer))
 {
 	const char *host;
 	bool json;
@@ -161,14 +163,14 @@ static int command_without_arguments(int argc, char **argv, const char *usage, c
 	return ask_and_print(host, json, json_pack("{s:s}", "do", what), say);
 }
 
-int control_command_audit(int argc, char **argv)
+int command_audit(int argc, char **argv)
 {
 	static const char usage[] = "usage: invisor audit [--json] [--host SOCKET]\n"
 				    "Check the running host's table against itself: array, forward "
 				    "map, free lists, counts.\n"
 				    "Changes that guests make meanwhile can show; ask again before "
 				    "you believe a violation.\n";
-	return command_without_arguments(argc, argv, usage, "audit", say_audit);
+	return without_arguments(argc, argv, usage, "audit", say_audit);
 }
 
 static void say_vm(const json_t *vm)
@@ -207,10 +209,10 @@ static void say_stats(const json_t *a)
 	json_array_foreach(json_object_get(a, "vms"), i, vm) say_vm(vm);
 }
 
-int control_command_stats(int argc, char **argv)
+int command_stats(int argc, char **argv)
 {
 	static const char usage[] =
 		"usage: invisor stats [--json] [--host SOCKET]\n"
 		"The running host's numbers: pool, table, VMs (docs/STATS.md).\n";
-	return command_without_arguments(argc, argv, usage, "stats", say_stats);
+	return without_arguments(argc, argv, usage, "stats", say_stats);
 }

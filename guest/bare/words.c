@@ -46,7 +46,7 @@ static const struct word table[] = {
 	{"mode", CHOICE, IN_STAGE(mode),
 	 .choice = "rw|write|verify|ro|discard|zeroes|flush|info|read|check"},
 	{"console", CHOICE, .global = &words.console, .choice = "com1|virtio"},
-	{"end", CHOICE, .global = &words.end, .choice = "off|reboot|triple|spin|halt|wild"},
+	{"end", CHOICE, .global = &words.end, .choice = "off|reboot|triple|spin|halt|wild|park"},
 	{"tsc", NUMBER, .global = &words.tsc},
 };
 

@@ -25,5 +25,6 @@ void disk_run(const struct stage *s);
 void pmem_run(const struct stage *s);
 void rng_run(const struct stage *s);
 void echo_run(const struct stage *s);
+void serve_run(const struct stage *s);
 
 #endif

@@ -310,3 +310,51 @@ Test(ipt_kill, clone)
 			break;
 	}
 }
+
+/* A freeze cut short is done or not done, by what the registry says to the next who looks. */
+Test(ipt_kill, freeze)
+{
+	unsigned done = 0, undone = 0;
+
+	if (UNDER_TSAN)
+		cr_skip_test("killed processes are beyond the thread sanitizer");
+	for (unsigned k = 0;; k++) {
+		struct ipt *t = help_table(IPT_INDEX, 1000);
+		vmid_t vm = help_vm(t, "vm"), found, on;
+		frame_t f = help_mapped(t, vm, 32, 4);
+		struct ipt_vm_info info;
+		int status;
+
+		pid_t pid = help_fork();
+		if (pid == 0) {
+			steps_left = k;
+			ipt_step_hook = die_at_last_step;
+			_exit(ipt_vm_freeze(t, vm, "vm@1", &on) != 0);
+		}
+		cr_assert_eq(waitpid(pid, &status, 0), pid);
+		cr_assert_eq(ipt_vm_find(t, "vm", &on), 0);
+		cr_assert_eq(ipt_lookup(t, on, gfn(40)).v, f.v + 8);
+		if (on.v == vm.v) {
+			undone++;
+			cr_assert_eq(ipt_vm_find(t, "vm@1", &found), -ENOENT);
+			cr_assert_eq(ipt_vm_freeze(t, vm, "vm@1", &on), 0);
+		} else {
+			done++;
+		}
+		cr_assert_eq(ipt_vm_find(t, "vm@1", &found), 0);
+		cr_assert_eq(found.v, vm.v);
+		cr_assert_eq(ipt_vm_info(t, vm, &info), 0);
+		cr_assert_eq(info.kind, IPT_TEMPLATE);
+		cr_assert_eq(info.children, 1);
+		cr_assert_eq(ipt_vm_info(t, on, &info), 0);
+		cr_assert_eq(info.parent.v, vm.v);
+		help_audit(t);
+		help_reap(t, on);
+		help_reap(t, vm);
+		help_audit(t);
+		ipt_detach(t);
+		if (WIFEXITED(status))
+			break;
+	}
+	cr_assert(done > 3 && undone > 3, "%u done, %u undone", done, undone);
+}

@@ -1,0 +1,119 @@
+#include "vmm/requests.h"
+#include "vmm/clone_requests.h"
+#include "vmm/stats.h"
+#include <stdio.h>
+#include <string.h>
+
+static const char *vm_name(struct ipt *t, vmid_t id, struct ipt_vm_info *info)
+{
+	return ipt_vm_info(t, id, info) ? "(unknown)" : info->name;
+}
+
+static void take_owner(struct control_request *r, const json_t *o)
+{
+	static const char *const states[IPT_NSTATES] = {"free", "limbo", "private"};
+	struct ipt *t = host_table(control_host(r));
+	const json_t *f = json_object_get(o, "frame");
+	json_int_t n = json_integer_value(f);
+	struct ipt_owner owner;
+	struct ipt_vm_info info;
+	if (!json_is_integer(f)) {
+		control_refuse(r, "owner: needs \"frame\", a number");
+		return;
+	}
+	if (n < 0 || n >= ipt_config(t)->frames || ipt_owner(t, frame((uint32_t)n), &owner)) {
+		control_refuse(r, "owner: frame %lld is outside the pool's %u frames", (long long)n,
+			       ipt_config(t)->frames);
+		return;
+	}
+	json_t *a = json_pack("{s:I, s:s, s:i}", "frame", n, "state", states[owner.state], "pins",
+			      (int)owner.pins);
+	if (owner.state != IPT_FREE) {
+		json_object_set_new(a, "vm", json_string(vm_name(t, owner.vm, &info)));
+		json_object_set_new(a, "vm_id", json_integer(owner.vm.v));
+	}
+	if (owner.state == IPT_PRIVATE) {
+		json_object_set_new(a, "gfn", json_integer((json_int_t)owner.gfn.v));
+		json_object_set_new(a, "gpa", json_integer((json_int_t)gfn_gpa(owner.gfn).v));
+	}
+	control_reply(r, a);
+}
+
+static void take_translate(struct control_request *r, const json_t *o)
+{
+	struct host *h = control_host(r);
+	struct ipt *t = host_table(h);
+	const char *name = json_string_value(json_object_get(o, "vm"));
+	const json_t *at = json_object_get(o, "gpa");
+	vmid_t id;
+	if (!name || !json_is_integer(at) || json_integer_value(at) < 0) {
+		control_refuse(r, "translate: needs \"vm\", a name, and \"gpa\", a number");
+		return;
+	}
+	if (ipt_vm_find(t, name, &id)) {
+		control_refuse(r, "translate: no running VM is called %s", name);
+		return;
+	}
+	struct host_vm *vm = host_vm_by_id(h, id);
+	gpa_t a = gpa((uint64_t)json_integer_value(at));
+	if (!vm || !machine_bank_of(&vm->config.machine, a, 1)) {
+		control_refuse(r, "translate: the guest has no memory at that address");
+		return;
+	}
+	frame_t f = ipt_lookup(t, id, gpa_gfn(a));
+	json_t *answer =
+		json_pack("{s:s, s:I, s:I, s:s}", "vm", name, "gpa", (json_int_t)a.v, "gfn",
+			  (json_int_t)gpa_gfn(a).v, "state", frame_valid(f) ? "private" : "void");
+	if (frame_valid(f)) {
+		json_object_set_new(answer, "frame", json_integer(f.v));
+		json_object_set_new(answer, "pool_offset",
+				    json_integer((json_int_t)(((uint64_t)f.v << PAGE_SHIFT) |
+							      (a.v & PAGE_MASK))));
+	}
+	control_reply(r, answer);
+}
+
+static void audit_say(void *ctx, const char *line)
+{
+	json_t *lines = ctx;
+	if (json_array_size(lines) < 20)
+		json_array_append_new(lines, json_string(line));
+}
+
+static void take_audit(struct control_request *r, const json_t *o)
+{
+	(void)o;
+	json_t *lines = json_array();
+	int n = ipt_audit(host_table(control_host(r)), audit_say, lines);
+	control_reply(r, json_pack("{s:i, s:o}", "violations", n, "lines", lines));
+}
+
+static void take_stats(struct control_request *r, const json_t *o)
+{
+	(void)o;
+	control_reply(r, stats_take(control_host(r)));
+}
+
+/* ---- the table ----------------------------------------------------------------------------- */
+
+static const struct request_kind kinds[] = {
+	{"owner", take_owner}, {"translate", take_translate}, {"stats", take_stats},
+	{"audit", take_audit}, {"pause", take_pause},         {"resume", take_resume},
+	{"clone", take_clone},
+};
+
+void requests_handle(struct control_request *r, const json_t *object)
+{
+	const char *what = json_string_value(json_object_get(object, "do"));
+	char names[256] = "";
+	size_t n = 0;
+	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+		if (what && !strcmp(what, kinds[i].name)) {
+			kinds[i].handler(r, object);
+			return;
+		}
+		n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
+				      kinds[i].name);
+	}
+	control_refuse(r, "a request is an object with \"do\", one of: %s", names);
+}

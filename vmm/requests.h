@@ -1,0 +1,16 @@
+/* The requests that a host's control socket takes (docs/CONTROL.md): a table of names and handlers. */
+#ifndef VMM_REQUESTS_H
+#define VMM_REQUESTS_H
+
+#include "vmm/control.h"
+
+/* A control socket's handler; its ctx is the host's struct fleet. */
+void requests_handle(struct control_request *r, const json_t *object);
+
+/* One request, by the value of its "do". The handler is a control_config's. */
+struct request_kind {
+	const char *name;
+	void (*handler)(struct control_request *r, const json_t *object);
+};
+
+#endif
