@@ -131,6 +131,12 @@ static struct virtio_env env(struct vm *vm)
 				   .say_ctx = vm};
 }
 
+static int protect(void *ctx, gfn_t first, uint64_t count)
+{
+	struct vm *vm = ctx;
+	return dax_protect(&vm->memory, first, count);
+}
+
 int board_create(struct vm *vm, char *error)
 {
 	static const struct serial_ops ops = {
@@ -181,6 +187,7 @@ int board_create(struct vm *vm, char *error)
 		struct pmem_view *view = vm->links.pmem[i];
 		view->loop = vm->loop;
 		view->say = say;
+		view->protect = protect;
 		view->ctx = vm;
 		struct virtio_pmem_config c = {.start = b->base.v,
 					       .bytes = b->bytes,

@@ -24,7 +24,7 @@ static int pin_page(struct memory *m, gfn_t g, bool write, frame_t *f)
 	 * all the same. */
 	for (int tries = 0; tries < 8; tries++) {
 		int rc = ipt_pin(m->table, m->vm, g, f);
-		if (rc == 0 && (!write || is_own(m, *f)))
+		if (rc == 0 && (!write || is_own(m, *f) || dax_note_device(m, g)))
 			return 0;
 		if (rc == 0)
 			ipt_unpin(m->table, *f);

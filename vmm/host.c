@@ -15,7 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define TICK_MS 100 /* how often the host looks after VMs that wait for frames */
+#define FILES_MAX 64  /* as persistent memory at once; they are in the registry as VMs are */
+#define TICK_MS   100 /* how often the host looks after VMs that wait for frames */
 
 /* ---- sources ------------------------------------------------------------------------------- */
 
@@ -174,7 +175,7 @@ static int make_table(struct host *h, char *error)
 			      frames, IPT_MAX_FRAMES);
 	struct ipt_config c = {.kind = h->config.kind,
 			       .frames = (uint32_t)frames,
-			       .max_vms = h->config.max_vms,
+			       .max_vms = h->config.max_vms + FILES_MAX,
 			       .nodes = h->config.nodes,
 			       .colours = h->config.colours};
 	if (getrandom(&c.seed, sizeof c.seed, 0) != sizeof c.seed)

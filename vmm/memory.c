@@ -46,7 +46,8 @@ static bool block_is_void(const struct memory *m, const struct machine_bank *b, 
 {
 	uint64_t first = g.v & ~((UINT64_C(1) << order) - 1);
 	uint64_t start = first << PAGE_SHIFT, bytes = PAGE_SIZE << order;
-	if (start < b->base.v || start - b->base.v + bytes > b->bytes)
+	if (start < b->base.v || start - b->base.v + bytes > b->bytes ||
+	    (b->pmem && dax_of(m, gfn(first))))
 		return false;
 	uint64_t c = cluster_of(m, gfn(first)), n = UINT64_C(1) << (order - IPT_CLUSTER_ORDER);
 	for (uint64_t i = 0; i < n; i++)
@@ -124,14 +125,25 @@ static int populate_extent(struct memory *m, gfn_t g)
 	return 0;
 }
 
+void memory_note_own(struct memory *m, gfn_t g)
+{
+	touch(m, cluster_of(m, g), 1);
+}
+
+static int populate(struct memory *m, gfn_t g)
+{
+	struct dax *d = dax_of(m, g);
+	return d ? dax_fetch(m, d, g) : populate_extent(m, g);
+}
+
 int memory_populate_locked(struct memory *m, gfn_t g)
 {
-	int rc = populate_extent(m, g);
+	int rc = populate(m, g);
 	if (rc == -EAGAIN) {
 		/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both
 		 * sequentially consistent) one of us sees the other. */
 		atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
-		rc = populate_extent(m, g);
+		rc = populate(m, g);
 	}
 	return rc;
 }

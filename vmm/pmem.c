@@ -166,7 +166,7 @@ static int make_sets(struct pmem_view *v)
 }
 
 static int make_view(struct pmem_view **out, struct pmem_file *f, struct ipt *table,
-		     const struct pool *pool, uint64_t pages, bool share, char *error)
+		     const struct pool *pool, gfn_t first, uint64_t pages, bool share, char *error)
 {
 	struct pmem_view *v = calloc(1, sizeof *v);
 	if (!v)
@@ -174,6 +174,7 @@ static int make_view(struct pmem_view **out, struct pmem_file *f, struct ipt *ta
 	*v = (struct pmem_view){.file = f,
 				.table = table,
 				.pool = pool,
+				.first = first,
 				.pages = pages,
 				.share = share,
 				.sets_fd = -1};
@@ -206,7 +207,7 @@ int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *po
 	if (!rc && use->share)
 		rc = let_write(f, use, error);
 	if (!rc)
-		rc = make_view(out, f, table, pool, pages, use->share, error);
+		rc = make_view(out, f, table, pool, first, pages, use->share, error);
 	if (!rc) {
 		rc = ipt_vm_region(table, vm, first, pages, f->id, 0);
 		if (!rc)
@@ -221,7 +222,8 @@ int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *po
 
 int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *error)
 {
-	return make_view(out, of->file, of->table, of->pool, of->pages, of->share, error);
+	return make_view(out, of->file, of->table, of->pool, of->first, of->pages, of->share,
+			 error);
 }
 
 /* Try again what earlier views left; those that succeed are forgotten. */

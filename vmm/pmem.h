@@ -67,7 +67,9 @@ struct pmem_view {
 	struct ipt *table;
 	const struct pool *pool;
 	bool share;
-	uint64_t pages; /* of the file that the guest sees: file pages [0, pages) */
+	/* File pages [0, pages) are the guest's gfns from `first` on. */
+	gfn_t first;
+	uint64_t pages;
 
 	/* The rest is for shared views. */
 	int sets_fd; /* memfd of both sets */
@@ -75,8 +77,8 @@ struct pmem_view {
 	struct pageset dirty;   /* to be written back */
 	struct pageset writing; /* the flush under way has them, or had when its process died */
 
-	/* Write-protect [page, page + count) in the guest's window. 0 or -errno. NULL: no guest runs. */
-	int (*protect)(void *ctx, uint64_t page, uint64_t count);
+	/* Write-protect `count` gfns in the guest's window. 0 or -errno. NULL: no guest runs. */
+	int (*protect)(void *ctx, gfn_t first, uint64_t count);
 	/* One line for the user, when flushes begin to fail. May be NULL. */
 	void (*say)(void *ctx, const char *line);
 	void *ctx;

@@ -107,7 +107,7 @@ static bool take_run(struct pmem_view *v)
 		v->flush.next = v->flush.first + v->flush.count;
 		move(&v->dirty, &v->writing, v->flush.first, v->flush.count);
 		if (!rc && v->protect)
-			rc = v->protect(v->ctx, v->flush.first, v->flush.count);
+			rc = v->protect(v->ctx, gfn_add(v->first, v->flush.first), v->flush.count);
 		keep_pinned_dirty(v);
 		if (!rc)
 			rc = check_size(v);

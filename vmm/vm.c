@@ -264,6 +264,9 @@ static int set_up(struct vm *vm, char *error)
 			       vm->links.mailbox, error);
 	if (rc)
 		return rc;
+	rc = dax_attach(&vm->memory, vm->links.pmem, vm->config.pmems);
+	if (rc)
+		return errorf(error, rc, "%s: no memory for its files", m->name);
 	rc = loop_create(&vm->loop, VM_LOOP_ENTRIES);
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s%s", m->name, strerror(-rc),

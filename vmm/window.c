@@ -33,13 +33,23 @@ int window_create(struct window *w, const struct machine *machine, const struct 
 	return 0;
 }
 
-int window_map(struct window *w, gfn_t first, frame_t f, uint32_t count)
+static int map(struct window *w, gfn_t first, frame_t f, uint32_t count, int access)
 {
 	uint8_t *at = window_at(w, first);
 	void *got =
-		mmap(at, (size_t)count << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+		mmap(at, (size_t)count << PAGE_SHIFT, access,
 		     MAP_SHARED | MAP_FIXED | MAP_NORESERVE, w->pool->fd, (off_t)f.v << PAGE_SHIFT);
 	return got == MAP_FAILED ? -errno : 0;
+}
+
+int window_map(struct window *w, gfn_t first, frame_t f, uint32_t count)
+{
+	return map(w, first, f, count, PROT_READ | PROT_WRITE);
+}
+
+int window_map_read_only(struct window *w, gfn_t first, frame_t f, uint32_t count)
+{
+	return map(w, first, f, count, PROT_READ);
 }
 
 uint8_t *window_at(const struct window *w, gfn_t g)

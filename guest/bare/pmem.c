@@ -21,6 +21,7 @@ static struct {
 	unsigned number;
 	uint64_t start, pages; /* of the device */
 	uint64_t from, count;  /* pages worked on */
+	uint64_t hash;
 } pmem;
 
 static void flush(uint64_t times)
@@ -45,13 +46,14 @@ static void flush(uint64_t times)
 		    team_us(t.cycles));
 }
 
-/* The words of all pages in the stage's order: written, or held against what they must be, or only
+/* A vCPU's part of the pages, in the stage's order: written, or held against what they must be, or only
  * read, which comes to a hash that doesn't depend on the order. */
-static void each_page(enum words_mode mode, const char *what)
+static void slice(void *arg, unsigned cpu, unsigned cpus)
 {
-	uint64_t hash = 0;
-	struct team_time t = team_start();
-	for (uint64_t i = 0; i < pmem.count; i++) {
+	enum words_mode mode = *(const enum words_mode *)arg;
+	uint64_t i, to, hash = 0;
+	team_slice(pmem.count, cpu, cpus, &i, &to);
+	for (; i < to; i++) {
 		uint64_t page = pmem.from + region_order(&pmem.order, i);
 		volatile uint64_t *w = region_word_at(pmem.start + page * REGION_PAGE);
 		for (uint64_t j = 0; j < pmem.stage->words; j++) {
@@ -67,9 +69,15 @@ static void each_page(enum words_mode mode, const char *what)
 					 pmem.number, page, j * 8, word, w[j]);
 		}
 	}
-	team_stop(&t);
+	__atomic_fetch_add(&pmem.hash, hash, __ATOMIC_RELAXED);
+}
+
+static void each_page(enum words_mode mode, const char *what)
+{
+	pmem.hash = 0;
+	struct team_time t = team_do(slice, &mode, pmem.stage->smp);
 	console_say("pmem %u %s part=%u pages=%lu us=%lu hash=0x%016lx", pmem.number, what, t.part,
-		    pmem.count, team_us(t.cycles), hash);
+		    pmem.count, team_us(t.cycles), pmem.hash);
 }
 
 static void open_pmem(const struct stage *s, uint64_t regs)

@@ -390,11 +390,11 @@ struct late {
 	int rc;
 };
 
-static int protect(void *ctx, uint64_t page, uint64_t count)
+static int protect(void *ctx, gfn_t first, uint64_t count)
 {
 	struct late *l = ctx;
 	for (uint64_t i = 0; i < count; i++)
-		memset(page_of(l->v, page + i), 'L', PAGE_SIZE);
+		memset(page_of(l->v, first.v - l->v->first.v + i), 'L', PAGE_SIZE);
 	l->pages += count;
 	return l->rc;
 }
