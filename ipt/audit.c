@@ -186,7 +186,7 @@ void audit_words(struct audit *a)
 	}
 	for (uint32_t vm = 1; vm <= high; vm++) {
 		for (int state = 0; state < IPT_NSTATES; state++) {
-			uint32_t said = load_relaxed32(&t->vms[vm].frames[state]);
+			uint32_t said = registry_count(t, vm, (enum ipt_state)state);
 
 			if (said != count[vm][state])
 				audit_fail(a, "I4: VM %u has %u frames in state %d and counts %u",

@@ -32,4 +32,14 @@ static inline unsigned forward_unmap(struct ipt *t, uint32_t vm, uint64_t g, uns
 				    : radix_unmap(t, vm, g, n, frames);
 }
 
+/* Make n frames from f on, mapped at gfns of VM `from` from g on (all in one group), VM `to`'s, but not those
+ * at whose gfns it has something itself. 0, or, with nothing changed, -ENOSPC, -ENOMEM. Takes the locks
+ * of both keys' stripes. */
+static inline int forward_move(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f,
+			       unsigned n)
+{
+	return t->kind == IPT_INDEX ? index_move(t, from, to, g, f, n)
+				    : radix_move(t, from, to, g, f, n);
+}
+
 #endif

@@ -113,14 +113,26 @@ struct piece {
 	struct cluster_slot element; /* of the group's cluster */
 };
 
-static struct piece piece_lock(struct ipt *t, uint32_t vm, uint64_t g)
+static struct piece piece_of(const struct ipt *t, uint32_t vm, uint64_t g)
 {
 	struct piece p = {.vm = vm, .group = g >> IPT_CLUSTER_ORDER};
 
 	p.hash = hash_group(&t->keys, vm, p.group);
 	p.s = stripe_of(t, p.hash);
+	return p;
+}
+
+static void piece_find(struct ipt *t, struct piece *p)
+{
+	p->element = cluster_find(t, p->s, p->hash, CLUSTER_KEY(p->vm, p->group));
+}
+
+static struct piece piece_lock(struct ipt *t, uint32_t vm, uint64_t g)
+{
+	struct piece p = piece_of(t, vm, g);
+
 	stripe_lock(t, p.s);
-	p.element = cluster_find(t, p.s, p.hash, CLUSTER_KEY(vm, p.group));
+	piece_find(t, &p);
 	return p;
 }
 
@@ -192,38 +204,69 @@ static bool insert_cluster(struct ipt *t, struct piece *p, uint32_t base)
 	return true;
 }
 
-static int map_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, unsigned n)
+static bool has_own(struct ipt *t, const struct piece *p, uint64_t g)
+{
+	return find_clustered(t, p, g) != NO_FRAME || find_single(t, p, g) != NO_FRAME;
+}
+
+/* Put in what will lead to the frames f + i at gfns g + i, for each bit i of which; their words don't
+ * say so yet. *clustered: by the group's cluster, else by singles. */
+static int insert_elements(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, unsigned which,
+			   bool *clustered)
 {
 	uint32_t base = f & ~(IPT_CLUSTER_FRAMES - 1);
-	bool congruent = ((f ^ g) & (IPT_CLUSTER_FRAMES - 1)) == 0, clustered = false;
-	int err;
+	unsigned n = (unsigned)__builtin_popcount(which);
+	bool congruent = ((f ^ g) & (IPT_CLUSTER_FRAMES - 1)) == 0;
+
+	*clustered = false;
+	if (congruent && p->element.line)
+		*clustered = cluster_base(p->element) == base;
+	else if (congruent && n >= INDEX_CLUSTER_MIN)
+		*clustered = insert_cluster(t, p, base);
+	if (*clustered)
+		return 0;
+	int err = single_reserve(t, p->s, n);
+	if (err)
+		return err;
+	for (; which; which &= which - 1) {
+		unsigned i = (unsigned)__builtin_ctz(which);
+
+		single_insert(t, p->s, hash_gfn(&t->keys, p->hash, g + i), f + i);
+	}
+	return 0;
+}
+
+/* Frames at g and after have come to the group, at f and after: let a cluster have them if it can. */
+static void gather_cluster(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, bool clustered)
+{
+	uint32_t base = f & ~(IPT_CLUSTER_FRAMES - 1);
+	bool congruent = ((f ^ g) & (IPT_CLUSTER_FRAMES - 1)) == 0;
+
+	if (clustered)
+		absorb(t, p, base);
+	else if (congruent && !p->element.line &&
+		 count_words(t, p, base, false) == IPT_CLUSTER_FRAMES && insert_cluster(t, p, base))
+		absorb(t, p, base);
+}
+
+static int map_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, unsigned n)
+{
+	bool clustered;
 
 	for (unsigned i = 0; i < n; i++) {
-		if (find_clustered(t, p, g + i) != NO_FRAME || find_single(t, p, g + i) != NO_FRAME)
+		if (has_own(t, p, g + i))
 			return -EEXIST;
 	}
-	if (congruent && p->element.line)
-		clustered = cluster_base(p->element) == base;
-	else if (congruent && n >= INDEX_CLUSTER_MIN)
-		clustered = insert_cluster(t, p, base);
-	if (!clustered) {
-		err = single_reserve(t, p->s, n);
-		if (err)
-			return err;
-		for (unsigned i = 0; i < n; i++)
-			single_insert(t, p->s, hash_gfn(&t->keys, p->hash, g + i), f + i);
-	}
+	int err = insert_elements(t, p, g, f, (1u << n) - 1, &clustered);
+	if (err)
+		return err;
 	for (unsigned i = 0; i < n; i++) {
 		/* The commit point. */
 		store_release64(&t->words[f + i],
 				word_private(p->vm, g + i) | (clustered ? WORD_FLAG : 0));
 		ipt_step();
 	}
-	if (clustered)
-		absorb(t, p, base);
-	else if (congruent && !p->element.line &&
-		 count_words(t, p, base, false) == IPT_CLUSTER_FRAMES && insert_cluster(t, p, base))
-		absorb(t, p, base);
+	gather_cluster(t, p, g, f, clustered);
 	return 0;
 }
 
@@ -269,6 +312,56 @@ unsigned index_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_
 	return gone;
 }
 
+static int move_locked(struct ipt *t, struct piece *from, struct piece *to, uint64_t g, uint32_t f,
+		       unsigned n)
+{
+	uint32_t base = f & ~(IPT_CLUSTER_FRAMES - 1);
+	unsigned which = 0, flagged = 0;
+	bool clustered;
+
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t w = load_relaxed64(&t->words[f + i]);
+
+		if (!word_maps(w, from->vm, g + i) || has_own(t, to, g + i))
+			continue;
+		which |= 1u << i;
+		flagged |= w & WORD_FLAG ? 1u << i : 0;
+	}
+	int err = which ? insert_elements(t, to, g, f, which, &clustered) : 0;
+	if (err || !which)
+		return err;
+	piece_find(t, from); /* both may be in one stripe, whose elements have moved */
+	if (flagged)
+		cluster_set_full(from->element, false);
+	ipt_step();
+	for (unsigned i = 0; i < n; i++) {
+		if (!(which & 1u << i))
+			continue;
+		/* The commit point. */
+		store_release64(&t->words[f + i],
+				word_private(to->vm, g + i) | (clustered ? WORD_FLAG : 0));
+		ipt_step();
+		if (!(flagged & 1u << i))
+			single_remove(t, from->s, hash_gfn(&t->keys, from->hash, g + i), f + i);
+	}
+	if (flagged && count_words(t, from, base, true) == 0)
+		cluster_remove(t, from->s, from->hash, CLUSTER_KEY(from->vm, from->group));
+	gather_cluster(t, to, g, f, clustered);
+	return 0;
+}
+
+int index_move(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f, unsigned n)
+{
+	struct piece a = piece_of(t, from, g), b = piece_of(t, to, g);
+
+	stripe_lock_two(t, a.s, b.s);
+	piece_find(t, &a);
+	piece_find(t, &b);
+	int err = move_locked(t, &a, &b, g, f, n);
+	stripe_unlock_two(t, a.s, b.s);
+	return err;
+}
+
 /* ---- repair ---------------------------------------------------------------------------------- */
 
 /* Put in what a mapped frame's word calls for: a cluster at the first of its words. */
@@ -298,14 +391,10 @@ void index_rebuild(struct ipt *t, uint32_t s)
 
 		for (uint32_t f = zone_start(t, z); f < mark; f++) {
 			uint64_t w = load_acquire64(&t->words[f]);
-			struct piece p = {.vm = word_vm(w),
-					  .group = word_gfn(w) >> IPT_CLUSTER_ORDER,
-					  .s = s};
-
 			if (word_state(w) != IPT_PRIVATE)
 				continue;
-			p.hash = hash_group(&t->keys, p.vm, p.group);
-			if (stripe_of(t, p.hash) == s)
+			struct piece p = piece_of(t, word_vm(w), word_gfn(w));
+			if (p.s == s)
 				rebuild_frame(t, &p, f, w);
 		}
 	}

@@ -70,6 +70,9 @@ int index_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n);
  * many there were. Takes the stripe lock. */
 unsigned index_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_t *frames);
 
+/* See forward_move. */
+int index_move(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f, unsigned n);
+
 /* With the stripe locked: make its elements anew from the array. */
 void index_rebuild(struct ipt *t, uint32_t s);
 

@@ -33,9 +33,10 @@
  *   Readers (lookup, owner) take no lock; writers lock the stripe of the key. Locks are process-shared
  *   and robust: whoever finds a holder dead rebuilds that part from the array before it goes on.
  *   A word's (vm, gfn) is changed only by that VM's process, or, once it is dead, by its reaper
- *   (ipt_vm_reap): so the only contention is for stripes and zones, never for one mapping.
+ *   (ipt_vm_reap), and a template's by who collapses it (ipt_vm_collapse): so the only contention is for
+ *   stripes and zones, never for one mapping.
  *   Lock order (checked at run time where NDEBUG is not defined; ipt/lock.h):
- *     registry  <  stripe (one at a time)  <  zone (one at a time)  <  radix table pages
+ *     registry  <  stripe (two only in order of their numbers)  <  zone (one at a time)  <  radix table pages
  *
  * Functions return 0 or -errno and print nothing. A VM that is not registered is -ENOENT everywhere,
  * and so is a dying one where something would be given to it (ipt_alloc, ipt_map); what would change a
@@ -128,6 +129,18 @@ vmid_t ipt_vm_next(struct ipt *t, vmid_t after);
 typedef int ipt_clean_fn(void *ctx, frame_t first, uint32_t count);
 int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
 
+/*
+ * Do away with a template that has one child: what it owns becomes the child's where that has nothing of its
+ * own, the rest is cleaned (as by ipt_vm_reap) and freed; the child's parent becomes the template's parent.
+ * With no child it is reaped. The child and its descendants work on meanwhile, and no look-up of theirs
+ * misses or sees an older frame; ipt_map by the child of what it just inherited for good is -EEXIST.
+ * -ENOENT, -EPERM if vm is no template, -ENOSPC and -ENOMEM as ipt_map, clean's error, -EBUSY if it has more
+ * children, if the child is dying, or if a frame to be freed is pinned. The template is marked dying at
+ * the start; whoever dies at this, or whatever error came, calling it again goes on where it stopped.
+ * Locks: the registry for each 64 KiB, and within it the stripes of both.
+ */
+int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
+
 /* ---- frames: allocation ------------------------------------------------------------------- */
 
 struct ipt_hint {
@@ -198,6 +211,15 @@ struct ipt_owner {
 	uint32_t pins;
 };
 int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out);
+
+/*
+ * Tell everyone who sees a frame, that is, to whose gfn a look-up gives it: its owner (OWN), and the
+ * descendants of that without something of their own there (INHERITED); VMs and templates alike. `fn` says
+ * whether to go on. -EINVAL for a frame outside the pool. Costs a look-up for each VM. Others' changes
+ * meanwhile may or may not be seen; no lock is held.
+ */
+typedef bool ipt_viewer_fn(void *ctx, vmid_t vm, gfn_t gfn, enum ipt_place_kind how);
+int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx);
 
 /* ---- pins: I/O in flight ------------------------------------------------------------------ */
 

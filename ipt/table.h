@@ -34,7 +34,10 @@ struct vm_slot {
 	_Atomic uint64_t name[IPT_NAME_LEN / 8];
 	_Atomic uint32_t radix_root; /* page + 1 */
 	_Atomic uint32_t kind;       /* enum ipt_vm_kind */
+	/* Changed by the VM's process alone (and by whoever reaps it)... */
 	_Alignas(TABLE_LINE) _Atomic uint32_t frames[IPT_NSTATES];
+	/* ...and what others gave it: ipt_vm_collapse, under LOCK_REGISTRY. It has the sum. */
+	_Atomic uint32_t adopted[IPT_NSTATES];
 };
 
 /* A stripe of the forward map: the lock in a line of its own, apart from what readers read. */
@@ -67,10 +70,19 @@ struct table_header {
 	 * | the VM's new id, else 0; and the template's name. See ipt_vm_freeze. */
 	_Atomic uint64_t freeze;
 	_Atomic uint64_t freeze_name[IPT_NAME_LEN / 8];
+	/* What collapse is moving: `count` frames from `first` on, in state `state`, out of VM `from`
+	 * (0: nothing) into VM `to`, which had adopted `base` of them before. LOCK_REGISTRY. */
+	struct {
+		_Atomic uint32_t from, to, first, count, state, base;
+	} move;
 	struct lock pages;          /* LOCK_PAGES */
 	_Atomic uint32_t page_low;  /* no free radix page below this one */
 	_Atomic uint32_t page_high; /* radix pages from here on were never used */
 	_Atomic uint32_t pages_used;
+	/* Odd while what one VM has becomes another's, or a VM gets another parent. In a line that is
+	 * hardly ever written, as every look-up reads it. */
+	_Alignas(TABLE_LINE) _Atomic uint32_t lineage;
+	_Alignas(TABLE_LINE) uint8_t end[];
 };
 
 /* Byte offsets and sizes within the memfd. */

@@ -123,8 +123,7 @@ static void on_line(struct agent *a, const char *line, size_t n)
 			a->paused = true;
 	} else if (begins(line, n, "status ")) {
 		on_status(a, line + 7, n - 7);
-	} else if (!begins(line, n, "exec ") && !begins(line, n, "more ")) {
-		/* (Those are our own: the guest's terminal echoed them before it was set up.) */
+	} else {
 		fail(a, "the guest's agent says what it shouldn't");
 	}
 }

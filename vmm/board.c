@@ -72,13 +72,17 @@ static void console_room(void *ctx)
 static size_t agent_output(void *ctx, const char *bytes, size_t n)
 {
 	struct vm *vm = ctx;
+	if (!atomic_exchange_explicit(&vm->agent_spoke, true, memory_order_relaxed))
+		inlet_wanted(&vm->agent_inlet);
 	return outlet_offer(&vm->agent_outlet, bytes, n);
 }
 
 static size_t agent_input(void *ctx, const char *bytes, size_t n)
 {
 	struct vm *vm = ctx;
-	return virtio_console_input(vm->agent, bytes, n);
+	return atomic_load_explicit(&vm->agent_spoke, memory_order_relaxed)
+		       ? virtio_console_input(vm->agent, bytes, n)
+		       : 0;
 }
 
 static void agent_outlet_room(void *ctx)

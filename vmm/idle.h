@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define IDLE_MS 50
+#define IDLE_MS 1000
 
 struct idle {
 	pthread_mutex_t lock; /* a leaf: nothing is taken inside */

@@ -18,18 +18,19 @@
 /* The map of guest physical addresses. RAM is one bank up to MACHINE_LOW_END and, where it is
  * larger, a second from 4 GiB on. Banks of persistent memory come behind it, each from a multiple of
  * MACHINE_PMEM_ALIGN on, which is what Linux asks of memory that it maps as device pages. */
-#define MACHINE_LOW_END     UINT64_C(0xC0000000) /* RAM below 4 GiB ends here at the latest: 3 GiB */
-#define MACHINE_HIGH_BASE   UINT64_C(0x100000000)
-#define MACHINE_PMEM_ALIGN  (2 * MiB)
-#define MACHINE_PMEM_MAX    (64 * GiB)           /* bytes of a bank */
-#define MACHINE_MMIO_BASE   UINT64_C(0xD0000000) /* virtio slot i at base + i * 0x1000 */
-#define MACHINE_MMIO_STRIDE UINT64_C(0x1000)
-#define MACHINE_MMIO_BYTES  UINT64_C(0x200) /* of it registers: VIRTIO_MMIO_SIZE */
-#define MACHINE_IOAPIC_BASE UINT64_C(0xFEC00000)
-#define MACHINE_LAPIC_BASE  UINT64_C(0xFEE00000)
-#define MACHINE_TSS_BASE    UINT64_C(0xFFFBD000) /* KVM_SET_TSS_ADDR: 3 pages, Intel only */
-#define MACHINE_VIRTIO_GSI  5  /* virtio slot i on GSI 5 + i, level, active high */
-#define MACHINE_POWER_GSI   22 /* edge: a pulse is the power button, please shut down (ACPI GED) */
+#define MACHINE_LOW_END        UINT64_C(0xC0000000) /* RAM below 4 GiB ends here at the latest: 3 GiB */
+#define MACHINE_HIGH_BASE      UINT64_C(0x100000000)
+#define MACHINE_PMEM_ALIGN     (2 * MiB)
+#define MACHINE_PMEM_MAX       (64 * GiB) /* bytes of a bank */
+#define MACHINE_MMIO_BASE      UINT64_C(0xD0000000) /* virtio slot i at base + i * 0x1000 */
+#define MACHINE_MMIO_STRIDE    UINT64_C(0x1000)
+#define MACHINE_MMIO_BYTES     UINT64_C(0x200) /* of it registers: VIRTIO_MMIO_SIZE */
+#define MACHINE_IOAPIC_BASE    UINT64_C(0xFEC00000)
+#define MACHINE_LAPIC_BASE     UINT64_C(0xFEE00000)
+#define MACHINE_TSS_BASE       UINT64_C(0xFFFBD000) /* KVM_SET_TSS_ADDR: 3 pages, Intel only */
+#define MACHINE_VIRTIO_GSI     5 /* virtio slot i on GSI 5 + i, level, active high */
+#define MACHINE_POWER_GSI      22 /* edge: a pulse is the power button, please shut down (ACPI GED) */
+#define MACHINE_GENERATION_GSI 23 /* edge: a pulse says that the generation id changed (ACPI GED) */
 
 /* Ports. */
 #define MACHINE_COM1_PORT   0x3f8 /* 16550, IRQ 4 */

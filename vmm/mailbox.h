@@ -45,6 +45,7 @@ enum vm_order {
 		1 << 3, /* press the ACPI power button: the guest may shut itself down */
 	ORDER_PAUSE = 1 << 4,
 	ORDER_RESUME = 1 << 5, /* of both, the one that came last */
+	ORDER_RENEW = 1 << 6,  /* a new generation id: the guest reseeds its random numbers */
 };
 
 enum fault_kind {

@@ -154,20 +154,20 @@ static bool is_shared(const struct ipt_place *p)
 	return p->kind != IPT_VOID && p->kind != IPT_OWN;
 }
 
-/* Put in what the pool has of n shared pages; those that it doesn't have, or that are in already, are passed over. */
-static int show_run(struct memory *m, gfn_t first, uint32_t n)
+/* Put n shared pages in, all of which the pool has; those that are in already are passed over. */
+static int show_pages(struct memory *m, gfn_t first, uint32_t n)
 {
 	uint8_t *at = window_at(&m->window, first);
 	uint64_t left = (uint64_t)n << PAGE_SHIFT, step = left;
 	while (left) {
 		int error;
 		uint64_t did = fault_continue(m->uffd, at, step < left ? step : left, &error);
-		if (!did && error != -EEXIST && error != -EFAULT && error != -ENOENT)
-			return error;
 		if (!did && error == -ENOENT && step > PAGE_SIZE) {
 			step = PAGE_SIZE; /* the range isn't one mapping: page by page */
 			continue;
 		}
+		if (!did && error != -EEXIST && error != -ENOENT)
+			return error;
 		did = did ? did : PAGE_SIZE;
 		at += did;
 		left -= did;
@@ -175,27 +175,25 @@ static int show_run(struct memory *m, gfn_t first, uint32_t n)
 	return 0;
 }
 
-/* The page that is waited for, surely: one that the pool doesn't have is made there, of zeroes. */
-static int show_page(struct memory *m, gfn_t g, frame_t f)
+/* Of n shared gfns at frames from f on, those that the pool has pages for. */
+static int show_run(struct memory *m, gfn_t first, uint32_t n, frame_t f)
 {
-	int error;
-	uint8_t *at = window_at(&m->window, g);
-	if (fault_continue(m->uffd, at, PAGE_SIZE, &error) || error == -EEXIST)
-		return 0;
-	if (error != -EFAULT)
-		return error;
-	int rc = pool_fill(m->pool, f, 1);
-	if (rc)
-		return rc;
-	return fault_continue(m->uffd, at, PAGE_SIZE, &error) || error == -EEXIST ? 0 : error;
+	off_t start = (off_t)f.v << PAGE_SHIFT, end = start + ((off_t)n << PAGE_SHIFT), data, hole;
+	int rc = 0;
+	for (off_t at = start; !rc && at < end; at = hole) {
+		data = lseek(m->pool->fd, at, SEEK_DATA);
+		if (data < 0 || data >= end)
+			break;
+		hole = lseek(m->pool->fd, data, SEEK_HOLE);
+		hole = hole < 0 || hole > end ? end : hole;
+		rc = show_pages(m, gfn_add(first, (uint64_t)(data - start) >> PAGE_SHIFT),
+				(uint32_t)((hole - data) >> PAGE_SHIFT));
+	}
+	return rc;
 }
 
-static int show_locked(struct memory *m, gfn_t g)
+static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 {
-	const struct machine_bank *b = memory_bank(m, g);
-	struct ipt_place p;
-	if (!ipt_place(m->table, m->vm, g, 1, &p) || !is_shared(&p))
-		return 0; /* meanwhile it became something else: the guest tries again */
 	uint32_t pages = SHOW_FIRST;
 	if (m->shown_to == g.v)
 		pages = m->shown_pages < SHOW_MOST ? m->shown_pages * 2 : SHOW_MOST;
@@ -203,19 +201,28 @@ static int show_locked(struct memory *m, gfn_t g)
 	uint64_t bank = b->base.v >> PAGE_SHIFT, bank_end = bank + (b->bytes >> PAGE_SHIFT);
 	start = start < bank ? bank : start;
 	end = end > bank_end ? bank_end : end;
-	struct dax *d = dax_of(m, g);
-	int rc = d ? dax_map(m, d, start, end) : 0;
-	if (!rc)
-		rc = show_page(m, g, p.frame);
-	for (uint64_t at = start; !rc && at < end;) {
-		uint32_t n = ipt_place(m->table, m->vm, gfn(at), (uint32_t)(end - at), &p);
-		if (n && is_shared(&p))
-			rc = show_run(m, gfn(at), n);
-		at += n ? n : 1;
-	}
 	m->shown_to = end;
 	m->shown_pages = pages;
+	struct dax *d = dax_of(m, g);
+	int rc = d ? dax_map(m, d, start, end) : 0;
+	for (uint64_t at = start; !rc && at < end;) {
+		struct ipt_place p;
+		uint32_t n = ipt_place(m->table, m->vm, gfn(at), (uint32_t)(end - at), &p);
+		if (n && is_shared(&p))
+			rc = show_run(m, gfn(at), n, p.frame);
+		at += n ? n : 1;
+	}
 	return rc;
+}
+
+static int show_locked(struct memory *m, gfn_t g)
+{
+	struct ipt_place p;
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || !is_shared(&p))
+		return 0; /* meanwhile it became something else: the guest tries again */
+	/* A page that is read before anybody wrote to it is made in the pool, of zeroes. */
+	int rc = has_page(m->pool, p.frame) ? 0 : pool_fill(m->pool, p.frame, 1);
+	return rc ? rc : show_around(m, g, memory_bank(m, g));
 }
 
 int memory_show(struct memory *m, gfn_t g)

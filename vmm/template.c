@@ -11,6 +11,7 @@
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
+#include "vmm/identity.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <malloc.h>
@@ -52,14 +53,21 @@ static int become(struct vm *vm, const struct link_request *request, const gfn_t
 		rc = kvm_state_load(&vm->kvm, &vm->frozen, m->name, error);
 	if (rc)
 		return rc;
+	rc = identity_renew(vm, request->number);
+	if (rc)
+		return errorf(error, rc, "%s: %s", m->name,
+			      rc == -EAGAIN ? "the pool has no frame for its generation id"
+					    : strerror(-rc));
 	rc = loop_renew(vm->loop, VM_LOOP_ENTRIES);
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s", m->name, strerror(-rc));
 	board_renew(vm);
 	rc = vm_watch(vm, error);
-	if (!rc)
-		board_resume(vm);
-	return rc;
+	if (rc)
+		return rc;
+	board_resume(vm);
+	identity_announce(vm);
+	return 0;
 }
 
 static _Noreturn void clone_main(struct vm *vm, const struct link_request *request,
@@ -76,7 +84,6 @@ static _Noreturn void clone_main(struct vm *vm, const struct link_request *reque
 	vm->links.console_fd = fds[2];
 	vm->links.agent_fd = fds[3];
 	vm->links.id = vmid(request->id);
-	vm->identity = request->number;
 	snprintf(vm->config.machine.name, sizeof vm->config.machine.name, "%s", request->name);
 	vm_name_process("vm", request->name);
 	forget_the_past(vm);

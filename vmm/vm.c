@@ -3,6 +3,7 @@
 #include "vmm/container.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
+#include "vmm/identity.h"
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -157,6 +158,8 @@ static void take_orders(struct vm *vm)
 		pause_by_user(vm, true);
 	if (orders & ORDER_RESUME)
 		pause_by_user(vm, false);
+	if (orders & ORDER_RENEW && identity_renew(vm, vm->identity) == 0)
+		identity_announce(vm);
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
@@ -213,11 +216,18 @@ static void wait_for_frames(struct vm *vm)
 
 static int load(struct vm *vm, char *error)
 {
-	int rc;
-	while ((rc = boot_load(vm->config.image, &vm->config.machine, &vm->memory.gmem, &vm->plan,
-			       error)) == -EAGAIN)
+	for (;;) {
+		int rc = boot_load(vm->config.image, &vm->config.machine, &vm->memory.gmem,
+				   &vm->plan, error);
+		if (!rc)
+			rc = identity_renew(vm, 0);
+		if (rc && rc != -EAGAIN && !*error)
+			errorf(error, rc, "%s: generation id: %s", vm->config.machine.name,
+			       strerror(-rc));
+		if (rc != -EAGAIN)
+			return rc;
 		wait_for_frames(vm);
-	return rc;
+	}
 }
 
 static int set_registers(struct vm *vm, char *error)

@@ -113,6 +113,9 @@ struct vm {
 	/* Where the guest's last output came from, and so where input goes; none before the first, since
 	 * a guest that sets its console up forgets what came earlier. */
 	_Atomic enum vm_console { CONSOLE_NONE, CONSOLE_SERIAL, CONSOLE_VIRTIO } console_in_use;
+	/* The agent listens. Input waits until it has said something: Linux drops what comes while it
+	 * sets a console up. */
+	_Atomic bool agent_spoke;
 };
 
 /* Run the VM to its end, in this process. Never returns; exit status 0 if the guest ended cleanly.

@@ -25,7 +25,10 @@ static struct {
 
 bool agent_open(void)
 {
-	return vcon_open(&agent.console, 1, true);
+	if (!vcon_open(&agent.console, 1, true))
+		return false;
+	vcon_write(&agent.console, "\n", 1); /* now the host may send */
+	return true;
 }
 
 static void send(const char *verb, const char *bytes, size_t n)

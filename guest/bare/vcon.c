@@ -23,16 +23,19 @@ bool vcon_open(struct vcon *v, unsigned k, bool resting)
 	return true;
 }
 
-/* Interrupts are on only while vCPU 0 rests: at other times the others want to. */
+/* Interrupts are on only while vCPU 0 rests: at other times they would keep the others from it. */
+static void rest(struct vcon *v, struct vio_queue *q)
+{
+	vio_interrupts(q, true);
+	if (!vio_pending(q))
+		idle_wait();
+	vio_interrupts(q, false);
+	vio_acknowledge(v->regs);
+}
+
 void vcon_rest(struct vcon *v)
 {
-	vio_interrupts(&v->receive, true);
-	vio_interrupts(&v->transmit, true);
-	if (!vio_pending(&v->receive) && !(v->sending && vio_pending(&v->transmit)))
-		idle_wait();
-	vio_interrupts(&v->receive, false);
-	vio_interrupts(&v->transmit, false);
-	vio_acknowledge(v->regs);
+	rest(v, &v->receive);
 }
 
 void vcon_drain(struct vcon *v)
@@ -40,7 +43,7 @@ void vcon_drain(struct vcon *v)
 	uint32_t id, len;
 	if (v->sending && v->resting) {
 		while (!vio_poll(&v->transmit, &id, &len))
-			vcon_rest(v);
+			rest(v, &v->transmit);
 	} else if (v->sending) {
 		vio_wait(&v->transmit, &id, &len);
 	}

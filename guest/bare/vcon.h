@@ -24,7 +24,7 @@ bool vcon_open(struct vcon *v, unsigned k, bool resting);
 void vcon_write(struct vcon *v, const char *bytes, size_t n);
 size_t vcon_read(struct vcon *v, char *out, size_t size);
 void vcon_drain(struct vcon *v);
-/* Wait a while, at most until something happens at the device. */
+/* Wait a while, at most until input comes. */
 void vcon_rest(struct vcon *v);
 
 #endif
