@@ -33,6 +33,10 @@ void host_set_tick(struct host *h, bool on);
 /* The process is gone: write back what the guest left in files that it shares. -errno, and words in
  * `error` of the first that could not be written. */
 int host_vm_finish_pmem(struct host_vm *vm, char *error);
+/* A template, or a clone of one, has views of what `of` has; and the sets of those that are shared, for its process:
+ * how many. */
+int host_vm_share_pmem(struct host_vm *vm, const struct host_vm *of, char *error);
+unsigned host_vm_pmem_fds(const struct host_vm *vm, int fds[VM_MAX_PMEM]);
 /* The VM is gone from the table: let go of its files. */
 void host_vm_leave_pmem(struct host_vm *vm);
 /* A host_vm with mailbox and link, and of a guest console and agent channel; the ends that its process gets are in `ends` (link,

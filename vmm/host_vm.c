@@ -70,6 +70,23 @@ static int join_pmem(struct host_vm *vm, char *error)
 	return rc;
 }
 
+int host_vm_share_pmem(struct host_vm *vm, const struct host_vm *of, char *error)
+{
+	int rc = 0;
+	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
+		rc = pmem_join_clone(of->pmem[i], &vm->pmem[i], error);
+	return rc;
+}
+
+unsigned host_vm_pmem_fds(const struct host_vm *vm, int fds[VM_MAX_PMEM])
+{
+	unsigned n = 0;
+	for (unsigned i = 0; i < vm->config.pmems; i++)
+		if (vm->pmem[i]->share)
+			fds[n++] = vm->pmem[i]->sets_fd;
+	return n;
+}
+
 int host_vm_finish_pmem(struct host_vm *vm, char *error)
 {
 	int first = 0;

@@ -21,7 +21,7 @@
 #define MACHINE_LOW_END        UINT64_C(0xC0000000) /* RAM below 4 GiB ends here at the latest: 3 GiB */
 #define MACHINE_HIGH_BASE      UINT64_C(0x100000000)
 #define MACHINE_PMEM_ALIGN     (2 * MiB)
-#define MACHINE_PMEM_MAX       (64 * GiB) /* bytes of a bank */
+#define MACHINE_PMEM_MAX       (64 * GiB)           /* bytes of a bank */
 #define MACHINE_MMIO_BASE      UINT64_C(0xD0000000) /* virtio slot i at base + i * 0x1000 */
 #define MACHINE_MMIO_STRIDE    UINT64_C(0x1000)
 #define MACHINE_MMIO_BYTES     UINT64_C(0x200) /* of it registers: VIRTIO_MMIO_SIZE */

@@ -149,12 +149,9 @@ static void free_view(struct pmem_view *v)
 	free(v);
 }
 
-static int make_sets(struct pmem_view *v)
+static int map_sets(struct pmem_view *v)
 {
 	size_t bytes = pageset_bytes(v->pages);
-	v->sets_fd = memfd_create("invisor-pmem", MFD_CLOEXEC);
-	if (v->sets_fd < 0 || ftruncate(v->sets_fd, (off_t)(2 * bytes)) < 0)
-		return -errno;
 	void *at = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
 			v->sets_fd, 0);
 	if (at == MAP_FAILED)
@@ -163,6 +160,14 @@ static int make_sets(struct pmem_view *v)
 	v->dirty = pageset_at(at, v->pages);
 	v->writing = pageset_at((char *)at + bytes, v->pages);
 	return 0;
+}
+
+static int make_sets(struct pmem_view *v)
+{
+	v->sets_fd = memfd_create("invisor-pmem", MFD_CLOEXEC);
+	if (v->sets_fd < 0 || ftruncate(v->sets_fd, (off_t)(2 * pageset_bytes(v->pages))) < 0)
+		return -errno;
+	return map_sets(v);
 }
 
 static int make_view(struct pmem_view **out, struct pmem_file *f, struct ipt *table,
@@ -224,6 +229,19 @@ int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *er
 {
 	return make_view(out, of->file, of->table, of->pool, of->first, of->pages, of->share,
 			 error);
+}
+
+int pmem_adopt(struct pmem_view *v, int fd, char *error)
+{
+	munmap(v->sets, 2 * pageset_bytes(v->pages)); /* the other's */
+	v->sets = NULL;
+	v->sets_fd = fd;
+	v->said = false;
+	int rc = map_sets(v);
+	close(fd);
+	v->sets_fd = -1;
+	return rc ? errorf(error, rc, "%.150s: its sets of pages: %s", v->file->path, strerror(-rc))
+		  : 0;
 }
 
 /* Try again what earlier views left; those that succeed are forgotten. */

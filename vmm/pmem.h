@@ -105,6 +105,9 @@ int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *po
 	      gfn_t first, const struct pmem_use *use, struct pmem_view **out, char *error);
 /* A view for a clone of the VM that has `of`, which inherited the region already: with sets of its own. */
 int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *error);
+/* In the clone's process, whose view is a copy of the other's: take the new view's sets; fd is closed. -errno with
+ * words. */
+int pmem_adopt(struct pmem_view *v, int fd, char *error);
 /* The view's process is gone: write back what is left, this view's and that of earlier ones. -errno
  * with words; the pages that could not be written are kept for the next try. */
 int pmem_finish(struct pmem_view *v, char *error);

@@ -350,6 +350,8 @@ static int copy_run(struct memory *m, const gfn_t *pages, unsigned n, frame_t f)
 	rc = window_map(&m->window, pages[0], f, n);
 	if (rc)
 		ipt_unmap(m->table, m->vm, pages[0], n, NULL, NULL);
+	for (unsigned i = 0; !rc && i < n; i++)
+		memory_note_own(m, pages[i]);
 	return rc;
 }
 

@@ -168,7 +168,7 @@ static void on_link(struct loop_op *op, int res, uint32_t flags)
 {
 	struct vm *vm = container(struct vm, on_link, op);
 	struct link_request request;
-	int fds[LINK_FDS];
+	int fds[LINK_FDS_MAX];
 	ssize_t n;
 	(void)flags;
 	if (res == -ECANCELED)
@@ -197,7 +197,7 @@ static void wait_for_frames(struct vm *vm)
 	vm_set_state(vm, VM_STARVED);
 	struct pollfd p = {.fd = vm->links.link_fd, .events = POLLIN};
 	struct link_request request;
-	int fds[LINK_FDS];
+	int fds[LINK_FDS_MAX];
 	ssize_t n;
 	poll(&p, 1, -1);
 	while ((n = link_receive(vm->links.link_fd, &request, sizeof request, fds)) > 0)

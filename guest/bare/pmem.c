@@ -106,6 +106,18 @@ static void open_pmem(const struct stage *s, uint64_t regs)
 	region_order_make(&pmem.order, s, pmem.count);
 }
 
+bool pmem_has(uint64_t at, uint64_t bytes)
+{
+	uint64_t regs;
+	for (unsigned i = 0; (regs = vio_find(VIO_ID_PMEM, i)) != 0; i++) {
+		uint64_t from = vio_config64(regs, CONFIG_START);
+		uint64_t len = vio_config64(regs, CONFIG_SIZE);
+		if (at >= from && at - from < len && bytes <= len - (at - from))
+			return true;
+	}
+	return false;
+}
+
 void pmem_run(const struct stage *s)
 {
 	pmem.stage = s;
