@@ -11,6 +11,9 @@ struct memory;
 struct dax {
 	struct pmem_view *view;
 	struct pageset mapped; /* pages of the view whose frames the window has, registered */
+	/* A shared view: where the last pages made writable end, and how many they were. */
+	uint64_t wrote_to;
+	uint32_t wrote_pages;
 };
 
 /* The VM's banks of persistent memory have these views. Before the guest runs, no lock. -ENOMEM. */
@@ -25,7 +28,8 @@ struct dax *dax_of(const struct memory *m, gfn_t g);
 int dax_fetch(struct memory *m, struct dax *d, gfn_t g);
 /* Map what of the gfns [from, to) are pages of the file that the window hasn't. */
 int dax_map(struct memory *m, struct dax *d, uint64_t from, uint64_t to);
-/* Let the guest write to a page that is mapped, of a shared view. */
+/* Let the guest write to a page that is mapped, of a shared view, and to some behind it if it goes on from page to
+ * page. */
 int dax_write(struct memory *m, struct dax *d, gfn_t g);
 
 /* May a device write to the frame that others see too, which is pinned? If so it is noted. No lock. */

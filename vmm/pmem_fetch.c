@@ -85,11 +85,12 @@ static int fetch_block(struct pmem_view *v, vmid_t vm, uint64_t page, unsigned *
 		return rc == -ENOMEM ? -EAGAIN : rc;
 	uint64_t first = page & ~((UINT64_C(1) << *order) - 1);
 	uint32_t count = UINT32_C(1) << *order;
+	uint32_t done = 0;
 	rc = read_pages(v, first, count, pool_at(v->pool, f));
 	if (!rc)
-		rc = ipt_file_map(v->table, vm, v->file->id, first, f, count);
+		rc = ipt_file_map(v->table, vm, v->file->id, first, f, count, &done);
 	if (rc)
-		give_back(v, vm, f, count);
+		give_back(v, vm, frame_add(f, done), count - done);
 	else /* the pool has it now, and a clean copy in the kernel's cache would be one too many */
 		posix_fadvise(v->file->fd, (off_t)(first * PAGE_SIZE),
 			      (off_t)((uint64_t)count * PAGE_SIZE), POSIX_FADV_DONTNEED);
