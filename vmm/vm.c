@@ -323,7 +323,9 @@ _Noreturn void vm_give_up(struct vm *vm, const char *words)
 _Noreturn void vm_run(struct vm *vm)
 {
 	int rc = 0;
-	for (unsigned i = 0; i < vm->kvm.cpus && !rc; i++) {
+	/* A clone's first vCPU starts the others. */
+	unsigned first = vm->frozen.cpus ? 1 : vm->kvm.cpus;
+	for (unsigned i = 0; i < first && !rc; i++) {
 		rc = vcpu_start(vm, i);
 		if (rc)
 			vm_end(vm, END_HOST_ERROR, "no thread for vCPU %u: %s", i, strerror(-rc));
