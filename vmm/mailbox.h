@@ -75,9 +75,11 @@ struct mailbox {
 	_Atomic uint64_t starved;              /* times that a fault had to wait for frames */
 	_Atomic uint64_t extents;              /* pieces of pool mapped into the window */
 	_Atomic uint64_t extent_frames;
-	struct histogram service_ns;       /* userfault read to wake */
-	_Atomic uint64_t exits[64];        /* KVM exits by reason */
-	_Atomic uint64_t run_started_ns;   /* CLOCK_MONOTONIC at the first KVM_RUN */
+	struct histogram service_ns;     /* userfault read to wake */
+	_Atomic uint64_t exits[64];      /* KVM exits by reason */
+	_Atomic uint64_t run_started_ns; /* CLOCK_MONOTONIC at the first KVM_RUN */
+	_Atomic uint64_t
+		first_exit_ns; /* and when it came back from it: the guest has executed something */
 	_Atomic uint64_t copied_frames;    /* shared frames of which it has a copy now */
 	_Atomic uint64_t predicted_frames; /* of them: copied before it ran */
 

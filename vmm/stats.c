@@ -125,6 +125,12 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	put(o, "starved", mb->starved);
 	put(o, "extents", mb->extents);
 	put(o, "extent_frames", mb->extent_frames);
+	if (vm->number) {
+		json_object_set_new(o, "asked_to_run_seconds",
+				    json_real(seconds_since(mb->run_started_ns, vm->asked_ns)));
+		json_object_set_new(o, "asked_to_first_exit_seconds",
+				    json_real(seconds_since(mb->first_exit_ns, vm->asked_ns)));
+	}
 	put(o, "copied_frames", mb->copied_frames);
 	put(o, "predicted_frames", mb->predicted_frames);
 	put(o, "second_stage_pages_4k", mb->second_stage_pages_4k);

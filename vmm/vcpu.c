@@ -170,6 +170,7 @@ static void *vcpu_main(void *arg)
 		vm_set_state(vm, VM_RUNNING);
 	}
 	uint64_t remaps = atomic_load_explicit(&vm->memory.remaps, memory_order_acquire);
+	bool first = cpu == 0;
 	while (!atomic_load_explicit(&vm->stopping, memory_order_acquire)) {
 		if (atomic_load_explicit(&vm->pause.wanted, memory_order_acquire)) {
 			if (!complete_access(vm, cpu))
@@ -187,6 +188,11 @@ static void *vcpu_main(void *arg)
 			snprintf(words, sizeof words, "KVM_RUN: %s", strerror(errno));
 			end_with_registers(vm, cpu, END_KVM_ERROR, words);
 			break;
+		}
+		if (first) {
+			first = false;
+			atomic_store_explicit(&vm->links.mailbox->first_exit_ns, clock_ns(),
+					      memory_order_relaxed);
 		}
 		atomic_fetch_add_explicit(&vm->links.mailbox->exits[v->run->exit_reason & 63], 1,
 					  memory_order_relaxed);
