@@ -1,6 +1,8 @@
 /* The VM registry. See registry.h. */
 #include "ipt/registry.h"
+#include "ipt/collapse.h"
 #include "ipt/debug.h"
+#include "ipt/radix.h"
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
@@ -79,8 +81,23 @@ static void slot_clear(struct ipt *t, struct vm_slot *s)
 	for (int i = 0; i < NAME_WORDS; i++)
 		store_release64(&s->name[i], 0);
 	store_release32(&s->radix_root, 0);
-	for (int i = 0; i < IPT_NSTATES; i++)
+	for (int i = 0; i < IPT_NSTATES; i++) {
 		store_release32(&s->frames[i], 0);
+		store_release32(&s->adopted[i], 0);
+	}
+}
+
+void lineage_open(struct ipt *t)
+{
+	/* A read-modify-write with acquire: what follows doesn't move before it. */
+	atomic_fetch_add_explicit(&t->header->lineage, 1, memory_order_acq_rel);
+	ipt_step();
+}
+
+void lineage_close(struct ipt *t)
+{
+	ipt_step();
+	atomic_fetch_add_explicit(&t->header->lineage, 1, memory_order_release);
 }
 
 /* The part of a freeze that can't be undone; may be done again from the start. The VM's new slot is ready
@@ -110,6 +127,9 @@ static void registry_rebuild(struct ipt *t)
 
 	if (load_relaxed64(&t->header->freeze))
 		freeze_finish(t);
+	if (load_relaxed32(&t->header->lineage) & 1)
+		lineage_close(t);
+	collapse_mend(t);
 	store_relaxed32(&t->header->vm_low, 1);
 	for (uint32_t i = 1; i <= high; i++) {
 		struct vm_slot *s = &t->vms[i];
@@ -322,6 +342,65 @@ int registry_dying(struct ipt *t, vmid_t vm)
 	return err;
 }
 
+/* The first VM whose parent vm is, or 0. */
+static uint32_t first_child(struct ipt *t, uint32_t vm)
+{
+	uint32_t high = vm_high(t);
+
+	for (uint32_t i = 1; i <= high; i++) {
+		if (state_of(&t->vms[i]) != VM_NONE && load_relaxed32(&t->vms[i].parent) == vm)
+			return i;
+	}
+	return 0;
+}
+
+static int heir_locked(struct ipt *t, vmid_t vm, vmid_t *child)
+{
+	struct vm_slot *s = registry_slot(t, vm, VM_NONE);
+
+	if (!s)
+		return -ENOENT;
+	if (load_relaxed32(&s->kind) != IPT_TEMPLATE)
+		return -EPERM;
+	if (load_relaxed32(&s->children) > 1)
+		return -EBUSY;
+	*child = vmid(first_child(t, vm.v));
+	if (child->v && state_of(&t->vms[child->v]) == VM_DYING)
+		return -EBUSY;
+	if (child->v)
+		store_release32(&s->state, VM_DYING);
+	return 0;
+}
+
+int registry_heir(struct ipt *t, vmid_t vm, vmid_t *child)
+{
+	registry_lock(t);
+	int err = heir_locked(t, vm, child);
+	registry_unlock(t);
+	return err;
+}
+
+void registry_skip(struct ipt *t, vmid_t vm, vmid_t child)
+{
+	struct vm_slot *s = &t->vms[vm.v];
+
+	registry_lock(t);
+	lineage_open(t);
+	/* The parent has one child more, and one less: if we die in between, vm is left without children
+	 * and is reaped as such. */
+	store_release32(&t->vms[child.v].parent, load_relaxed32(&s->parent));
+	ipt_step();
+	if (t->kind == IPT_RADIX)
+		radix_drop(t, vm.v);
+	slot_open(s);
+	slot_clear(t, s);
+	if (vm.v < load_relaxed32(&t->header->vm_low))
+		store_relaxed32(&t->header->vm_low, vm.v);
+	slot_close(s);
+	lineage_close(t);
+	registry_unlock(t);
+}
+
 void registry_remove(struct ipt *t, vmid_t vm)
 {
 	struct vm_slot *s = &t->vms[vm.v];
@@ -352,7 +431,7 @@ static bool read_slot(const struct vm_slot *s, uint32_t id, struct ipt_vm_info *
 	out->dying = *state == VM_DYING;
 	out->children = load_acquire32(&s->children);
 	for (int i = 0; i < IPT_NSTATES; i++)
-		out->frames[i] = load_acquire32(&s->frames[i]);
+		out->frames[i] = load_acquire32(&s->frames[i]) + load_acquire32(&s->adopted[i]);
 	name_get(s->name, &name);
 	memcpy(out->name, &name, IPT_NAME_LEN);
 	/* The loads above are acquires, so this one comes after them. */

@@ -104,12 +104,12 @@ static void starved(void *ctx, struct host_vm *vm)
 static void ended(void *ctx, struct host_vm *vm)
 {
 	struct trial *t = ctx;
-	const struct screen_line *l = vm->user;
+	const struct guest *g = vm->user;
+	const char *last = g ? g->line.last : "";
 	if (t->over || t->fleet.stop != FLEET_RUNS)
 		return;
 	fleet_say("%s ended (%s) before all %u guests were measured%s%s", vm->config.machine.name,
-		  vm_end_name(vm->end), t->row->guests, l && *l->last ? "; its last line: " : "",
-		  l ? l->last : "");
+		  vm_end_name(vm->end), t->row->guests, *last ? "; its last line: " : "", last);
 	give_up(t, EXIT_GUEST);
 }
 

@@ -104,7 +104,11 @@ int density_options_parse(struct density_options *o, int argc, char **argv, char
 		{"pool", 1, NULL, 'p'},   {"out", 1, NULL, 'o'},     {"quick", 0, NULL, 'q'},
 		{"help", 0, NULL, 'h'},   {"timeout", 1, NULL, 'T'}, {NULL, 0, NULL, 0},
 	};
-	static const struct options_spec spec = {"density", help, ":h", longs, parse_one};
+	static const struct options_spec spec = {.command = "density",
+						 .help = help,
+						 .shorts = ":h",
+						 .longs = longs,
+						 .one = parse_one};
 	*o = (struct density_options){
 		.run = options_run_defaults, .count = {1, 2, 4, 8}, .counts = 4, .out = "density"};
 	int rc = options_parse(&spec, o, argc, argv, error);

@@ -113,7 +113,7 @@ void exec_take(struct control_request *r, const json_t *object)
 #define EXIT_OURS 255 /* no status of the command: it didn't run, or not to its end */
 
 static const char usage[] =
-	"usage: invisor exec [--host SOCKET] VM COMMAND...\n"
+	"usage: invisor exec [--host SOCKET] VM [--] COMMAND...\n"
 	"\n"
 	"Runs a command in a guest whose agent listens, as the made guest's does (docs/AGENT.md). "
 	"Its\n"
@@ -183,7 +183,8 @@ int command_exec(int argc, char **argv)
 		return EXIT_OURS;
 	}
 	char error[ERROR_MAX] = "exec: no memory, or the command is no UTF-8 text";
-	char *command = join(argc - at - 1, argv + at + 1);
+	int first = at + 1 + (at + 2 < argc && !strcmp(argv[at + 1], "--"));
+	char *command = join(argc - first, argv + first);
 	json_t *request = command ? json_pack("{s:s, s:s, s:s}", "do", "exec", "vm", argv[at],
 					      "command", command)
 				  : NULL;

@@ -47,22 +47,28 @@ static const char *name_of(const struct host_vm *vm)
 
 /* ---- stopping ------------------------------------------------------------------------------ */
 
-static bool knows_power_button(const struct fleet *f)
+void fleet_stop_guest(struct guest *g, enum fleet_stop how)
 {
-	return f->config.setup->image.kind != BOOT_BARE;
+	if (how == FLEET_KILLED)
+		host_kill(g->vm);
+	else
+		host_order(g->vm, how == FLEET_BUTTON ? guest_polite_order(g) : ORDER_POWER_OFF);
 }
 
-/* The made guest hears the button only from READY on, and has nothing to lose before. */
-static enum vm_order polite_order(const struct fleet *f, const struct host_vm *vm)
+/* With nobody there who can hear the button, there is no use in waiting for what it does. */
+static bool any_hears_button(struct fleet *f)
 {
-	const struct run_options *o = &f->config.setup->options;
-	return !o->kernel && !o->initrd && !vm->ready_ns ? ORDER_POWER_OFF : ORDER_PRESS_POWER;
+	struct host_vm *vm;
+	for (unsigned i = 0; (vm = host_vm_at(f->host, i)); i++)
+		if (vm->user && guest_polite_order(vm->user) == ORDER_PRESS_POWER)
+			return true;
+	return false;
 }
 
 void fleet_stop(struct fleet *f, enum fleet_stop how, int status)
 {
 	struct host_vm *vm;
-	if (how == FLEET_BUTTON && !knows_power_button(f))
+	if (how == FLEET_BUTTON && !any_hears_button(f))
 		how = FLEET_OFF;
 	if (how <= f->stop)
 		return;
@@ -70,10 +76,8 @@ void fleet_stop(struct fleet *f, enum fleet_stop how, int status)
 		f->status = status;
 	f->stop = how;
 	for (unsigned i = 0; (vm = host_vm_at(f->host, i)); i++)
-		if (how == FLEET_KILLED)
-			host_kill(vm);
-		else
-			host_order(vm, how == FLEET_BUTTON ? polite_order(f, vm) : ORDER_POWER_OFF);
+		if (vm->user)
+			fleet_stop_guest(vm->user, how);
 	if (how == FLEET_BUTTON)
 		arm(&f->on_grace, BUTTON_SECONDS * 1000);
 	else if (how == FLEET_OFF)
@@ -88,7 +92,8 @@ void fleet_interrupt(struct fleet *f)
 	fleet_say(again ? "killing what still runs (%u)"
 			: "powering off (%u running); Ctrl-C again kills",
 		  host_alive(f->host));
-	fleet_stop(f, again ? FLEET_KILLED : FLEET_BUTTON, EXIT_INTERRUPTED);
+	fleet_stop(f, again ? FLEET_KILLED : FLEET_BUTTON,
+		   f->config.setup ? EXIT_INTERRUPTED : EXIT_CLEAN);
 }
 
 static void on_signal(struct host_source *s, uint32_t events)
@@ -133,13 +138,17 @@ void fleet_sample(struct fleet *f)
 			usleep(500);
 }
 
-static void became_ready(struct fleet *f, struct host_vm *vm)
+static void became_ready(struct fleet *f, struct guest *g)
 {
+	struct host_vm *vm = g->vm;
+	struct batch *b = g->batch;
 	vm->ready_ns = clock_ns();
 	f->ready++;
+	b->ready++;
 	if (!f->interactive && !f->config.quiet)
 		fleet_say("%s ready after %.2f s (%u of %u)", name_of(vm),
-			  (double)(vm->ready_ns - vm->forked_ns) / 1e9, f->ready, f->count);
+			  (double)(vm->ready_ns - vm->forked_ns) / 1e9, b->ready, b->count);
+	batch_progress(b);
 	if (f->ready == f->count && f->events.all_ready)
 		f->events.all_ready(f->events.ctx);
 }
@@ -147,27 +156,105 @@ static void became_ready(struct fleet *f, struct host_vm *vm)
 static size_t console(void *ctx, struct host_vm *vm, const char *bytes, size_t n)
 {
 	struct fleet *f = ctx;
-	struct screen_line *l = vm->user;
-	if (!l) /* a template, or no memory for a clone's lines */
+	struct guest *g = vm->user;
+	if (!g)
 		return n;
-	bool was_ready = l->ready;
-	size_t took = screen_feed(l, bytes, n);
-	if (l->ready && !was_ready && !vm->number)
-		became_ready(f, vm);
+	bool was_ready = g->line.ready;
+	size_t took = guest_output(g, bytes, n);
+	if (g->line.ready && !was_ready && !g->is_clone)
+		became_ready(f, g);
 	if (took < n)
-		arm(&f->on_resume, RESUME_MS);
+		fleet_retry(f);
 	return took;
+}
+
+void fleet_retry(struct fleet *f)
+{
+	arm(&f->on_resume, RESUME_MS);
 }
 
 static void on_resume(struct host_source *s, uint32_t events)
 {
 	struct fleet *f = container(struct fleet, on_resume, s);
 	(void)events;
+	struct host_vm *vm;
 	event_drain(s->fd);
 	host_console_resume(f->host);
+	for (unsigned i = 0; (vm = host_vm_at(f->host, i)); i++)
+		if (vm->user)
+			guest_resume(vm->user);
+}
+
+/* ---- ends ---------------------------------------------------------------------------------- */
+
+/* A request that is answered when these guests are gone. */
+struct fleet_leaving {
+	struct fleet_leaving *next;
+	struct fleet *fleet;
+	struct control_request *request;
+	json_t *answer;
+	unsigned guests, left;
+	struct guest *guest[]; /* NULL: gone */
+};
+
+static void remove_leaving(struct fleet_leaving *l)
+{
+	struct fleet_leaving **at = &l->fleet->leaving;
+	while (*at != l)
+		at = &(*at)->next;
+	*at = l->next;
+	free(l);
+}
+
+static void nobody_waits(void *ctx)
+{
+	struct fleet_leaving *l = ctx;
+	json_decref(l->answer);
+	remove_leaving(l);
+}
+
+void fleet_answer_when_gone(struct fleet *f, struct control_request *r, json_t *answer,
+			    struct guest *const *guests, unsigned n)
+{
+	struct fleet_leaving *l = n ? malloc(sizeof *l + n * sizeof(struct guest *)) : NULL;
+	if (!l) {
+		control_reply(r, answer);
+		return;
+	}
+	*l = (struct fleet_leaving){f->leaving, f, r, answer, n, n};
+	memcpy(l->guest, guests, n * sizeof *guests);
+	f->leaving = l;
+	control_on_gone(r, nobody_waits, l);
+}
+
+static void tell_leaving(struct fleet *f, const struct guest *gone)
+{
+	for (struct fleet_leaving *l = f->leaving, *next; l; l = next) {
+		next = l->next;
+		for (unsigned i = 0; i < l->guests; i++)
+			if (l->guest[i] == gone) {
+				l->guest[i] = NULL;
+				l->left--;
+			}
+		if (!l->left) {
+			control_reply(l->request, l->answer);
+			remove_leaving(l);
+		}
+	}
 }
 
 /* ---- guests -------------------------------------------------------------------------------- */
+
+static void news(void *ctx, struct host_vm *vm)
+{
+	struct guest *g = vm->user;
+	(void)ctx;
+	if (!g || g->up || !atomic_load(&vm->mailbox->run_started_ns))
+		return;
+	g->up = true;
+	g->batch->up++;
+	batch_progress(g->batch);
+}
 
 static void starved(void *ctx, struct host_vm *vm, bool now)
 {
@@ -191,62 +278,125 @@ static void starved(void *ctx, struct host_vm *vm, bool now)
 static void ended(void *ctx, struct host_vm *vm)
 {
 	struct fleet *f = ctx;
-	if (vm->user)
-		screen_finish(vm->user);
-	if (vm->number)
-		free(vm->user);
-	if (vm->is_template)
-		return;
+	struct guest *g = vm->user;
 	if (vm->said_starved)
 		f->starved--;
 	if (vm->end == END_POWER_OFF)
 		f->clean += !vm->number;
-	else if (!(f->stop != FLEET_RUNS && vm->end == END_ORDERED))
+	else if (!vm->is_template && !(f->stop != FLEET_RUNS && vm->end == END_ORDERED))
 		fleet_say("%s: %s", name_of(vm), vm->mailbox->words);
+	if (g)
+		screen_finish(&g->line);
 	if (f->events.ended)
 		f->events.ended(f->events.ctx, vm);
-	if (!host_alive(f->host))
+	if (g) {
+		if (!g->is_clone)
+			batch_lost(g->batch, vm, g->up, g->line.ready);
+		tell_leaving(f, g);
+		guest_end(g);
+	}
+	if (!host_alive(f->host) && (f->config.setup || f->stop != FLEET_RUNS))
 		host_stop(f->host);
 }
 
+/* A clone, or the template of clones, comes with what it was made from: the same batch, heard as it was. */
 static void cloned(void *ctx, struct host_vm *vm, struct host_vm *of)
 {
 	struct fleet *f = ctx;
-	(void)of;
-	struct screen_line *l = vm->is_template ? NULL : calloc(1, sizeof *l);
-	if (!l)
+	const struct guest *from = of->user;
+	struct guest *g = from ? guest_create(f, vm, from->batch) : NULL;
+	if (!g)
 		return;
-	snprintf(l->name, sizeof l->name, "%.31s", vm->config.machine.name);
-	l->how = f->config.quiet ? SCREEN_HIDDEN : SCREEN_LINES;
-	l->ready_word = f->config.ready;
-	vm->user = l;
+	vm->ready_ns = of->ready_ns;
+	g->is_clone = true;
+	g->keep = from->keep;
+	snprintf(g->line.name, sizeof g->line.name, "%.31s", vm->config.machine.name);
+	g->line.how = from->line.how == SCREEN_HIDDEN ? SCREEN_HIDDEN : SCREEN_LINES;
+	g->line.ready_word = f->config.ready;
 }
 
-static int start_all(struct fleet *f, char *error)
+struct guest *fleet_find(struct fleet *f, const char *name)
 {
-	const struct run_setup *s = f->config.setup;
-	f->line = calloc(f->count, sizeof *f->line);
-	if (!f->line)
-		return errorf(error, -ENOMEM, "no memory for %u consoles", f->count);
-	for (unsigned i = 0; i < f->count; i++) {
-		struct vm_config c = s->config;
-		struct screen_line *l = &f->line[i];
-		if (f->count > 1 &&
-		    (size_t)snprintf(c.machine.name, sizeof c.machine.name, "%.26s-%u",
-				     s->options.name, i + 1) >= sizeof c.machine.name)
-			return errorf(error, -ENAMETOOLONG, "--name: too long");
-		snprintf(l->name, sizeof l->name, "%.31s", c.machine.name);
-		l->how = f->config.quiet ? SCREEN_HIDDEN
-			 : f->count > 1  ? SCREEN_LINES
-					 : SCREEN_PLAIN;
-		l->ready_word = f->config.ready;
-		struct host_vm *vm;
-		int rc = host_start_vm(f->host, &c, &vm, error);
-		if (rc)
-			return rc;
-		vm->user = l;
-	}
+	vmid_t id;
+	struct host_vm *vm =
+		ipt_vm_find(host_table(f->host), name, &id) ? NULL : host_vm_by_id(f->host, id);
+	return vm ? vm->user : NULL;
+}
+
+struct guest **fleet_guests(struct fleet *f, unsigned *n)
+{
+	struct guest **all = calloc(host_alive(f->host) + 1, sizeof *all);
+	struct host_vm *vm;
+	*n = 0;
+	for (unsigned i = 0; all && (vm = host_vm_at(f->host, i)); i++)
+		if (vm->phase == HOST_VM_ALIVE && vm->user && !vm->is_template)
+			all[(*n)++] = vm->user;
+	return all;
+}
+
+/* The name of the i-th guest of a batch: as asked for, or the next that nobody has. */
+static int name_guest(struct fleet *f, const struct batch *b, unsigned i, char *name, size_t size,
+		      char *error)
+{
+	const struct run_options *o = &b->setup->options;
+	vmid_t id;
+	if (b->nameless)
+		do
+			snprintf(name, size, "%s-%u", o->name, ++f->named);
+		while (ipt_vm_find(host_table(f->host), name, &id) == 0);
+	else if (b->count == 1)
+		snprintf(name, size, "%s", o->name);
+	else if ((size_t)snprintf(name, size, "%.26s-%u", o->name, i + 1) >= size)
+		return errorf(error, -ENAMETOOLONG, "--name: too long");
 	return 0;
+}
+
+static int start_one(struct fleet *f, struct batch *b, unsigned i, char *error)
+{
+	struct vm_config c = b->setup->config;
+	struct host_vm *vm;
+	int rc = name_guest(f, b, i, c.machine.name, sizeof c.machine.name, error);
+	if (!rc)
+		rc = host_start_vm(f->host, &c, &vm, error);
+	if (rc)
+		return rc;
+	struct guest *g = guest_create(f, vm, b);
+	if (!g) {
+		host_kill(vm);
+		return errorf(error, -ENOMEM, "%s: no memory", c.machine.name);
+	}
+	f->count++;
+	struct screen_line *l = &g->line;
+	snprintf(l->name, sizeof l->name, "%.31s", c.machine.name);
+	l->how = f->config.quiet || !f->config.setup ? SCREEN_HIDDEN
+		 : b->count > 1                      ? SCREEN_LINES
+						     : SCREEN_PLAIN;
+	l->ready_word = f->config.ready;
+	g->keep = f->config.keep;
+	json_array_append_new(b->answer, json_pack("{s:s, s:I, s:i}", "name", c.machine.name, "id",
+						   (json_int_t)vm->id.v, "pid", (int)vm->pid));
+	return 0;
+}
+
+int fleet_start(struct fleet *f, struct batch *b, char *error)
+{
+	int rc = 0;
+	unsigned first = 0;
+	b->count = b->setup->options.count;
+	b->answer = json_array();
+	host_forget_gone(f->host);
+	while (host_vm_at(f->host, first))
+		first++;
+	if (f->stop != FLEET_RUNS)
+		return errorf(error, -ESHUTDOWN, "the host is being stopped");
+	for (unsigned i = 0; !rc && i < b->count; i++)
+		rc = start_one(f, b, i, error);
+	if (!rc)
+		return 0;
+	struct host_vm *vm;
+	for (unsigned i = first; (vm = host_vm_at(f->host, i)); i++)
+		host_kill(vm);
+	return rc;
 }
 
 /* ---- the whole ----------------------------------------------------------------------------- */
@@ -279,34 +429,48 @@ static int add_sources(struct fleet *f, char *error)
 		rc = add_timer(f, &f->on_resume, on_resume);
 	if (rc)
 		return errorf(error, rc, "event sources: %s", strerror(-rc));
-	if (f->config.setup->options.timeout_seconds)
+	if (f->config.setup && f->config.setup->options.timeout_seconds)
 		arm(&f->on_timeout, f->config.setup->options.timeout_seconds * 1000);
 	return 0;
+}
+
+static int start_first(struct fleet *f, char *error)
+{
+	struct batch *b = batch_of(f->config.setup);
+	if (!b)
+		return errorf(error, -ENOMEM, "no memory for the guests");
+	int rc = fleet_start(f, b, error);
+	batch_drop(b);
+	return rc;
 }
 
 int fleet_open(struct fleet *f, const struct fleet_config *config,
 	       const struct fleet_events *events, char *error)
 {
-	const struct run_options *o = &config->setup->options;
-	*f = (struct fleet){.config = *config, .events = *events, .count = o->count};
+	*f = (struct fleet){.config = *config, .events = *events, .began_ns = clock_ns()};
 	f->on_signal.fd = f->on_timeout.fd = f->on_grace.fd = f->on_resume.fd = -1;
-	const struct host_config hc = {.pool_bytes = o->pool_bytes,
-				       .kind = o->table,
-				       .max_vms = o->count + FLEET_CLONES,
-				       .nodes = 1,
-				       .colours = 1};
-	const struct host_events he = {
-		.console = console, .starved = starved, .ended = ended, .cloned = cloned, .ctx = f};
-	int rc = host_create(&f->host, &hc, &he, error);
+	if (config->setup) {
+		const struct run_options *o = &config->setup->options;
+		f->config.host = (struct host_config){.pool_bytes = o->pool_bytes,
+						      .kind = o->table,
+						      .max_vms = o->count + FLEET_CLONES};
+	}
+	f->config.host.nodes = f->config.host.colours = 1;
+	const struct host_events he = {.console = console,
+				       .starved = starved,
+				       .ended = ended,
+				       .cloned = cloned,
+				       .news = news,
+				       .ctx = f};
+	int rc = host_create(&f->host, &f->config.host, &he, error);
 	if (!rc)
 		rc = add_sources(f, error);
+	const struct control_config cc = {
+		.host = f->host, .file = config->file, .handler = requests_handle, .ctx = f};
 	if (!rc)
-		rc = control_create(&f->control,
-				    &(struct control_config){
-					    .host = f->host, .handler = requests_handle, .ctx = f},
-				    error);
-	if (!rc)
-		rc = start_all(f, error);
+		rc = control_create(&f->control, &cc, error);
+	if (!rc && config->setup)
+		rc = start_first(f, error);
 	return rc;
 }
 
@@ -320,12 +484,15 @@ void fleet_close(struct fleet *f)
 	const int fds[] = {f->on_signal.fd, f->on_timeout.fd, f->on_grace.fd, f->on_resume.fd};
 	if (f->control)
 		control_destroy(f->control);
+	struct host_vm *vm;
+	for (unsigned i = 0; f->host && (vm = host_vm_at(f->host, i)); i++)
+		if (vm->user)
+			guest_end(vm->user);
 	if (f->host)
 		host_destroy(f->host);
 	for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
-	free(f->line);
 	*f = (struct fleet){.status = f->status};
 	f->on_signal.fd = f->on_timeout.fd = f->on_grace.fd = f->on_resume.fd = -1;
 }

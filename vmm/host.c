@@ -135,9 +135,10 @@ static void on_tick(struct host_source *s, uint32_t events)
 	(void)events;
 	event_drain(s->fd);
 	bool more = host_feed_the_hungry(h);
-	for (unsigned i = 0; i < h->vms; i++)
-		if (h->vm[i]->phase == HOST_VM_REAPING && host_vm_reap(h->vm[i]))
-			more = more || !h->vm[i]->is_template;
+	for (unsigned i = 0; i < h->vms; i++) {
+		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
+		more = more || (rc && rc != -EBUSY);
+	}
 	host_set_tick(h, more);
 }
 
@@ -157,6 +158,7 @@ static void on_news(struct host_source *s, uint32_t events)
 			vm->said_starved = starved;
 			h->events.starved(h->events.ctx, vm, starved);
 		}
+		h->events.news(h->events.ctx, vm);
 		if (atomic_load_explicit(&vm->mailbox->hungry, memory_order_seq_cst))
 			host_set_tick(h, true);
 	}
@@ -300,4 +302,17 @@ struct host_vm *host_vm_by_id(struct host *h, vmid_t id)
 		if (h->vm[i]->id.v == id.v && h->vm[i]->phase == HOST_VM_ALIVE)
 			return h->vm[i];
 	return NULL;
+}
+
+void host_forget_gone(struct host *h)
+{
+	unsigned kept = 0;
+	for (unsigned i = 0; i < h->vms; i++) {
+		struct host_vm *vm = h->vm[i];
+		if (vm->phase == HOST_VM_GONE && !vm->draining)
+			free(vm);
+		else
+			h->vm[kept++] = vm;
+	}
+	h->vms = kept;
 }

@@ -43,6 +43,7 @@ struct host_vm {
 	struct host_source on_exit, on_console, on_link;
 	uint64_t forked_ns, ready_ns, ended_ns; /* CLOCK_MONOTONIC, 0: not yet */
 	bool is_template;
+	bool link_ended; /* a template that is FORKING: there is no process at the other end */
 	struct host_vm *pristine; /* the template made of it, as long as it hasn't run since */
 	struct clone_job *
 		job; /* a clone or template: what it is being made for; a VM: what it is frozen for */
@@ -75,6 +76,7 @@ struct host_events {
 	void (*ended)(void *ctx, struct host_vm *vm);             /* its frames are free again */
 	/* A VM or template came to be without host_start_vm: `of` is what it was made from. May be NULL. */
 	void (*cloned)(void *ctx, struct host_vm *vm, struct host_vm *of);
+	void (*news)(void *ctx, struct host_vm *vm); /* its mailbox may have changed */
 	void *ctx;
 };
 
@@ -136,5 +138,8 @@ struct host_vm *host_vm_at(struct host *h, unsigned index);
 struct host_vm *host_vm_by_id(struct host *h, vmid_t id);
 /* The one that is alive and has that name, or NULL. */
 struct host_vm *host_vm_by_name(struct host *h, const char *name);
+/* Free the records of VMs of which nothing is left, so that a host may start VMs for ever. Not while
+ * somebody goes through them. */
+void host_forget_gone(struct host *h);
 
 #endif

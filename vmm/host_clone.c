@@ -25,7 +25,8 @@ struct clone_job {
 	struct host *host;
 	struct host_clone_request request;
 	char name[IPT_NAME_LEN];
-	struct host_vm *source, *template;
+	struct host_vm *source; /* the VM while it is being frozen, then the template */
+	struct host_vm *template;
 	/* [0, running) run, [running, answered) have processes, [answered, made) are FORKING; NULL: gone again */
 	struct host_vm **clones;
 	unsigned made, answered, running;
@@ -236,12 +237,25 @@ static void bury(struct host_vm *t)
 	host_vm_lost(t);
 }
 
+/* A VM that is frozen anew, and whose last template made no clone that still lives, needs that one no more: without
+ * this the chain of templates would grow with every clone that is made and ended. */
+static void retire_the_last(struct host *h, const struct host_vm *t)
+{
+	struct ipt_vm_info info, last;
+	if (ipt_vm_info(h->table, t->id, &info) || ipt_vm_info(h->table, info.parent, &last))
+		return;
+	struct host_vm *old = host_vm_by_id(h, last.id);
+	if (old && old->is_template && !old->job && last.children == 1)
+		host_kill(old);
+}
+
 static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 {
 	struct clone_job *job = vm->job;
 	struct host_vm *t = job->template;
 	struct host *h = job->host;
 	vm->job = NULL;
+	job->source = t; /* from now on it doesn't matter what becomes of vm */
 	if (a->template_id) {
 		t->id = vmid(a->template_id);
 		vm->id = vmid(a->id);
@@ -249,9 +263,8 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 	if (a->status) {
 		fail(job, "%s", a->words);
 		t->job = NULL;
-		job->template = NULL;
-		bury(t);
 		finish(job);
+		bury(t);
 		return;
 	}
 	t->pid = a->pid;
@@ -264,6 +277,7 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 	int rc = host_vm_supervise(t);
 	if (rc)
 		fail(job, "%s: can't watch its process: %s", t->config.machine.name, strerror(-rc));
+	retire_the_last(h, t);
 	step(job);
 }
 
@@ -303,15 +317,17 @@ static void cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 static void never_came(struct host_vm *vm)
 {
 	struct clone_job *job = vm->job;
+	if (vm->is_template && job->source != vm) {
+		/* The VM's answer, or its end, says what became of its frames. */
+		host_remove_source(vm->host, &vm->on_link);
+		vm->link_ended = true;
+		fail(job, "%s: its process ended", vm->config.machine.name);
+		return;
+	}
 	if (vm->is_template) {
-		if (job && job->template == vm) {
-			job->template = NULL;
-			if (job->source->job == job) /* its answer is still to come, or its end */
-				job->source->job = NULL;
-			fail(job, "%s: its process ended", vm->config.machine.name);
-		}
-		vm->job = NULL;
+		finish(job);
 		bury(vm);
+		return;
 	} else {
 		while (job->clones[job->answered] != vm)
 			job->answered++; /* those before it are gone as well */
@@ -365,8 +381,6 @@ void host_clone_ended(struct host_vm *vm)
 		return;
 	if (vm->is_template) {
 		fail(job, "%s: its process ended", vm->config.machine.name);
-		job->template = NULL;
-		vm->job = NULL;
 		for (unsigned i = job->answered; i < job->made; i++)
 			hang_up(job->clones[i]);
 		if (job->answered == job->made)
@@ -381,7 +395,11 @@ void host_clone_ended(struct host_vm *vm)
 				vm->id = INVALID_VMID;
 		}
 		vm->job = NULL;
-		hang_up(job->template);
+		job->source = job->template;
+		if (job->source->link_ended)
+			never_came(job->source);
+		else
+			hang_up(job->source);
 	} else {
 		for (unsigned i = 0; i < job->answered; i++)
 			if (job->clones[i] == vm)
@@ -439,7 +457,7 @@ int host_clone(struct host_vm *vm, const struct host_clone_request *request, cha
 	}
 	*job = (struct clone_job){.host = h,
 				  .request = *request,
-				  .source = vm,
+				  .source = vm->pristine ? vm->pristine : vm,
 				  .template = vm->is_template ? vm : vm->pristine,
 				  .clones = clones,
 				  .asked_ns = clock_ns()};

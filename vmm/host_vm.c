@@ -56,12 +56,20 @@ void host_console_resume(struct host *h)
 			host_add_source(h, &h->vm[i]->on_console, EPOLLIN | EPOLLRDHUP);
 }
 
-/* A template's frames stay for as long as others see them; its last child takes them over. */
+/* A template's frames stay for as long as more than one see them; its last child takes them over. -EBUSY: they do;
+ * -EAGAIN: a frame is pinned. */
 static int reap(struct host_vm *vm)
 {
 	struct host *h = vm->host;
-	int rc = ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
-	return rc == -ENOENT ? 0 : rc; /* -ENOENT: nothing is left of it */
+	struct ipt_vm_info info;
+	if (!vm->is_template) {
+		int rc = ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
+		return rc == -ENOENT ? 0 : rc; /* -ENOENT: nothing is left of it */
+	}
+	if (ipt_vm_info(h->table, vm->id, &info) == 0 && info.children > 1)
+		return -EBUSY;
+	int rc = ipt_vm_collapse(h->table, vm->id, pool_clean, &h->pool);
+	return rc == -ENOENT ? 0 : rc == -EBUSY ? -EAGAIN : rc;
 }
 
 /* Those that waited for the end of their clones, and then perhaps those that they were made from. */
@@ -71,10 +79,15 @@ static void reap_templates(struct host *h)
 		again = false;
 		for (unsigned i = 0; i < h->vms; i++) {
 			struct host_vm *t = h->vm[i];
-			if (!t->is_template || t->phase != HOST_VM_REAPING || reap(t))
+			if (!t->is_template || t->phase != HOST_VM_REAPING)
 				continue;
-			t->phase = HOST_VM_GONE;
-			again = true;
+			int rc = reap(t);
+			if (!rc) {
+				t->phase = HOST_VM_GONE;
+				again = true;
+			} else if (rc != -EBUSY) {
+				host_set_tick(h, true);
+			}
 		}
 	}
 }

@@ -11,18 +11,28 @@ static const char help[] =
 	"\n"
 	"  run         boot guests whose memory comes from one inverted page table\n"
 	"  density     boot more and more guests and measure what they cost\n"
-	"  owner       who owns a frame of a running host's pool\n"
+	"  host        start, stop or look at the long-running host\n"
+	"  probe       what this host's KVM can do for us\n"
+	"\n"
+	"of a running host:\n"
+	"  ps          its VMs\n"
+	"  top         its VMs, frames and faults, live\n"
+	"  console     a VM's console\n"
+	"  kill        end VMs\n"
+	"  stats       its numbers, also for Prometheus\n"
+	"  owner       who owns a frame of its pool\n"
 	"  translate   which frame is behind a guest's physical address\n"
 	"  clone       copy a running guest, sharing its memory\n"
-	"  pause       stop a guest in its tracks; resume: let it go on\n"
-	"  stats       a running host's numbers\n"
-	"  audit       check a running host's table\n"
-	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
+	"  pause       stop a guest in its tracks\n"
+	"  resume      let a paused guest go on\n"
 	"  exec        run a command in a guest\n"
-	"  probe       what this host's KVM can do for us\n";
+	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
+	"  audit       check its table\n";
 
-static int probe(void)
+static int probe(int argc, char **argv)
 {
+	(void)argc;
+	(void)argv;
 	char error[ERROR_MAX];
 	struct kvm_host k;
 	if (kvm_open(&k, error)) {
@@ -42,33 +52,35 @@ static int probe(void)
 	return native ? EXIT_CLEAN : EXIT_GUEST;
 }
 
+static const struct {
+	const char *name;
+	int (*run)(int argc, char **argv);
+} commands[] = {
+	{"run", run_command},
+	{"density", density_command},
+	{"host", command_host},
+	{"probe", probe},
+	{"ps", command_ps},
+	{"top", command_top},
+	{"console", command_console},
+	{"kill", command_kill},
+	{"stats", command_stats},
+	{"owner", command_owner},
+	{"translate", command_translate},
+	{"audit", command_audit},
+	{"clone", command_clone},
+	{"pause", command_pause},
+	{"resume", command_resume},
+	{"exec", command_exec},
+	{"renew", command_renew},
+};
+
 int main(int argc, char **argv)
 {
 	const char *command = argc > 1 ? argv[1] : "";
-	if (!strcmp(command, "run"))
-		return run_command(argc - 1, argv + 1);
-	if (!strcmp(command, "density"))
-		return density_command(argc - 1, argv + 1);
-	if (!strcmp(command, "owner"))
-		return command_owner(argc - 1, argv + 1);
-	if (!strcmp(command, "translate"))
-		return command_translate(argc - 1, argv + 1);
-	if (!strcmp(command, "audit"))
-		return command_audit(argc - 1, argv + 1);
-	if (!strcmp(command, "clone"))
-		return command_clone(argc - 1, argv + 1);
-	if (!strcmp(command, "pause"))
-		return command_pause(argc - 1, argv + 1);
-	if (!strcmp(command, "resume"))
-		return command_resume(argc - 1, argv + 1);
-	if (!strcmp(command, "stats"))
-		return command_stats(argc - 1, argv + 1);
-	if (!strcmp(command, "renew"))
-		return command_renew(argc - 1, argv + 1);
-	if (!strcmp(command, "exec"))
-		return command_exec(argc - 1, argv + 1);
-	if (!strcmp(command, "probe"))
-		return probe();
+	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+		if (!strcmp(command, commands[i].name))
+			return commands[i].run(argc - 1, argv + 1);
 	if (!strcmp(command, "--help") || !strcmp(command, "-h") || !strcmp(command, "help")) {
 		fputs(help, stdout);
 		return EXIT_CLEAN;

@@ -24,6 +24,13 @@ static const char run_help[] =
 	"      --table KIND      ipt (inverted page table) or radix (per-VM tables, to compare)\n"
 	"      --stats FILE      write numbers as JSON: when all are ready, and at the end\n"
 	"      --timeout SECONDS power all off and exit 3 if guests still run after that\n"
+	"      --detach          run the guests in the running host (invisor host start), print\n"
+	"                        their names and return; without --pool, --table, --stats, "
+	"--timeout\n"
+	"      --wait up|ready   with --detach, return once they run, or said READY (ready for "
+	"the\n"
+	"                        made guest, else up)\n"
+	"      --host SOCKET     with --detach, the host to run them in\n"
 	"      --help            this\n"
 	"\n"
 	"Lines of several guests' consoles come with the guest's name. One guest on a terminal is\n"
@@ -125,7 +132,7 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 int options_parse(const struct options_spec *spec, void *ctx, int argc, char **argv, char *error)
 {
 	opterr = 0;
-	optind = 1;
+	optind = 0; /* forget what is left of an argv before, which may be gone */
 	int option;
 	while ((option = getopt_long(argc, argv, spec->shorts, spec->longs, NULL)) != -1) {
 		if (option == 'h') {
@@ -143,24 +150,93 @@ int options_parse(const struct options_spec *spec, void *ctx, int argc, char **a
 		if (rc)
 			return rc;
 	}
-	if (optind < argc)
+	if (optind < argc && !spec->operands)
 		return errorf(error, -EINVAL,
 			      "'%.80s': %s takes options only; see invisor %s --help", argv[optind],
 			      spec->command, spec->command);
 	return 0;
 }
 
+/* The options that are not about guests: of `invisor run` alone. */
+static int run_one(void *ctx, int option, char *value, char *error)
+{
+	struct run_options *o = ctx;
+	switch (option) {
+	case 'D':
+		o->detach = true;
+		return 0;
+	case 'W':
+		if (strcmp(value, "up") && strcmp(value, "ready"))
+			return bad(error, "--wait", value, "is neither up nor ready");
+		o->wait = value;
+		return 0;
+	case 'H':
+		o->host = value;
+		return 0;
+	}
+	return options_run_one(ctx, option, value, error);
+}
+
+static int check_detach(const struct run_options *o, char *error)
+{
+	const char *wrong = o->pool_bytes           ? "--pool"
+			    : o->table != IPT_INDEX ? "--table"
+			    : o->stats              ? "--stats"
+			    : o->timeout_seconds    ? "--timeout"
+						    : NULL;
+	if (o->detach && wrong)
+		return errorf(error, -EINVAL,
+			      "%s: not with --detach; the host that runs has its own (see invisor "
+			      "host --help)",
+			      wrong);
+	if (!o->detach && (o->wait || o->host))
+		return errorf(error, -EINVAL, "%s: goes with --detach",
+			      o->wait ? "--wait" : "--host");
+	return 0;
+}
+
+#define GUEST_LONGS                                                                        \
+	{"count", 1, NULL, 'n'}, {"name", 1, NULL, 'N'}, {"kernel", 1, NULL, 'k'},         \
+		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'}, \
+		{"cpus", 1, NULL, 'c'},                                                    \
+	{                                                                                  \
+		"disk", 1, NULL, 'd'                                                       \
+	}
+
 int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
 {
 	static const struct option longs[] = {
-		{"count", 1, NULL, 'n'},  {"name", 1, NULL, 'N'},   {"kernel", 1, NULL, 'k'},
-		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'},
-		{"cpus", 1, NULL, 'c'},   {"disk", 1, NULL, 'd'},   {"pool", 1, NULL, 'p'},
-		{"table", 1, NULL, 't'},  {"stats", 1, NULL, 's'},  {"timeout", 1, NULL, 'T'},
-		{"help", 0, NULL, 'h'},   {NULL, 0, NULL, 0},
+		GUEST_LONGS,
+		{"pool", 1, NULL, 'p'},
+		{"table", 1, NULL, 't'},
+		{"stats", 1, NULL, 's'},
+		{"timeout", 1, NULL, 'T'},
+		{"detach", 0, NULL, 'D'},
+		{"wait", 1, NULL, 'W'},
+		{"host", 1, NULL, 'H'},
+		{"help", 0, NULL, 'h'},
+		{NULL, 0, NULL, 0},
 	};
-	static const struct options_spec spec = {"run", run_help, ":n:h", longs, options_run_one};
+	static const struct options_spec spec = {.command = "run",
+						 .help = run_help,
+						 .shorts = ":n:h",
+						 .longs = longs,
+						 .one = run_one};
 	*o = options_run_defaults;
+	int rc = options_parse(&spec, o, argc, argv, error);
+	return rc ? rc : check_detach(o, error);
+}
+
+int options_parse_guests(struct run_options *o, int argc, char **argv, char *error)
+{
+	static const struct option longs[] = {GUEST_LONGS, {NULL, 0, NULL, 0}};
+	static const struct options_spec spec = {.command = "run",
+						 .help = run_help,
+						 .shorts = ":n:",
+						 .longs = longs,
+						 .one = options_run_one};
+	*o = options_run_defaults;
+	o->name = NULL;
 	return options_parse(&spec, o, argc, argv, error);
 }
 
@@ -170,6 +246,14 @@ int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
  */
 #define HOST_SHARE_NUMERATOR   9
 #define HOST_SHARE_DENOMINATOR 10
+
+uint64_t options_most_pool(void)
+{
+	uint64_t host = proc_meminfo_kib("MemTotal") * KiB;
+	return (host ? host / HOST_SHARE_DENOMINATOR * HOST_SHARE_NUMERATOR
+		     : IPT_MAX_FRAMES * PAGE_SIZE) &
+	       ~PAGE_MASK;
+}
 
 int options_check_sizes(struct run_options *o, char *error)
 {
@@ -191,9 +275,7 @@ int options_check_sizes(struct run_options *o, char *error)
 			      " MiB; give less",
 			      o->pool_bytes / MiB, host / MiB);
 	if (!o->pool_bytes) {
-		uint64_t most = host ? host / HOST_SHARE_DENOMINATOR * HOST_SHARE_NUMERATOR
-				     : IPT_MAX_FRAMES * PAGE_SIZE;
-		most &= ~PAGE_MASK;
+		uint64_t most = options_most_pool();
 		bool all_fit = o->mem_bytes <= most / o->count;
 		o->pool_bytes = all_fit ? o->mem_bytes * o->count : most;
 	}

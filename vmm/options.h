@@ -27,11 +27,18 @@ struct run_options {
 	enum ipt_kind table;
 	const char *stats;
 	uint64_t timeout_seconds; /* 0: none */
+	bool detach;              /* in the long-running host */
+	const char *wait;         /* with detach: up, ready; NULL: chosen by the kernel */
+	const char *host;         /* with detach: its socket; NULL: found */
 };
 
 /* Parse argv[0..argc) after the command's name. 0; 1 if --help was asked for (and printed); -EINVAL
  * with words that name the option and the mend. */
 int options_parse_run(struct run_options *o, int argc, char **argv, char *error);
+
+/* The same for guests of a running host, as it hears of them by a request: without the options that are
+ * about the host or about who asks; name is NULL if none is given. */
+int options_parse_guests(struct run_options *o, int argc, char **argv, char *error);
 
 /* ---- for other commands -------------------------------------------------------------------- */
 
@@ -41,6 +48,7 @@ struct options_spec {
 	const char *command, *help,
 		*shorts;            /* shorts and longs as getopt_long(3) has them, ':' first */
 	const struct option *longs; /* --help is 'h' */
+	bool operands;              /* may follow, from argv[optind] on */
 	/* Take one option. 0 or -EINVAL with words. */
 	int (*one)(void *ctx, int option, char *value, char *error);
 };
@@ -51,6 +59,8 @@ int options_parse(const struct options_spec *spec, void *ctx, int argc, char **a
  * m mem, c cpus, d disk, p pool, t table, s stats, T timeout. ctx is a struct run_options. */
 int options_run_one(void *ctx, int option, char *value, char *error);
 
+/* The largest pool that leaves the host some memory of its own. */
+uint64_t options_most_pool(void);
 /* Size the pool where it wasn't given, and hold every size against the others and the host. -errno
  * with words. */
 int options_check_sizes(struct run_options *o, char *error);

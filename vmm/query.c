@@ -1,54 +1,20 @@
 /* `invisor owner`, `invisor translate`, `invisor audit` and `invisor stats`: questions to a running host. */
 #include "ipt/addr.h"
 #include "vmm/ask.h"
+#include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/error.h"
+#include "vmm/prometheus.h"
+#include "vmm/run.h"
 #include "vmm/size.h"
 #include <stdio.h>
 #include <string.h>
 
-/* The options that both take, from argv[1] on: returns the index of the first that is none, or -1.
- */
-static int common(int argc, char **argv, const char *usage, const char **host, bool *json)
-{
-	int i = 1;
-	*host = NULL;
-	*json = false;
-	for (; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
-		if (!strcmp(argv[i], "--json")) {
-			*json = true;
-		} else if (!strcmp(argv[i], "--host") && i + 1 < argc) {
-			*host = argv[++i];
-		} else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
-			fputs(usage, stdout);
-			return -1;
-		} else {
-			fprintf(stderr, "invisor: %s: no such option, or it needs a value\n",
-				argv[i]);
-			return -2;
-		}
-	}
-	return i;
-}
+enum { JSON, PROMETHEUS }; /* flags */
 
-static int ask_and_print(const char *host, bool json, json_t *request,
-			 void (*say)(const json_t *answer))
+static int ask_and_print(const struct cli *c, json_t *request, void (*say)(const json_t *answer))
 {
-	char error[ERROR_MAX];
-	json_t *answer = ask_host(host, request, error);
-	json_decref(request);
-	if (!answer) {
-		fprintf(stderr, "invisor: %s\n", error);
-		return 2;
-	}
-	if (json) {
-		json_dumpf(answer, stdout, JSON_COMPACT);
-		putchar('\n');
-	} else {
-		say(answer);
-	}
-	json_decref(answer);
-	return 0;
+	return cli_ask(c, request, c->value[JSON], say);
 }
 
 static long long integer(const json_t *o, const char *key)
@@ -77,11 +43,19 @@ static void say_owner(const json_t *a)
 	if (integer(a, "pins"))
 		printf(", %lld pins", integer(a, "pins"));
 	putchar('\n');
+	size_t i;
+	json_t *viewer;
+	json_array_foreach(json_object_get(a, "viewers"), i,
+			   viewer) if (strcmp(string(viewer, "how"), "own"))
+		printf("  seen by %s at gpa 0x%llx (%s)\n", string(viewer, "vm"),
+		       integer(viewer, "gpa"), string(viewer, "how"));
 }
 
 static void say_translate(const json_t *a)
 {
 	printf("%s gpa 0x%llx: %s", string(a, "vm"), integer(a, "gpa"), string(a, "state"));
+	if (json_object_get(a, "from"))
+		printf(" with %s", string(a, "from"));
 	if (json_object_get(a, "frame"))
 		printf(", frame %lld, pool offset 0x%llx", integer(a, "frame"),
 		       integer(a, "pool_offset"));
@@ -90,48 +64,47 @@ static void say_translate(const json_t *a)
 
 int command_owner(int argc, char **argv)
 {
-	static const char usage[] = "usage: invisor owner [--json] [--host SOCKET] FRAME\n"
-				    "Say who owns a frame of the running host's pool: one look "
-				    "into the table's array.\n";
-	const char *host;
-	bool json;
+	static const struct cli_spec spec = {
+		.command = "owner",
+		.usage = "usage: invisor owner [--json] [--host SOCKET] FRAME\n"
+			 "Say who owns a frame of the running host's pool: one look into the "
+			 "table's array.\n",
+		.flag = {[JSON] = "json"},
+		.least = 1,
+		.most = 1,
+		.operands = "takes one frame number"};
+	struct cli c;
 	uint64_t n;
-	int i = common(argc, argv, usage, &host, &json);
-	if (i < 0)
-		return i == -1 ? 0 : 2;
-	if (argc - i != 1 || !number_parse(argv[i], 0, UINT32_MAX, &n)) {
-		fputs("invisor: owner: takes one frame number; see invisor owner --help\n", stderr);
-		return 2;
-	}
-	return ask_and_print(host, json,
-			     json_pack("{s:s, s:I}", "do", "owner", "frame", (json_int_t)n),
+	int status = cli_parse(&c, &spec, argc, argv);
+	if (status >= 0)
+		return status;
+	if (!number_parse(c.operand[0], 0, UINT32_MAX, &n))
+		return cli_fail("owner: takes one frame number; see invisor owner --help");
+	return ask_and_print(&c, json_pack("{s:s, s:I}", "do", "owner", "frame", (json_int_t)n),
 			     say_owner);
 }
 
 int command_translate(int argc, char **argv)
 {
-	static const char usage[] =
-		"usage: invisor translate [--json] [--host SOCKET] VM GPA\n"
-		"Say which frame of the pool is behind a guest physical address.\n";
-	const char *host;
-	bool json;
+	static const struct cli_spec spec = {
+		.command = "translate",
+		.usage = "usage: invisor translate [--json] [--host SOCKET] VM GPA\n"
+			 "Say which frame of the pool is behind a guest physical address.\n",
+		.flag = {[JSON] = "json"},
+		.least = 2,
+		.most = 2,
+		.operands = "takes a VM's name and an address such as 0x100000"};
+	struct cli c;
 	uint64_t n;
-	int i = common(argc, argv, usage, &host, &json);
-	if (i < 0)
-		return i == -1 ? 0 : 2;
-	if (argc - i != 2 || !number_parse(argv[i + 1], 0, INT64_MAX, &n)) {
-		fputs("invisor: translate: takes a VM's name and an address such as 0x100000; see "
-		      "invisor translate --help\n",
-		      stderr);
-		return 2;
-	}
-	json_t *request = json_pack("{s:s, s:s, s:I}", "do", "translate", "vm", argv[i], "gpa",
+	int status = cli_parse(&c, &spec, argc, argv);
+	if (status >= 0)
+		return status;
+	if (!number_parse(c.operand[1], 0, INT64_MAX, &n))
+		return cli_fail("translate: takes a VM's name and an address such as 0x100000; see "
+				"invisor translate --help");
+	json_t *request = json_pack("{s:s, s:s, s:I}", "do", "translate", "vm", c.operand[0], "gpa",
 				    (json_int_t)n);
-	if (!request) {
-		fputs("invisor: translate: the VM's name is no UTF-8 text\n", stderr);
-		return 2;
-	}
-	return ask_and_print(host, json, request, say_translate);
+	return ask_and_print(&c, request, say_translate);
 }
 
 static void say_audit(const json_t *a)
@@ -146,31 +119,29 @@ static void say_audit(const json_t *a)
 		printf("  %s\n", json_string_value(line));
 }
 
-/* A command that takes no arguments but the common options. */
-static int without_arguments(int argc, char **argv, const char *usage, const char *what,
-			     void (*say)(const json_t *answer))
+/* A command that only asks. */
+static int just_ask(const struct cli_spec *spec, int argc, char **argv,
+		    void (*say)(const json_t *answer))
 {
-	const char *host;
-	bool json;
-	int i = common(argc, argv, usage, &host, &json);
-	if (i < 0)
-		return i == -1 ? 0 : 2;
-	if (i < argc) {
-		fprintf(stderr, "invisor: %s: takes no arguments; see invisor %s --help\n", what,
-			what);
-		return 2;
-	}
-	return ask_and_print(host, json, json_pack("{s:s}", "do", what), say);
+	struct cli c;
+	int status = cli_parse(&c, spec, argc, argv);
+	if (status >= 0)
+		return status;
+	return ask_and_print(&c, json_pack("{s:s}", "do", spec->command), say);
 }
 
 int command_audit(int argc, char **argv)
 {
-	static const char usage[] = "usage: invisor audit [--json] [--host SOCKET]\n"
-				    "Check the running host's table against itself: array, forward "
-				    "map, free lists, counts.\n"
-				    "Changes that guests make meanwhile can show; ask again before "
-				    "you believe a violation.\n";
-	return without_arguments(argc, argv, usage, "audit", say_audit);
+	static const struct cli_spec spec = {
+		.command = "audit",
+		.usage = "usage: invisor audit [--json] [--host SOCKET]\n"
+			 "Check the running host's table against itself: array, forward map, free "
+			 "lists, counts.\n"
+			 "Changes that guests make meanwhile can show; ask again before you "
+			 "believe a violation.\n",
+		.flag = {[JSON] = "json"},
+		.operands = "takes no arguments"};
+	return just_ask(&spec, argc, argv, say_audit);
 }
 
 static void say_vm(const json_t *vm)
@@ -211,10 +182,23 @@ static void say_stats(const json_t *a)
 
 int command_stats(int argc, char **argv)
 {
-	static const char usage[] =
-		"usage: invisor stats [--json] [--host SOCKET]\n"
-		"The running host's numbers: pool, table, VMs (docs/STATS.md).\n";
-	return without_arguments(argc, argv, usage, "stats", say_stats);
+	static const struct cli_spec spec = {
+		.command = "stats",
+		.usage = "usage: invisor stats [--json | --prometheus] [--host SOCKET]\n"
+			 "The running host's numbers: pool, table, VMs (docs/STATS.md), for "
+			 "people, as "
+			 "JSON,\n"
+			 "or in Prometheus's text format.\n",
+		.flag = {[JSON] = "json", [PROMETHEUS] = "prometheus"},
+		.operands = "takes no arguments"};
+	struct cli c;
+	int status = cli_parse(&c, &spec, argc, argv);
+	if (status >= 0)
+		return status;
+	if (c.value[JSON] && c.value[PROMETHEUS])
+		return cli_fail("stats: either --json or --prometheus");
+	return ask_and_print(&c, json_pack("{s:s}", "do", "stats"),
+			     c.value[PROMETHEUS] ? prometheus_print : say_stats);
 }
 
 static void say_renew(const json_t *a)
@@ -224,19 +208,21 @@ static void say_renew(const json_t *a)
 
 int command_renew(int argc, char **argv)
 {
-	static const char usage[] =
-		"usage: invisor renew [--json] [--host SOCKET] VM\n"
-		"Give a guest a new generation id, as a copy of a VM gets one: its kernel reseeds\n"
-		"its random numbers. For a guest whose disks come from another's, for instance.\n";
-	const char *host;
-	bool json;
-	int i = common(argc, argv, usage, &host, &json);
-	if (i < 0)
-		return i == -1 ? 0 : 2;
-	if (i + 1 != argc) {
-		fprintf(stderr, "invisor: renew takes the name of a VM\n");
-		return 2;
-	}
-	return ask_and_print(host, json, json_pack("{s:s, s:s}", "do", "renew", "vm", argv[i]),
+	static const struct cli_spec spec = {
+		.command = "renew",
+		.usage = "usage: invisor renew [--json] [--host SOCKET] VM\n"
+			 "Give a guest a new generation id, as a copy of a VM gets one: its kernel "
+			 "reseeds\n"
+			 "its random numbers. For a guest whose disks come from another's, for "
+			 "instance.\n",
+		.flag = {[JSON] = "json"},
+		.least = 1,
+		.most = 1,
+		.operands = "takes the name of a VM"};
+	struct cli c;
+	int status = cli_parse(&c, &spec, argc, argv);
+	if (status >= 0)
+		return status;
+	return ask_and_print(&c, json_pack("{s:s, s:s}", "do", "renew", "vm", c.operand[0]),
 			     say_renew);
 }

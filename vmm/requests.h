@@ -13,4 +13,11 @@ struct request_kind {
 	void (*handler)(struct control_request *r, const json_t *object);
 };
 
+/* requests_fleet.c */
+void requests_run(struct control_request *r, const json_t *o);
+void requests_stop(struct control_request *r, const json_t *o);
+void requests_kill(struct control_request *r, const json_t *o);
+void requests_console(struct control_request *r, const json_t *o);
+void requests_status(struct control_request *r, const json_t *o);
+
 #endif

@@ -20,14 +20,14 @@ static void all_ready(void *ctx)
 	if (!r->setup.options.stats)
 		return;
 	fleet_sample(&r->fleet);
-	r->at_ready = stats_take(r->fleet.host);
+	r->at_ready = stats_take(r->fleet.host, true);
 }
 
 static void ended(void *ctx, struct host_vm *vm)
 {
 	struct run *r = ctx;
 	if (r->ended)
-		json_array_append_new(r->ended, stats_vm(vm));
+		json_array_append_new(r->ended, stats_vm(vm, true));
 }
 
 /* ---- the terminal -------------------------------------------------------------------------- */
@@ -73,7 +73,7 @@ static int write_stats(struct run *r)
 	if (!path)
 		return 0;
 	json_t *end = json_object();
-	json_t *now = stats_take(r->fleet.host);
+	json_t *now = stats_take(r->fleet.host, true);
 	json_object_update(end, now);
 	json_object_set(end, "vms", r->ended);
 	json_decref(now);
@@ -106,6 +106,8 @@ int run_command(int argc, char **argv)
 	int rc = options_parse_run(&r.setup.options, argc, argv, error);
 	if (rc > 0)
 		return EXIT_CLEAN;
+	if (!rc && r.setup.options.detach)
+		return run_detached(&r.setup.options);
 	if (!rc)
 		rc = run_setup_open(&r.setup, error);
 	if (rc) {
@@ -114,7 +116,7 @@ int run_command(int argc, char **argv)
 	}
 	if (r.setup.options.stats)
 		r.ended = json_array();
-	const struct fleet_config config = {.setup = &r.setup, .ready = "READY"};
+	const struct fleet_config config = {.setup = &r.setup, .ready = RUN_READY, .keep = true};
 	const struct fleet_events events = {.all_ready = all_ready, .ended = ended, .ctx = &r};
 	int status = EXIT_BAD_INPUT;
 	if (fleet_open(&r.fleet, &config, &events, error))

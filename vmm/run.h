@@ -6,7 +6,11 @@
 
 enum { EXIT_CLEAN, EXIT_GUEST, EXIT_BAD_INPUT, EXIT_TIMEOUT, EXIT_INTERRUPTED = 130 };
 
+#define RUN_READY "READY" /* how the line begins by which the made guest says so */
+
 int run_command(int argc, char **argv);
+/* Its part with --detach (detach.c): guests in the host that runs already. Exit status. */
+int run_detached(const struct run_options *o);
 
 /* What run and density share: kernel and initrd (the made guest's unless given), disks and sizes,
  * checked and open. -errno with words. */

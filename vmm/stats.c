@@ -62,10 +62,9 @@ static json_t *host_stats(void)
 static json_t *faults(const struct mailbox *mb)
 {
 	static const char *const names[FAULT_NKINDS] = {
-		[FAULT_GUEST_READ] = "guest_read",
-		[FAULT_GUEST_WRITE] = "guest_write",
-		[FAULT_DEVICE] = "device",
-		[FAULT_STALE] = "stale",
+		[FAULT_GUEST_READ] = "guest_read", [FAULT_GUEST_WRITE] = "guest_write",
+		[FAULT_DEVICE] = "device",         [FAULT_STALE] = "stale",
+		[FAULT_SHOWN] = "shown",           [FAULT_COPIED] = "copied",
 	};
 	json_t *o = json_object();
 	for (int i = 0; i < FAULT_NKINDS; i++)
@@ -88,7 +87,7 @@ static double seconds_since(uint64_t then, uint64_t since)
 	return then > since ? (double)(then - since) / 1e9 : 0;
 }
 
-json_t *stats_vm(struct host_vm *vm)
+json_t *stats_vm(struct host_vm *vm, bool processes)
 {
 	json_t *o = json_object();
 	const struct mailbox *mb = vm->mailbox;
@@ -100,9 +99,12 @@ json_t *stats_vm(struct host_vm *vm)
 	put(o, "cpus", vm->config.machine.cpus);
 	uint32_t frames[IPT_NSTATES];
 	memcpy(frames, vm->frames_at_end, sizeof frames);
-	struct ipt_vm_info info;
-	if (alive && ipt_vm_info(host_table(vm->host), vm->id, &info) == 0)
+	struct ipt_vm_info info, parent;
+	bool known = alive && ipt_vm_info(host_table(vm->host), vm->id, &info) == 0;
+	if (known)
 		memcpy(frames, info.frames, sizeof frames);
+	bool cloned = known && ipt_vm_info(host_table(vm->host), info.parent, &parent) == 0;
+	json_object_set_new(o, "parent", cloned ? json_string(parent.name) : json_null());
 	put(o, "frames_private", frames[IPT_PRIVATE]);
 	put(o, "frames_limbo", frames[IPT_LIMBO]);
 	json_object_set_new(o, "ready_seconds",
@@ -123,12 +125,14 @@ json_t *stats_vm(struct host_vm *vm)
 	put(o, "starved", mb->starved);
 	put(o, "extents", mb->extents);
 	put(o, "extent_frames", mb->extent_frames);
+	put(o, "copied_frames", mb->copied_frames);
+	put(o, "predicted_frames", mb->predicted_frames);
 	put(o, "second_stage_pages_4k", mb->second_stage_pages_4k);
 	put(o, "second_stage_pages_2m", mb->second_stage_pages_2m);
 	put(o, "disk_reads", mb->disk_reads);
 	put(o, "disk_writes", mb->disk_writes);
 	put(o, "disk_errors", mb->disk_errors);
-	if (alive) {
+	if (alive && processes) {
 		struct proc_memory m;
 		proc_memory(vm->pid, &m);
 		put(o, "window_mappings", m.pool_mappings);
@@ -138,7 +142,7 @@ json_t *stats_vm(struct host_vm *vm)
 	return o;
 }
 
-json_t *stats_take(struct host *h)
+json_t *stats_take(struct host *h, bool processes)
 {
 	json_t *o = json_object(), *vms = json_array();
 	json_object_set_new(o, "pool", pool_stats(h));
@@ -148,7 +152,7 @@ json_t *stats_take(struct host *h)
 	struct host_vm *vm;
 	for (unsigned i = 0; (vm = host_vm_at(h, i)); i++)
 		if (vm->phase == HOST_VM_ALIVE)
-			json_array_append_new(vms, stats_vm(vm));
+			json_array_append_new(vms, stats_vm(vm, processes));
 	return o;
 }
 

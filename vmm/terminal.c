@@ -26,27 +26,46 @@ void terminal_restore(void)
 	raw = false;
 }
 
+static bool prefixed; /* the last key was Ctrl-A */
+
+/* What the escapes make of a key: itself or another for the guest, or -1 for none; *x is set for
+ * Ctrl-A x. */
+static int key(char c, bool *x)
+{
+	if (prefixed) {
+		prefixed = false;
+		*x = c == 'x';
+		return *x ? -1 : c == 'c' ? CTRL_C : (unsigned char)c;
+	}
+	prefixed = c == CTRL_A;
+	return prefixed ? -1 : (unsigned char)c;
+}
+
 unsigned terminal_keys(char *bytes, size_t *n)
 {
-	static bool prefix;
 	unsigned off = 0;
 	size_t kept = 0;
 	for (size_t i = 0; i < *n; i++) {
-		char c = bytes[i];
-		if (prefix) {
-			prefix = false;
-			if (c == 'x')
-				off++;
-			else
-				bytes[kept++] = c == 'c' ? CTRL_C : c;
-		} else if (c == CTRL_A) {
-			prefix = true;
-		} else if (c == CTRL_C) {
+		bool x = false, plain = !prefixed;
+		int k = key(bytes[i], &x);
+		if (x || (plain && k == CTRL_C))
 			off++;
-		} else {
-			bytes[kept++] = c;
-		}
+		else if (k >= 0)
+			bytes[kept++] = (char)k;
 	}
 	*n = kept;
 	return off;
+}
+
+bool terminal_detach(char *bytes, size_t *n)
+{
+	bool x = false;
+	size_t kept = 0;
+	for (size_t i = 0; i < *n && !x; i++) {
+		int k = key(bytes[i], &x);
+		if (k >= 0)
+			bytes[kept++] = (char)k;
+	}
+	*n = kept;
+	return x;
 }

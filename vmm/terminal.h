@@ -17,5 +17,8 @@ void terminal_restore(void);
 /* Take the escapes out of n typed bytes, in place: *n becomes what is left for the guest. Returns
  * how often power-off was asked for. */
 unsigned terminal_keys(char *bytes, size_t *n);
+/* The same where the terminal is lent to a guest that goes on without it: Ctrl-C is the guest's, and
+ * Ctrl-A x detaches. True if that was typed; what comes behind it is dropped. */
+bool terminal_detach(char *bytes, size_t *n);
 
 #endif

@@ -1,4 +1,5 @@
 #include "vmm/clock.h"
+#include "vmm/error.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <signal.h>
@@ -137,6 +138,21 @@ static bool complete_access(struct vm *vm, unsigned cpu)
 	return true;
 }
 
+/* A clone's vCPUs begin where they were frozen. */
+static bool wake(struct vm *vm)
+{
+	char error[ERROR_MAX] = "";
+	int rc = template_wake(vm, error);
+	for (unsigned i = 1; !rc && i < vm->kvm.cpus; i++) {
+		rc = vcpu_start(vm, i);
+		if (rc)
+			errorf(error, rc, "no thread for vCPU %u: %s", i, strerror(-rc));
+	}
+	if (rc)
+		vm_end(vm, END_HOST_ERROR, "%s", error);
+	return !rc;
+}
+
 static void *vcpu_main(void *arg)
 {
 	struct start *start = arg;
@@ -144,6 +160,10 @@ static void *vcpu_main(void *arg)
 	unsigned cpu = start->cpu;
 	free(start);
 	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
+	if (cpu == 0 && vm->frozen.cpus && !wake(vm)) {
+		atomic_store_explicit(&vm->vcpu_gone[0], true, memory_order_release);
+		return NULL;
+	}
 	if (cpu == 0) {
 		atomic_store_explicit(&vm->links.mailbox->run_started_ns, clock_ns(),
 				      memory_order_release);

@@ -151,12 +151,20 @@ static void take_orders(struct vm *vm)
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, true); /* edge-triggered: a pulse */
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, false);
 	}
+<<<<<<< HEAD
+=======
 	if (orders & ORDER_RENEW && identity_renew(vm, vm->identity) == 0)
 		identity_announce(vm);
+>>>>>>> agent
 	if (orders & ORDER_PAUSE)
 		pause_by_user(vm, true);
 	if (orders & ORDER_RESUME)
 		pause_by_user(vm, false);
+<<<<<<< HEAD
+	if (orders & ORDER_RENEW && identity_renew(vm, vm->identity) == 0)
+		identity_announce(vm);
+=======
+>>>>>>> agent
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
@@ -317,7 +325,9 @@ _Noreturn void vm_give_up(struct vm *vm, const char *words)
 _Noreturn void vm_run(struct vm *vm)
 {
 	int rc = 0;
-	for (unsigned i = 0; i < vm->kvm.cpus && !rc; i++) {
+	/* A clone's first vCPU starts the others. */
+	unsigned first = vm->frozen.cpus ? 1 : vm->kvm.cpus;
+	for (unsigned i = 0; i < first && !rc; i++) {
 		rc = vcpu_start(vm, i);
 		if (rc)
 			vm_end(vm, END_HOST_ERROR, "no thread for vCPU %u: %s", i, strerror(-rc));

@@ -154,6 +154,9 @@ void pause_abandon(struct vm *vm);
  * the template's, or -1. Loop's thread. */
 void template_make(struct vm *vm, const struct link_request *request, int link,
 		   struct link_answer *answer, int *pidfd);
+/* A clone's first step, on the thread of its vCPU 0 while the loop runs: it gets the state that was frozen. -errno
+ * with words. */
+int template_wake(struct vm *vm, char *error);
 
 /* ---- vcpu.c -------------------------------------------------------------------------------- */
 
@@ -169,8 +172,8 @@ unsigned vcpu_stop_all(struct vm *vm, unsigned ms);
 
 /* Make serial and virtio devices. -errno with words. */
 int board_create(struct vm *vm, char *error);
-/* Take no more requests and finish those in flight; and go on, in this process or in one forked from it. Loop's
- * thread. */
+/* Take no more requests and finish those in flight (loop's thread); and go on, in this process or in one forked from
+ * it (any thread). */
 void board_pause(struct vm *vm);
 void board_resume(struct vm *vm);
 /* In a clone's process, before vm_watch: its own sockets, on its own loop. */

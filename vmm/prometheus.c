@@ -1,0 +1,140 @@
+/* https://prometheus.io/docs/instrumenting/exposition_formats/: all lines of a metric stand together
+ * behind its HELP and TYPE; a label's value has \, " and newline escaped; names carry base units, and
+ * _total where they count. */
+#include "vmm/prometheus.h"
+#include <stdio.h>
+#include <string.h>
+
+#define KIB  1024.0
+#define NANO 1e-9
+
+struct metric {
+	const char *name, *help; /* NULL: more of the metric in the row above */
+	const char *path;        /* of the number: a member, or a member's member; a * at its end
+				    stands for all members that begin so, but for a total */
+	const char *label;       /* of a row: key="value"; for a *, the key; NULL */
+	double scale;            /* to the base unit; 0: it is in it */
+};
+
+static const struct metric of_host[] = {
+	{"pool_bytes", "Size of the pool.", "pool.total_bytes", NULL, 0},
+	{"pool_populated_bytes", "Host memory behind the pool.", "pool.populated_bytes", NULL, 0},
+	{"pool_frames", "Frames of 4 KiB by state.", "pool.frames_*", "state", 0},
+	{"table_bytes", "Host memory of the table's parts.", "table.array_bytes", "part=\"array\"",
+	 0},
+	{NULL, NULL, "table.side_bytes", "part=\"side\"", 0},
+	{NULL, NULL, "table.forward_bytes", "part=\"forward\"", 0},
+	{NULL, NULL, "table.other_bytes", "part=\"other\"", 0},
+	{"table_repairs_total", "Parts rebuilt after a lock's holder had died.", "table.repairs",
+	 NULL, 0},
+	{"host_private_dirty_bytes", "The host process's own memory.",
+	 "host.process_private_dirty_kib", NULL, KIB},
+	{"host_page_table_bytes", "The host process's page tables.", "host.page_table_kib", NULL,
+	 KIB},
+};
+
+static const struct metric of_vm[] = {
+	{"vm_memory_bytes", "Memory promised to the VM.", "memory_bytes", NULL, 0},
+	{"vm_cpus", "Virtual processors.", "cpus", NULL, 0},
+	{"vm_frames", "The VM's frames of 4 KiB by state.", "frames_*", "state", 0},
+	{"vm_faults_total", "Second-stage faults served, by what touched.", "second_stage_faults.*",
+	 "by", 0},
+	{"vm_fault_service_seconds",
+	 "Quantiles of the time from reading a fault to waking the vCPU.", "fault_service.p50_ns",
+	 "quantile=\"0.5\"", NANO},
+	{NULL, NULL, "fault_service.p99_ns", "quantile=\"0.99\"", NANO},
+	{"vm_starved_total", "Times that the VM had to wait for frames.", "starved", NULL, 0},
+	{"vm_extents_total", "Pieces of pool mapped into the VM's window.", "extents", NULL, 0},
+	{"vm_window_mappings", "The kernel's mappings of the VM's window.", "window_mappings", NULL,
+	 0},
+	{"vm_page_table_bytes", "Page tables of the VM's process.", "page_table_kib", NULL, KIB},
+	{"vm_private_dirty_bytes", "Memory of the VM's process outside the window.",
+	 "process_private_dirty_kib", NULL, KIB},
+	{"vm_disk_requests_total", "Disk requests.", "disk_reads", "kind=\"read\"", 0},
+	{NULL, NULL, "disk_writes", "kind=\"write\"", 0},
+	{"vm_disk_errors_total", "Disk requests that failed.", "disk_errors", NULL, 0},
+};
+
+static void put_escaped(const char *value)
+{
+	for (; *value; value++)
+		if (*value == '\n')
+			fputs("\\n", stdout);
+		else
+			printf("%s%c", *value == '\\' || *value == '"' ? "\\" : "", *value);
+}
+
+/* One number with its labels; nothing for what is no number. */
+static void put_number(const char *name, const json_t *v, const char *vm, const char *label,
+		       double scale)
+{
+	if (!json_is_number(v))
+		return;
+	printf("invisor_%s", name);
+	if (vm) {
+		fputs("{vm=\"", stdout);
+		put_escaped(vm);
+		printf("\"%s%s}", *label ? "," : "", label);
+	} else if (*label) {
+		printf("{%s}", label);
+	}
+	if (json_is_integer(v) && !(scale > 0))
+		printf(" %" JSON_INTEGER_FORMAT "\n", json_integer_value(v));
+	else
+		printf(" %.9g\n", json_number_value(v) * (scale > 0 ? scale : 1));
+}
+
+static void put_row(const char *name, const struct metric *m, json_t *o, const char *vm)
+{
+	const char *path = m->path, *dot = strchr(path, '.'), *key;
+	char label[64];
+	json_t *v;
+	if (dot) {
+		snprintf(label, sizeof label, "%.*s", (int)(dot - path), path);
+		o = json_object_get(o, label);
+		path = dot + 1;
+	}
+	size_t n = strcspn(path, "*");
+	if (!path[n]) {
+		put_number(name, json_object_get(o, path), vm, m->label ? m->label : "", m->scale);
+		return;
+	}
+	json_object_foreach(o, key, v)
+	{
+		if (strncmp(key, path, n) || !strcmp(key + n, "total"))
+			continue;
+		snprintf(label, sizeof label, "%s=\"%.40s\"", m->label, key + n);
+		put_number(name, v, vm, label, m->scale);
+	}
+}
+
+/* Of one object without a name, or of an array of VMs. */
+static void put_metrics(const struct metric *m, size_t n, json_t *whole, const json_t *vms)
+{
+	for (size_t first = 0, end; first < n; first = end) {
+		const char *name = m[first].name, *total = strstr(name, "_total");
+		printf("# HELP invisor_%s %s\n# TYPE invisor_%s %s\n", name, m[first].help, name,
+		       total && !total[6] ? "counter" : "gauge");
+		for (end = first; end < n && (end == first || !m[end].name); end++) {
+			size_t i;
+			json_t *vm;
+			if (whole)
+				put_row(name, &m[end], whole, NULL);
+			json_array_foreach(vms, i, vm)
+			{
+				const char *of = json_string_value(json_object_get(vm, "name"));
+				put_row(name, &m[end], vm, of ? of : "");
+			}
+		}
+	}
+}
+
+void prometheus_print(const json_t *stats)
+{
+	const json_t *vms = json_object_get(stats, "vms");
+	put_metrics(of_host, sizeof of_host / sizeof *of_host, (json_t *)stats, NULL);
+	printf("# HELP invisor_vms Virtual machines that run.\n# TYPE invisor_vms gauge\n"
+	       "invisor_vms %zu\n",
+	       json_array_size(vms));
+	put_metrics(of_vm, sizeof of_vm / sizeof *of_vm, NULL, vms);
+}

@@ -1,0 +1,188 @@
+#include "vmm/top.h"
+#include "ipt/addr.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Negative widths: words, to the left. */
+static const struct column {
+	const char *title;
+	int width, digits; /* behind the point */
+} columns[TOP_COLUMNS] = {
+	[TOP_NAME] = {"NAME", -16, 0},       [TOP_STATE] = {"STATE", -9, 0},
+	[TOP_PARENT] = {"PARENT", -12, 0},   [TOP_CPUS] = {"CPUS", 4, 0},
+	[TOP_PROMISED] = {"PROM MiB", 9, 0}, [TOP_MAPPED] = {"MAP MiB", 9, 1},
+	[TOP_OWN] = {"OWN MiB", 9, 1},       [TOP_SHARED] = {"SHARED", 9, 1},
+	[TOP_FAULTS] = {"FAULTS/s", 9, 1},   [TOP_STARVED] = {"STARVED", 7, 0},
+	[TOP_P99] = {"P99 us", 8, 0},        [TOP_PID] = {"PID", 8, 0},
+};
+
+/* ---- taking answers in --------------------------------------------------------------------- */
+
+static double number(const json_t *o, const char *key)
+{
+	return json_number_value(json_object_get(o, key));
+}
+
+static void copy(char *out, size_t size, const json_t *o, const char *key)
+{
+	const char *s = json_string_value(json_object_get(o, key));
+	snprintf(out, size, "%s", s ? s : "-");
+}
+
+static void take_vm(struct top_vm *v, const json_t *o)
+{
+	const json_t *faults = json_object_get(o, "second_stage_faults");
+	double *value = v->value, mib = (double)PAGE_SIZE / (double)MiB;
+	copy(v->name, sizeof v->name, o, "name");
+	copy(v->state, sizeof v->state, o, "state");
+	copy(v->parent, sizeof v->parent, o, "parent");
+	v->id = (uint64_t)number(o, "id");
+	v->faults = (uint64_t)(number(faults, "guest_read") + number(faults, "guest_write"));
+	value[TOP_CPUS] = number(o, "cpus");
+	value[TOP_PROMISED] = number(o, "memory_bytes") / (double)MiB;
+	value[TOP_OWN] = number(o, "frames_private") * mib;
+	value[TOP_SHARED] = number(o, "frames_shared") * mib;
+	value[TOP_MAPPED] = value[TOP_OWN] + value[TOP_SHARED];
+	value[TOP_STARVED] = number(o, "starved");
+	value[TOP_P99] = number(json_object_get(o, "fault_service"), "p99_ns") / 1e3;
+	value[TOP_PID] = number(o, "pid");
+}
+
+static void rate(struct top_vm *v, const struct top *before, double seconds)
+{
+	for (unsigned i = 0; i < before->vms; i++) {
+		const struct top_vm *was = &before->vm[i];
+		if (was->id == v->id && !strcmp(was->name, v->name) && v->faults >= was->faults)
+			v->value[TOP_FAULTS] = (double)(v->faults - was->faults) / seconds;
+	}
+}
+
+/* All that the pool's frames are, whatever states there be. */
+static void say_frames(char *line, const json_t *pool)
+{
+	double total = number(pool, "frames_total");
+	int n = snprintf(line, TOP_LINE, "frames %.0f", total);
+	const char *key;
+	json_t *v;
+	json_object_foreach((json_t *)pool, key, v)
+	{
+		if (strncmp(key, "frames_", 7) || !strcmp(key, "frames_total") || n >= TOP_LINE)
+			continue;
+		n += snprintf(line + n, (size_t)(TOP_LINE - n), "  %s %.0f (%.1f%%)", key + 7,
+			      json_number_value(v),
+			      total > 0 ? json_number_value(v) / total * 100 : 0);
+	}
+}
+
+static void say_headers(struct top *t, const json_t *status, const json_t *stats)
+{
+	const json_t *pool = json_object_get(stats, "pool"),
+		     *table = json_object_get(stats, "table");
+	double used = number(pool, "frames_total") - number(pool, "frames_free"), faults = 0;
+	char state[16], kind[16];
+	unsigned up = (unsigned)number(status, "uptime_seconds");
+	copy(state, sizeof state, status, "state");
+	copy(kind, sizeof kind, table, "kind");
+	for (unsigned i = 0; i < t->vms; i++)
+		faults += t->vm[i].value[TOP_FAULTS];
+	snprintf(
+		t->header[0], TOP_LINE,
+		"host %.0f: %s, up %u:%02u:%02u, %u of %.0f VMs; pool %.1f MiB, of which %.1f have "
+		"memory",
+		number(status, "pid"), state, up / 3600, up / 60 % 60, up % 60, t->vms,
+		number(status, "max_vms"), number(pool, "total_bytes") / (double)MiB,
+		number(pool, "populated_bytes") / (double)MiB);
+	say_frames(t->header[1], pool);
+	snprintf(t->header[2], TOP_LINE,
+		 "table %s, %.1f KiB, %.1f bytes a used frame; %.1f faults/s", kind,
+		 number(table, "total_bytes") / 1024,
+		 used > 0 ? number(table, "total_bytes") / used : 0, faults);
+}
+
+bool top_update(struct top *t, const json_t *status, const json_t *stats, uint64_t now_ns)
+{
+	const json_t *vms = json_object_get(stats, "vms");
+	size_t n = json_array_size(vms);
+	struct top_vm *vm = calloc(n + 1, sizeof *vm);
+	if (!vm)
+		return false;
+	double seconds = (double)(now_ns - t->at_ns) / 1e9;
+	for (size_t i = 0; i < n; i++) {
+		take_vm(&vm[i], json_array_get(vms, i));
+		if (t->at_ns && now_ns > t->at_ns)
+			rate(&vm[i], t, seconds);
+	}
+	free(t->vm);
+	t->rates = t->at_ns;
+	t->vm = vm;
+	t->vms = (unsigned)n;
+	t->at_ns = now_ns;
+	say_headers(t, status, stats);
+	top_sort(t);
+	return true;
+}
+
+/* ---- sorting and lines --------------------------------------------------------------------- */
+
+static const char *word(const struct top_vm *v, enum top_column c)
+{
+	return c == TOP_NAME ? v->name : c == TOP_STATE ? v->state : v->parent;
+}
+
+static int compare(const void *a, const void *b, void *ctx)
+{
+	const struct top_vm *x = a, *y = b;
+	const struct top *t = ctx;
+	double p = x->value[t->column], q = y->value[t->column];
+	int order = columns[t->column].width < 0
+			    ? strverscmp(word(x, t->column), word(y, t->column))
+			    : (p < q) - (p > q);
+	if (t->reverse)
+		order = -order;
+	return order ? order : strverscmp(x->name, y->name);
+}
+
+void top_sort(struct top *t)
+{
+	qsort_r(t->vm, t->vms, sizeof *t->vm, compare, t);
+}
+
+void top_titles(const struct top *t, char *line)
+{
+	int n = 0;
+	for (int c = 0; c < TOP_COLUMNS; c++) {
+		char title[16];
+		snprintf(title, sizeof title, "%s%s", columns[c].title,
+			 (int)t->column == c ? t->reverse ? "^" : "v" : "");
+		n += snprintf(line + n, (size_t)(TOP_LINE - n), "%s%*s", c ? " " : "",
+			      columns[c].width, title);
+	}
+}
+
+void top_line(const struct top *t, unsigned i, char *line)
+{
+	const struct top_vm *v = &t->vm[i];
+	int n = 0;
+	for (int c = 0; c < TOP_COLUMNS && n < TOP_LINE; c++) {
+		const struct column *col = &columns[c];
+		char *at = line + n;
+		size_t room = (size_t)(TOP_LINE - n);
+		const char *space = c ? " " : "";
+		if (col->width < 0)
+			n += snprintf(at, room, "%s%*.*s", space, col->width, -col->width,
+				      word(v, c));
+		else if (c == TOP_FAULTS && !t->rates)
+			n += snprintf(at, room, "%s%*s", space, col->width, "-");
+		else
+			n += snprintf(at, room, "%s%*.*f", space, col->width, col->digits,
+				      v->value[c]);
+	}
+}
+
+void top_free(struct top *t)
+{
+	free(t->vm);
+	t->vm = NULL;
+	t->vms = 0;
+}
