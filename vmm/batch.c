@@ -126,7 +126,7 @@ void batch_lost(struct batch *b, const struct host_vm *vm, bool up, bool ready)
 	if (!r || (b->wait == BATCH_UP ? up : ready))
 		return;
 	b->request = NULL;
-	control_refuse(r, "%s ended before it was %s: %s%s", vm->config.machine.name,
-		       b->wait == BATCH_UP ? "up" : "ready", vm->mailbox->words,
-		       b->count > 1 ? "; those started with it go on" : "");
+	control_refuse(r, "%s ended before it was %s%s: %s", vm->config.machine.name,
+		       b->wait == BATCH_UP ? "up" : "ready",
+		       b->count > 1 ? " (those started with it go on)" : "", vm->mailbox->words);
 }

@@ -60,7 +60,8 @@ static int collect(json_t *options, const struct run_options *o, char *error)
 int run_detached(const struct run_options *o)
 {
 	char error[ERROR_MAX] = "";
-	const char *wait = o->wait ? o->wait : o->kernel ? "up" : "ready";
+	const char *known = o->kernel || o->initrd ? "up" : "ready"; /* how far it surely comes */
+	const char *wait = o->wait ? o->wait : known;
 	json_t *options = json_array(), *answer = NULL, *vm;
 	if (!collect(options, o, error)) {
 		json_t *request =

@@ -20,9 +20,8 @@ struct viewers {
 
 static bool add_viewer(void *ctx, vmid_t vm, gfn_t g, enum ipt_place_kind how)
 {
-	static const char *const words[] = {[IPT_OWN] = "own",
-					   [IPT_INHERITED] = "inherited",
-					   [IPT_MERGED] = "merged"};
+	static const char *const words[] = {
+		[IPT_OWN] = "own", [IPT_INHERITED] = "inherited", [IPT_MERGED] = "merged"};
 	struct viewers *v = ctx;
 	struct ipt_vm_info info;
 	const char *name = vm_name(v->table, vm, &info);
@@ -152,17 +151,11 @@ static void take_renew(struct control_request *r, const json_t *o)
 /* ---- the table ----------------------------------------------------------------------------- */
 
 static const struct request_kind kinds[] = {
-<<<<<<< HEAD
 	{"owner", take_owner},         {"translate", take_translate}, {"stats", take_stats},
 	{"audit", take_audit},         {"run", requests_run},         {"kill", requests_kill},
 	{"console", requests_console}, {"status", requests_status},   {"stop", requests_stop},
 	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
 	{"exec", exec_take},           {"renew", take_renew},
-=======
-	{"owner", take_owner}, {"translate", take_translate}, {"stats", take_stats},
-	{"audit", take_audit}, {"exec", exec_take},           {"renew", take_renew},
-	{"pause", take_pause}, {"resume", take_resume},       {"clone", take_clone},
->>>>>>> agent
 };
 
 void requests_handle(struct control_request *r, const json_t *object)

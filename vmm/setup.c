@@ -98,13 +98,14 @@ static int make_cmdline(struct run_setup *s, char *error)
 /* Linux does not boot where KVM emulates privileged code; say so before it hangs. */
 static int check_native(const struct run_setup *s, char *error)
 {
-	if (s->image.kind == BOOT_BARE)
+	static int known; /* measured once, since a host is asked for guests again and again */
+	if (s->image.kind == BOOT_BARE || known > 0)
 		return 0;
 	struct kvm_host kvm;
 	int rc = kvm_open(&kvm, error);
 	if (rc)
 		return rc;
-	rc = kvm_is_native(&kvm, NULL);
+	rc = known = kvm_is_native(&kvm, NULL);
 	kvm_close(&kvm);
 	if (rc < 0)
 		return errorf(error, rc, "/dev/kvm: a test loop did not run: %s", strerror(-rc));

@@ -53,19 +53,13 @@ static int become(struct vm *vm, const struct link_request *request, const gfn_t
 		return rc;
 	rc = identity_renew(vm, request->number);
 	if (rc)
-<<<<<<< HEAD
 		return errorf(error, rc, "%s: %s", m->name,
 			      rc == -EAGAIN ? "the pool has no frame for its generation id"
 					    : strerror(-rc));
-=======
-		return errorf(error, rc, "%s: its generation id: %s", m->name,
-			      rc == -EAGAIN ? "the pool has no free frame" : strerror(-rc));
->>>>>>> agent
 	rc = loop_renew(vm->loop, VM_LOOP_ENTRIES);
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s", m->name, strerror(-rc));
 	board_renew(vm);
-<<<<<<< HEAD
 	return vm_watch(vm, error);
 }
 
@@ -74,9 +68,6 @@ static int become(struct vm *vm, const struct link_request *request, const gfn_t
 int template_wake(struct vm *vm, char *error)
 {
 	int rc = kvm_state_load(&vm->kvm, &vm->frozen, vm->config.machine.name, error);
-=======
-	rc = vm_watch(vm, error);
->>>>>>> agent
 	if (rc)
 		return rc;
 	board_resume(vm);

@@ -151,20 +151,12 @@ static void take_orders(struct vm *vm)
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, true); /* edge-triggered: a pulse */
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, false);
 	}
-<<<<<<< HEAD
-=======
-	if (orders & ORDER_RENEW && identity_renew(vm, vm->identity) == 0)
-		identity_announce(vm);
->>>>>>> agent
 	if (orders & ORDER_PAUSE)
 		pause_by_user(vm, true);
 	if (orders & ORDER_RESUME)
 		pause_by_user(vm, false);
-<<<<<<< HEAD
 	if (orders & ORDER_RENEW && identity_renew(vm, vm->identity) == 0)
 		identity_announce(vm);
-=======
->>>>>>> agent
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
