@@ -158,8 +158,13 @@ static void take_orders(struct vm *vm)
 		pause_by_user(vm, true);
 	if (orders & ORDER_RESUME)
 		pause_by_user(vm, false);
-	if (orders & ORDER_RENEW && identity_renew(vm, vm->identity) == 0)
-		identity_announce(vm);
+	if (orders & ORDER_RENEW) {
+		int rc = identity_renew(vm, vm->identity);
+		if (rc == 0)
+			identity_announce(vm);
+		else if (rc == -EAGAIN) /* until ORDER_FRAMES comes */
+			atomic_fetch_or_explicit(&mb->orders, ORDER_RENEW, memory_order_relaxed);
+	}
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
