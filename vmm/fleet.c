@@ -18,9 +18,20 @@
 #define RESUME_MS      20 /* between looks at a standard output that was full */
 #define SAMPLE_MS      100
 
+static bool say_when;
+
+void fleet_say_when(void)
+{
+	say_when = true;
+}
+
 void fleet_say(const char *format, ...)
 {
-	char line[MAILBOX_WORDS + 256];
+	char line[MAILBOX_WORDS + 256], when[32] = "";
+	time_t now = time(NULL);
+	struct tm t;
+	if (say_when && localtime_r(&now, &t))
+		strftime(when, sizeof when, "%Y-%m-%d %H:%M:%S ", &t);
 	va_list args;
 	va_start(args, format);
 	int n = vsnprintf(line, sizeof line - 1, format, args);
@@ -30,7 +41,7 @@ void fleet_say(const char *format, ...)
 	if ((size_t)n >= sizeof line - 1)
 		n = sizeof line - 2;
 	line[n++] = '\n';
-	fprintf(stderr, "invisor: %.*s", n, line); /* in one piece: VMs write there too */
+	fprintf(stderr, "%sinvisor: %.*s", when, n, line); /* in one piece: VMs write there too */
 }
 
 static void arm(struct host_source *s, uint64_t ms)
