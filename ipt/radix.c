@@ -251,31 +251,36 @@ int radix_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n)
 	for (unsigned i = 0; !err && i < n; i++) {
 		store_release64(&entries[i], (uint64_t)(f + i) << RADIX_SHIFT | RADIX_PRESENT);
 		ipt_step();
-		store_release64(&t->words[f + i], word_private(vm, g + i));
+		store_release64(&t->words[f + i], word_mapped(IPT_PRIVATE, vm, g + i));
 		ipt_step();
 	}
 	stripe_unlock(t, s);
 	return err;
 }
 
-unsigned radix_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_t *frames)
+/* The level 0 entry of g, or NULL if no page leads there. */
+static radix_entry *leaf_find(struct ipt *t, uint32_t vm, uint64_t g)
 {
-	uint32_t s = stripe_of_vm(t, vm), page;
-	radix_entry *entries = NULL;
-	unsigned gone = 0;
+	uint32_t page = load_acquire32(&t->vms[vm].radix_root);
+	radix_entry *entries = page ? radix_page(t, page - 1) : NULL;
 
-	stripe_lock(t, s);
-	page = load_acquire32(&t->vms[vm].radix_root);
-	if (page)
-		entries = radix_page(t, page - 1);
 	for (unsigned level = RADIX_LEVELS - 1; entries && level > 0; level--) {
 		uint64_t e = load_acquire64(&entries[radix_slot(g, level)]);
 
 		entries = e & RADIX_PRESENT ? radix_page(t, (uint32_t)(e >> RADIX_SHIFT)) : NULL;
 	}
+	return entries ? &entries[radix_slot(g, 0)] : NULL;
+}
+
+unsigned radix_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_t *frames)
+{
+	uint32_t s = stripe_of_vm(t, vm);
+	unsigned gone = 0;
+
+	stripe_lock(t, s);
+	radix_entry *entries = leaf_find(t, vm, g);
 	for (unsigned i = 0; i < n; i++) {
-		radix_entry *entry = entries ? &entries[radix_slot(g + i, 0)] : NULL;
-		uint64_t e = entry ? load_relaxed64(entry) : 0;
+		uint64_t e = entries ? load_relaxed64(&entries[i]) : 0;
 
 		frames[i] = UINT32_MAX;
 		if (!(e & RADIX_PRESENT))
@@ -283,12 +288,35 @@ unsigned radix_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_
 		frames[i] = (uint32_t)(e >> RADIX_SHIFT);
 		store_release64(&t->words[frames[i]], word_limbo(vm));
 		ipt_step();
-		store_release64(entry, 0);
+		store_release64(&entries[i], 0);
 		ipt_step();
 		gone++;
 	}
 	stripe_unlock(t, s);
 	return gone;
+}
+
+int radix_move(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f, unsigned n)
+{
+	uint32_t a = stripe_of_vm(t, from), b = stripe_of_vm(t, to);
+	radix_entry *old, *new;
+
+	stripe_lock_two(t, a, b);
+	int err = leaf(t, to, g, &new);
+	old = leaf_find(t, from, g);
+	for (unsigned i = 0; !err && old && i < n; i++) {
+		if (load_relaxed64(&new[i]) & RADIX_PRESENT ||
+		    !word_maps(load_relaxed64(&t->words[f + i]), from, g + i))
+			continue;
+		store_release64(&new[i], (uint64_t)(f + i) << RADIX_SHIFT | RADIX_PRESENT);
+		ipt_step();
+		store_release64(&t->words[f + i], word_mapped(IPT_PRIVATE, to, g + i));
+		ipt_step();
+		store_release64(&old[i], 0);
+		ipt_step();
+	}
+	stripe_unlock_two(t, a, b);
+	return err;
 }
 
 static void free_page(void *ctx, uint32_t page, unsigned level, uint64_t g, radix_entry *entry)

@@ -53,6 +53,9 @@ void radix_find_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, u
 int radix_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n);
 unsigned radix_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_t *frames);
 
+/* See forward_move. */
+int radix_move(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f, unsigned n);
+
 /* Give back all table pages of a VM that maps nothing any more. Takes the pages lock. */
 void radix_drop(struct ipt *t, uint32_t vm);
 /* With the stripe locked: drop what the array doesn't confirm from the tables of its VMs. */

@@ -1,17 +1,21 @@
 /* Freeing what a dead VM owned. */
-#include "ipt/forward.h"
-#include "ipt/registry.h"
+#include "ipt/reap.h"
+#include "ipt/chain.h"
+#include "ipt/map.h"
 #include "ipt/zone.h"
 #include <errno.h>
 
-/* Take every lock once: whoever died holding one left it to be mended. */
-static void mend_all(struct ipt *t)
+void reap_mend(struct ipt *t)
 {
 	for (uint32_t s = 0; s < t->layout.nstripes; s++) {
 		stripe_lock(t, s);
 		stripe_unlock(t, s);
 	}
-	for (unsigned z = 0; z < t->config.nodes; z++) {
+	for (unsigned c = 0; c < TABLE_CHAINS; c++) {
+		chain_lock(t, c);
+		chain_unlock(t, c);
+	}
+	for (unsigned z = 0; z < zone_count(t); z++) {
 		zone_lock(t, z);
 		zone_unlock(t, z);
 	}
@@ -28,7 +32,7 @@ static void unmap_words(struct ipt *t, vmid_t vm, uint32_t from, uint32_t to)
 		uint64_t w = load_acquire64(&t->words[f]), g = word_gfn(w);
 		unsigned n = 1;
 
-		if (word_state(w) != IPT_PRIVATE || word_vm(w) != vm.v) {
+		if (!word_is_mapped(w) || word_vm(w) != vm.v) {
 			f++;
 			continue;
 		}
@@ -40,62 +44,113 @@ static void unmap_words(struct ipt *t, vmid_t vm, uint32_t from, uint32_t to)
 	}
 }
 
-/* Clean and free the limbo frames of vm in [from, to); *kept counts those that couldn't be. */
-static int free_words(struct ipt *t, vmid_t vm, uint32_t from, uint32_t to, ipt_clean_fn *clean,
-		      void *ctx, uint32_t *kept)
+void reap_slots(struct ipt *t, vmid_t vm)
 {
-	struct vm_slot *s = &t->vms[vm.v];
-	uint64_t limbo = word_limbo(vm.v);
-	int first_err = 0;
+	unsigned z = t->config.nodes;
+
+	for (uint32_t slot = zone_start(t, z), mark = zone_mark(t, z); slot < mark; slot++) {
+		uint64_t w = load_acquire64(&t->words[slot]);
+		uint32_t lost;
+
+		if (word_state(w) == IPT_FREE || word_vm(w) != vm.v)
+			continue;
+		if (word_state(w) == IPT_ALIAS) {
+			map_replace_alias(t, vm, word_gfn(w), slot, NO_FRAME, IPT_FREE, &lost);
+		} else {
+			if (word_is_mapped(w))
+				forward_unmap(t, vm.v, word_gfn(w), 1, &lost);
+			zone_free(t, z, vm, slot, 1);
+		}
+	}
+}
+
+/* Is frame f free of pins, or has become so? */
+static bool unpinned(struct ipt *t, uint32_t f, bool orphaned)
+{
+	if (!(load_relaxed32(&t->side[f]) & SIDE_PINS))
+		return true;
+	if (orphaned)
+		atomic_fetch_and_explicit(&t->side[f], ~SIDE_PINS, memory_order_acq_rel);
+	return orphaned;
+}
+
+struct reaping {
+	struct ipt *t;
+	vmid_t vm;
+	bool orphaned;
+	ipt_clean_fn *clean;
+	void *ctx;
+	uint32_t kept;
+	int err; /* the first */
+};
+
+static void free_run(struct reaping *r, uint32_t f, uint32_t n)
+{
+	int err = r->clean ? r->clean(r->ctx, frame(f), n) : 0;
+
+	if (!err) {
+		/* What its counters say may be wrong by the step at which it died. */
+		store_relaxed32(&r->t->vms[r->vm.v].frames[IPT_LIMBO], n);
+		err = ipt_free(r->t, r->vm, frame(f), n);
+	}
+	if (err)
+		r->kept += n;
+	r->err = r->err ? r->err : err;
+}
+
+/* The limbo frames of [from, to). */
+static void free_words(struct reaping *r, uint32_t from, uint32_t to)
+{
+	uint64_t limbo = word_limbo(r->vm.v);
 
 	for (uint32_t f = from; f < to;) {
 		uint32_t n = 0;
-		int err = 0;
 
-		for (; f + n < to && load_acquire64(&t->words[f + n]) == limbo; n++) {
-			/* Nobody is left to unpin it. */
-			if (load_relaxed32(&t->side[f + n]) & SIDE_PINS)
-				atomic_fetch_and_explicit(&t->side[f + n], ~SIDE_PINS,
-							  memory_order_acq_rel);
+		while (f + n < to && load_acquire64(&r->t->words[f + n]) == limbo &&
+		       unpinned(r->t, f + n, r->orphaned))
+			n++;
+		if (n) {
+			free_run(r, f, n);
+		} else if (load_acquire64(&r->t->words[f]) == limbo) {
+			r->kept++;
+			r->err = r->err ? r->err : -EBUSY;
 		}
-		if (!n) {
-			f++;
-			continue;
-		}
-		if (clean)
-			err = clean(ctx, frame(f), n);
-		if (!err) {
-			/* What its counters say may be wrong by the step at which it died. */
-			store_relaxed32(&s->frames[IPT_LIMBO], n);
-			err = ipt_free(t, vm, frame(f), n);
-		}
-		if (err) {
-			*kept += n;
-			first_err = first_err ? first_err : err;
-		}
-		f += n;
+		f += n + (n == 0);
 	}
-	return first_err;
+}
+
+int reap_limbo(struct ipt *t, vmid_t vm, bool orphaned, ipt_clean_fn *clean, void *ctx,
+	       uint32_t *kept)
+{
+	struct reaping r = {t, vm, orphaned, clean, ctx, 0, 0};
+
+	for (unsigned z = 0; z < t->config.nodes; z++)
+		free_words(&r, zone_start(t, z), zone_mark(t, z));
+	*kept = r.kept;
+	return r.err;
+}
+
+void reap_count(struct ipt *t, vmid_t vm, uint32_t kept)
+{
+	for (int i = 0; i < IPT_NSTATES; i++) {
+		store_relaxed32(&t->vms[vm.v].frames[i], i == IPT_LIMBO ? kept : 0);
+		store_relaxed32(&t->vms[vm.v].adopted[i], 0);
+	}
 }
 
 int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
 {
-	uint32_t kept = 0;
+	uint32_t kept;
 	int err = registry_dying(t, vm);
 
 	if (err)
 		return err;
-	mend_all(t);
+	reap_mend(t);
+	reap_slots(t, vm);
 	for (unsigned z = 0; z < t->config.nodes; z++)
 		unmap_words(t, vm, zone_start(t, z), zone_mark(t, z));
-	for (unsigned z = 0; z < t->config.nodes; z++) {
-		int failed =
-			free_words(t, vm, zone_start(t, z), zone_mark(t, z), clean, ctx, &kept);
-
-		err = err ? err : failed;
-	}
-	store_relaxed32(&t->vms[vm.v].frames[IPT_PRIVATE], 0);
-	store_relaxed32(&t->vms[vm.v].frames[IPT_LIMBO], kept);
+	err = reap_limbo(t, vm, true, clean, ctx, &kept);
+	reap_count(t, vm, kept);
 	if (t->kind == IPT_RADIX)
 		radix_drop(t, vm.v);
 	if (!err)

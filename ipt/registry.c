@@ -1,6 +1,8 @@
 /* The VM registry. See registry.h. */
 #include "ipt/registry.h"
+#include "ipt/collapse.h"
 #include "ipt/debug.h"
+#include "ipt/radix.h"
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
@@ -25,7 +27,8 @@ static uint32_t vm_high(const struct ipt *t)
  * again. The first is a read-modify-write with acquire, so that no field's store moves before it. */
 static void slot_open(struct vm_slot *s)
 {
-	atomic_fetch_add_explicit(&s->gen, 1, memory_order_acq_rel);
+	if (!(load_relaxed32(&s->gen) & 1)) /* odd already: a dead registrar was in here */
+		atomic_fetch_add_explicit(&s->gen, 1, memory_order_acq_rel);
 	ipt_step();
 }
 
@@ -35,30 +38,104 @@ static void slot_close(struct vm_slot *s)
 	atomic_fetch_add_explicit(&s->gen, 1, memory_order_release);
 }
 
-static void slot_clear(struct vm_slot *s)
+/* Never 0, which stands for no name. */
+static uint32_t name_hash(const struct ipt *t, const struct name *name)
+{
+	uint64_t h = 0;
+
+	for (int i = 0; i < NAME_WORDS; i++)
+		h = hash_fold(h + name->w[i] + t->keys.k[i], t->keys.k[0]);
+	return (uint32_t)h ? (uint32_t)h : 1;
+}
+
+static void name_get(const _Atomic uint64_t *from, struct name *out)
+{
+	for (int i = 0; i < NAME_WORDS; i++)
+		out->w[i] = load_acquire64(&from[i]);
+}
+
+uint32_t registry_hash(const struct ipt *t, uint32_t vm)
+{
+	struct name name;
+
+	name_get(t->vms[vm].name, &name);
+	return state_of(&t->vms[vm]) == VM_NONE ? 0 : name_hash(t, &name);
+}
+
+static void name_set(struct ipt *t, struct vm_slot *s, const struct name *name)
+{
+	for (int i = 0; i < NAME_WORDS; i++)
+		store_release64(&s->name[i], name->w[i]);
+	ipt_step();
+	store_release32(&t->names[s - t->vms], name_hash(t, name));
+}
+
+static void slot_clear(struct ipt *t, struct vm_slot *s)
 {
 	store_release32(&s->state, VM_NONE);
 	ipt_step();
+	store_release32(&t->names[s - t->vms], 0);
 	store_release32(&s->parent, 0);
 	store_release32(&s->children, 0);
+	store_release32(&s->kind, IPT_VM);
 	for (int i = 0; i < NAME_WORDS; i++)
 		store_release64(&s->name[i], 0);
 	store_release32(&s->radix_root, 0);
-	for (int i = 0; i < IPT_NSTATES; i++)
+	for (int i = 0; i < IPT_NSTATES; i++) {
 		store_release32(&s->frames[i], 0);
+		store_release32(&s->adopted[i], 0);
+	}
 }
 
-/* A registrar died at work: slots in flux belong to VMs that never were or were just going, and
+void lineage_open(struct ipt *t)
+{
+	/* A read-modify-write with acquire: what follows doesn't move before it. */
+	atomic_fetch_add_explicit(&t->header->lineage, 1, memory_order_acq_rel);
+	ipt_step();
+}
+
+void lineage_close(struct ipt *t)
+{
+	ipt_step();
+	atomic_fetch_add_explicit(&t->header->lineage, 1, memory_order_release);
+}
+
+/* The part of a freeze that can't be undone; may be done again from the start. The VM's new slot is ready
+ * but for its state. */
+static void freeze_finish(struct ipt *t)
+{
+	uint64_t freeze = load_relaxed64(&t->header->freeze);
+	struct vm_slot *frozen = &t->vms[freeze >> 32], *goes_on = &t->vms[freeze & UINT32_MAX];
+	struct name name;
+
+	slot_open(frozen);
+	name_get(t->header->freeze_name, &name);
+	name_set(t, frozen, &name);
+	store_release32(&frozen->kind, IPT_TEMPLATE);
+	slot_close(frozen);
+	slot_open(goes_on);
+	store_release32(&goes_on->state, VM_LIVE);
+	slot_close(goes_on);
+	store_release64(&t->header->freeze, 0);
+}
+
+/* A registrar died at work: a freeze is finished, slots in flux belong to VMs that never were or were just going, and
  * children are counted anew. */
 static void registry_rebuild(struct ipt *t)
 {
 	uint32_t high = vm_high(t);
 
+	if (load_relaxed64(&t->header->freeze))
+		freeze_finish(t);
+	if (load_relaxed32(&t->header->lineage) & 1)
+		lineage_close(t);
+	collapse_mend(t);
+	store_relaxed32(&t->header->vm_low, 1);
 	for (uint32_t i = 1; i <= high; i++) {
 		struct vm_slot *s = &t->vms[i];
 
 		if (load_relaxed32(&s->gen) & 1) {
-			slot_clear(s);
+			slot_clear(t, s);
 			slot_close(s);
 		}
 		store_relaxed32(&s->children, 0);
@@ -96,6 +173,14 @@ struct vm_slot *registry_slot(struct ipt *t, vmid_t vm, enum vm_state state)
 	return (state == VM_NONE ? now != VM_NONE : now == state) ? s : NULL;
 }
 
+int registry_changes(struct ipt *t, vmid_t vm, struct vm_slot **out)
+{
+	*out = registry_slot(t, vm, VM_LIVE);
+	if (!*out)
+		return -ENOENT;
+	return load_relaxed32(&(*out)->kind) == IPT_VM ? 0 : -EPERM;
+}
+
 uint32_t registry_parent(const struct ipt *t, uint32_t vm)
 {
 	return vm && vm <= vm_high(t) ? load_acquire32(&t->vms[vm].parent) : 0;
@@ -119,62 +204,124 @@ static bool name_is(const struct vm_slot *s, const struct name *name)
 	return true;
 }
 
-/* The registered VM of that name, and the smallest id that is not in use (max_vms + 1 for none). */
-static uint32_t find_name(struct ipt *t, const struct name *name, uint32_t *unused)
+/* ---- the registry is locked ------------------------------------------------------------------ */
+
+/* The registered VM of that name, or 0. */
+static uint32_t find_name(struct ipt *t, const struct name *name)
 {
-	uint32_t high = vm_high(t), first = 0;
+	uint32_t high = vm_high(t), hash = name_hash(t, name);
 
 	for (uint32_t i = 1; i <= high; i++) {
-		if (state_of(&t->vms[i]) == VM_NONE)
-			first = first ? first : i;
-		else if (name_is(&t->vms[i], name))
+		if (load_relaxed32(&t->names[i]) == hash && state_of(&t->vms[i]) != VM_NONE &&
+		    name_is(&t->vms[i], name))
 			return i;
 	}
-	if (unused)
-		*unused = first ? first : high + 1;
 	return 0;
+}
+
+/* An open, cleared slot of the smallest id that is not in use: NULL if max_vms are. */
+static struct vm_slot *slot_new(struct ipt *t)
+{
+	uint32_t high = vm_high(t), id = load_relaxed32(&t->header->vm_low);
+
+	id += id == 0;
+	while (id <= high && state_of(&t->vms[id]) != VM_NONE)
+		id++;
+	store_relaxed32(&t->header->vm_low, id);
+	if (id > t->max_vms)
+		return NULL;
+	if (id > high)
+		store_release32(&t->header->vm_high, id);
+	slot_open(&t->vms[id]);
+	slot_clear(t, &t->vms[id]);
+	return &t->vms[id];
+}
+
+static void set_parent(struct ipt *t, struct vm_slot *s, uint32_t parent)
+{
+	ipt_step();
+	store_release32(&s->parent, parent);
+	if (parent)
+		add_relaxed32(&t->vms[parent].children, 1);
+	ipt_step();
 }
 
 static int add_locked(struct ipt *t, const struct name *name, vmid_t parent, vmid_t *out)
 {
-	uint32_t id;
-
-	if (find_name(t, name, &id))
+	if (find_name(t, name))
 		return -EEXIST;
 	if (parent.v && !registry_slot(t, parent, VM_LIVE))
 		return -ENOENT;
-	if (id > t->max_vms)
-		return -ENOSPC;
-	if (id > vm_high(t))
-		store_release32(&t->header->vm_high, id);
 
-	struct vm_slot *s = &t->vms[id];
-	slot_open(s);
-	slot_clear(s);
-	for (int i = 0; i < NAME_WORDS; i++)
-		store_release64(&s->name[i], name->w[i]);
-	ipt_step();
-	store_release32(&s->parent, parent.v);
-	if (parent.v)
-		add_relaxed32(&t->vms[parent.v].children, 1);
-	ipt_step();
+	struct vm_slot *s = slot_new(t);
+	if (!s)
+		return -ENOSPC;
+	name_set(t, s, name);
+	set_parent(t, s, parent.v);
 	store_release32(&s->state, VM_LIVE);
 	slot_close(s);
-	*out = vmid(id);
+	*out = vmid((uint32_t)(s - t->vms));
 	return 0;
+}
+
+static int freeze_locked(struct ipt *t, vmid_t vm, const struct name *name, vmid_t *out)
+{
+	struct vm_slot *frozen, *goes_on;
+	struct name old;
+	int err = registry_changes(t, vm, &frozen);
+
+	if (err)
+		return err;
+	if (find_name(t, name))
+		return -EEXIST;
+	goes_on = slot_new(t);
+	if (!goes_on)
+		return -ENOSPC;
+	name_get(frozen->name, &old);
+	name_set(t, goes_on, &old);
+	set_parent(t, goes_on, vm.v);
+	for (int i = 0; i < NAME_WORDS; i++)
+		store_release64(&t->header->freeze_name[i], name->w[i]);
+	ipt_step();
+	*out = vmid((uint32_t)(goes_on - t->vms));
+	/* The commit point. */
+	store_release64(&t->header->freeze, (uint64_t)vm.v << 32 | out->v);
+	ipt_step();
+	freeze_finish(t);
+	return 0;
+}
+
+/* ---- the registry from outside --------------------------------------------------------------- */
+
+static int name_check(const char *name, struct name *out)
+{
+	if (!name || !*name)
+		return -EINVAL;
+	return name_pack(out, name) ? 0 : -ENAMETOOLONG;
 }
 
 int ipt_vm_add(struct ipt *t, const char *name, vmid_t parent, vmid_t *out)
 {
 	struct name packed;
-	int err;
+	int err = name_check(name, &packed);
 
-	if (!name || !*name)
-		return -EINVAL;
-	if (!name_pack(&packed, name))
-		return -ENAMETOOLONG;
+	if (err)
+		return err;
 	registry_lock(t);
 	err = add_locked(t, &packed, parent, out);
+	registry_unlock(t);
+	return err;
+}
+
+int ipt_vm_freeze(struct ipt *t, vmid_t vm, const char *template_name, vmid_t *out)
+{
+	struct name packed;
+	int err = name_check(template_name, &packed);
+
+	if (err)
+		return err;
+	registry_lock(t);
+	err = freeze_locked(t, vm, &packed, out);
 	registry_unlock(t);
 	return err;
 }
@@ -195,6 +342,65 @@ int registry_dying(struct ipt *t, vmid_t vm)
 	return err;
 }
 
+/* The first VM whose parent vm is, or 0. */
+static uint32_t first_child(struct ipt *t, uint32_t vm)
+{
+	uint32_t high = vm_high(t);
+
+	for (uint32_t i = 1; i <= high; i++) {
+		if (state_of(&t->vms[i]) != VM_NONE && load_relaxed32(&t->vms[i].parent) == vm)
+			return i;
+	}
+	return 0;
+}
+
+static int heir_locked(struct ipt *t, vmid_t vm, vmid_t *child)
+{
+	struct vm_slot *s = registry_slot(t, vm, VM_NONE);
+
+	if (!s)
+		return -ENOENT;
+	if (load_relaxed32(&s->kind) != IPT_TEMPLATE)
+		return -EPERM;
+	if (load_relaxed32(&s->children) > 1)
+		return -EBUSY;
+	*child = vmid(first_child(t, vm.v));
+	if (child->v && state_of(&t->vms[child->v]) == VM_DYING)
+		return -EBUSY;
+	if (child->v)
+		store_release32(&s->state, VM_DYING);
+	return 0;
+}
+
+int registry_heir(struct ipt *t, vmid_t vm, vmid_t *child)
+{
+	registry_lock(t);
+	int err = heir_locked(t, vm, child);
+	registry_unlock(t);
+	return err;
+}
+
+void registry_skip(struct ipt *t, vmid_t vm, vmid_t child)
+{
+	struct vm_slot *s = &t->vms[vm.v];
+
+	registry_lock(t);
+	lineage_open(t);
+	/* The parent has one child more, and one less: if we die in between, vm is left without children
+	 * and is reaped as such. */
+	store_release32(&t->vms[child.v].parent, load_relaxed32(&s->parent));
+	ipt_step();
+	if (t->kind == IPT_RADIX)
+		radix_drop(t, vm.v);
+	slot_open(s);
+	slot_clear(t, s);
+	if (vm.v < load_relaxed32(&t->header->vm_low))
+		store_relaxed32(&t->header->vm_low, vm.v);
+	slot_close(s);
+	lineage_close(t);
+	registry_unlock(t);
+}
+
 void registry_remove(struct ipt *t, vmid_t vm)
 {
 	struct vm_slot *s = &t->vms[vm.v];
@@ -202,7 +408,9 @@ void registry_remove(struct ipt *t, vmid_t vm)
 	registry_lock(t);
 	uint32_t parent = load_relaxed32(&s->parent);
 	slot_open(s);
-	slot_clear(s);
+	slot_clear(t, s);
+	if (vm.v < load_relaxed32(&t->header->vm_low))
+		store_relaxed32(&t->header->vm_low, vm.v);
 	if (parent)
 		add_relaxed32(&t->vms[parent].children, UINT32_MAX); /* minus one */
 	slot_close(s);
@@ -218,13 +426,13 @@ static bool read_slot(const struct vm_slot *s, uint32_t id, struct ipt_vm_info *
 
 	*state = (enum vm_state)state_of(s);
 	out->id = vmid(id);
+	out->kind = (enum ipt_vm_kind)load_acquire32(&s->kind);
 	out->parent = vmid(load_acquire32(&s->parent));
 	out->dying = *state == VM_DYING;
 	out->children = load_acquire32(&s->children);
 	for (int i = 0; i < IPT_NSTATES; i++)
-		out->frames[i] = load_acquire32(&s->frames[i]);
-	for (int i = 0; i < NAME_WORDS; i++)
-		name.w[i] = load_acquire64(&s->name[i]);
+		out->frames[i] = load_acquire32(&s->frames[i]) + load_acquire32(&s->adopted[i]);
+	name_get(s->name, &name);
 	memcpy(out->name, &name, IPT_NAME_LEN);
 	/* The loads above are acquires, so this one comes after them. */
 	return !(gen & 1) && load_relaxed32(&s->gen) == gen;
@@ -254,7 +462,9 @@ int ipt_vm_find(struct ipt *t, const char *name, vmid_t *out)
 
 	if (!name || !*name || !name_pack(&packed, name))
 		return -ENOENT;
-	id = find_name(t, &packed, NULL);
+	registry_lock(t);
+	id = find_name(t, &packed);
+	registry_unlock(t);
 	*out = vmid(id);
 	return id ? 0 : -ENOENT;
 }

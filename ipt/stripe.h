@@ -18,13 +18,17 @@ static inline uint32_t stripe_of(const struct ipt *t, uint64_t group_hash)
 	return (uint32_t)(group_hash >> 40) & t->stripe_mask;
 }
 
-/* Elements move between these two: a reader's miss doesn't count. The first is a read-modify-write
+/* Elements move between these two: a reader's miss doesn't count. Who opens closes. The first is a read-modify-write
  * with acquire, so that no element's store moves before it. */
-static inline void stripe_open(struct stripe *st)
+static inline bool stripe_open(struct stripe *st)
 {
-	if (!(load_relaxed32(&st->seq) & 1)) /* odd already: a dead process was in here */
+	/* Odd already: we are in the middle of a greater change, or a dead process was. */
+	bool opens = !(load_relaxed32(&st->seq) & 1);
+
+	if (opens)
 		atomic_fetch_add_explicit(&st->seq, 1, memory_order_acq_rel);
 	ipt_step();
+	return opens;
 }
 
 static inline void stripe_close(struct stripe *st)
@@ -44,5 +48,8 @@ static inline uint32_t stripe_grown(uint32_t lines, uint32_t cap)
 /* Take the lock; rebuilds the stripe from the array if its last holder died. */
 void stripe_lock(struct ipt *t, uint32_t s);
 void stripe_unlock(struct ipt *t, uint32_t s);
+/* Take the locks of two stripes, which may be one and the same. */
+void stripe_lock_two(struct ipt *t, uint32_t a, uint32_t b);
+void stripe_unlock_two(struct ipt *t, uint32_t a, uint32_t b);
 
 #endif

@@ -1,7 +1,7 @@
 /*
  * The table's memory: what the memfd holds, and one process's view of it.
  *
- *   header | VM slots | stripes | zones | array | side | forward area
+ *   header | VM slots | names | stripes | zones | chains | array | side | links | forward area
  *
  * Every part begins on a page. The layout follows from the configuration alone; all of it is zero
  * until used, and zero is a valid state of each part (no VM, an empty stripe, frames that were never
@@ -18,9 +18,10 @@
 #define TABLE_LINE 64 /* bytes of a cache line */
 
 #define TABLE_MAGIC         UINT64_C(0x31454c4241545049) /* "IPTABLE1" */
-#define TABLE_LAYOUT        UINT32_C(4)
+#define TABLE_LAYOUT        UINT32_C(5)
 #define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
 #define TABLE_MAX_STRIPES   512
+#define TABLE_CHAINS        64 /* locks of chains of aliases */
 #define TABLE_ORDERS        (IPT_MAX_ORDER + 1)
 
 enum vm_state { VM_NONE, VM_LIVE, VM_DYING };
@@ -33,7 +34,11 @@ struct vm_slot {
 	_Atomic uint32_t children;
 	_Atomic uint64_t name[IPT_NAME_LEN / 8];
 	_Atomic uint32_t radix_root; /* page + 1 */
+	_Atomic uint32_t kind;       /* enum ipt_vm_kind */
+	/* Changed by the VM's process alone (and by whoever reaps it)... */
 	_Alignas(TABLE_LINE) _Atomic uint32_t frames[IPT_NSTATES];
+	/* ...and what others gave it: ipt_vm_collapse, under LOCK_REGISTRY. It has the sum. */
+	_Atomic uint32_t adopted[IPT_NSTATES];
 };
 
 /* A stripe of the forward map: the lock in a line of its own, apart from what readers read. */
@@ -44,7 +49,13 @@ struct stripe {
 	_Atomic uint32_t single_lines, singles;
 };
 
-/* A zone of the allocator. Equation: free = sum of the listed blocks' frames + (end - mark). */
+/* The chains of the frames that fall to this lock, and how many these are. */
+struct chain {
+	_Alignas(TABLE_LINE) struct lock lock;
+	_Atomic uint32_t frames; /* SHARED */
+};
+
+/* A zone of the allocator; the last one's frames are the slots, see slot.h. Equation: free = sum of the listed blocks' frames + (end - mark). */
 struct zone {
 	_Alignas(TABLE_LINE) struct lock lock;
 	_Atomic uint32_t free; /* frames */
@@ -60,16 +71,31 @@ struct table_header {
 	uint64_t bytes;           /* of the whole memfd */
 	struct lock registry;     /* LOCK_REGISTRY */
 	_Atomic uint32_t vm_high; /* highest id ever used */
+	_Atomic uint32_t vm_low;  /* every id from 1 up to here, not including, is in use */
 	_Atomic uint32_t repairs;
+	/* A freeze under way, from the moment on at which it can't be undone: the template's id << 32
+	 * | the VM's new id, else 0; and the template's name. See ipt_vm_freeze. */
+	_Atomic uint64_t freeze;
+	_Atomic uint64_t freeze_name[IPT_NAME_LEN / 8];
+	/* What collapse is moving: `count` frames from `first` on, in state `state`, out of VM `from`
+	 * (0: nothing) into VM `to`, which had adopted `base` of them before. LOCK_REGISTRY. */
+	struct {
+		_Atomic uint32_t from, to, first, count, state, base;
+	} move;
 	struct lock pages;          /* LOCK_PAGES */
 	_Atomic uint32_t page_low;  /* no free radix page below this one */
 	_Atomic uint32_t page_high; /* radix pages from here on were never used */
 	_Atomic uint32_t pages_used;
+	/* Odd while what one VM has becomes another's, or a VM gets another parent. In a line that is
+	 * hardly ever written, as every look-up reads it. */
+	_Alignas(TABLE_LINE) _Atomic uint32_t lineage;
+	_Alignas(TABLE_LINE) uint8_t end[];
 };
 
 /* Byte offsets and sizes within the memfd. */
 struct table_layout {
-	uint64_t vms, stripes, zones, words, side, forward, end;
+	uint64_t vms, names, stripes, zones, chains, words, side, links, forward, end;
+	uint32_t slot_first, slot_end; /* numbers of the slots, see slot.h */
 	uint32_t nstripes;
 	uint32_t zone_frames;             /* frames to a zone, the last may have fewer */
 	uint32_t cluster_cap, single_cap; /* lines to a stripe, at most */
@@ -88,7 +114,10 @@ struct ipt {
 	enum ipt_kind kind;
 	struct hash_keys keys;
 	struct vm_slot *vms;
+	_Atomic uint32_t *names; /* a hash of each VM's name, 0 for none */
 	struct zone *zones;
+	struct chain *chains;
+	_Atomic uint64_t *links; /* of the slots, from the first on */
 	struct table_header *header;
 	struct table_layout layout;
 	struct ipt_config config;

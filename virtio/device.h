@@ -96,6 +96,7 @@ struct virtio_dev {
 	uint32_t status, irq_status;
 	unsigned draining; /* threads that wait for pinned to become 0 */
 	bool dying;
+	bool paused;  /* pops nothing until virtio_resume */
 	bool stalled; /* a pop or a used ring met -EAGAIN, or a console's sink was full */
 	unsigned said;
 

@@ -80,24 +80,29 @@ static void wake_done(struct loop_op *op, int res, uint32_t flags)
 		l->wake_error = res;
 }
 
+/* Ring and eventfd. */
+static int open_ring(struct loop *l, unsigned entries)
+{
+	l->wake_fd = eventfd(0, EFD_CLOEXEC);
+	if (l->wake_fd < 0)
+		return -errno;
+	/* COOP_TASKRUN (5.19): no interrupt to a thread that enters the kernel soon anyway. */
+	int r = io_uring_queue_init(entries, &l->ring, IORING_SETUP_COOP_TASKRUN);
+	if (r == -EINVAL)
+		r = io_uring_queue_init(entries, &l->ring, 0);
+	if (r)
+		close(l->wake_fd);
+	return r;
+}
+
 int loop_create(struct loop **out, unsigned entries)
 {
 	struct loop *l = calloc(1, sizeof(*l));
 	if (!l)
 		return -ENOMEM;
 	l->wake.done = wake_done;
-	l->wake_fd = eventfd(0, EFD_CLOEXEC);
-	if (l->wake_fd < 0) {
-		int e = -errno;
-		free(l);
-		return e;
-	}
-	/* COOP_TASKRUN (5.19): no interrupt to a thread that enters the kernel soon anyway. */
-	int r = io_uring_queue_init(entries, &l->ring, IORING_SETUP_COOP_TASKRUN);
-	if (r == -EINVAL)
-		r = io_uring_queue_init(entries, &l->ring, 0);
+	int r = open_ring(l, entries);
 	if (r) {
-		close(l->wake_fd);
 		free(l);
 		return r;
 	}
@@ -107,10 +112,8 @@ int loop_create(struct loop **out, unsigned entries)
 	return 0;
 }
 
-void loop_destroy(struct loop *l)
+static void close_ring(struct loop *l)
 {
-	if (!l)
-		return;
 	io_uring_queue_exit(&l->ring);
 	close(l->wake_fd);
 	while (l->watches) {
@@ -119,6 +122,30 @@ void loop_destroy(struct loop *l)
 		free(w);
 	}
 	free(l->late);
+}
+
+void loop_forget(struct loop *l)
+{
+	close_ring(l);
+	l->late = NULL;
+	l->late_first = l->late_end = l->late_room = 0;
+	l->wake_armed = l->woken = false;
+	l->wake_error = 0;
+	l->current = NULL;
+	atomic_store_explicit(&l->owner, 0, memory_order_relaxed);
+	atomic_store_explicit(&l->stop, false, memory_order_relaxed);
+}
+
+int loop_renew(struct loop *l, unsigned entries)
+{
+	return open_ring(l, entries);
+}
+
+void loop_destroy(struct loop *l)
+{
+	if (!l)
+		return;
+	close_ring(l);
 	pthread_cond_destroy(&l->ran);
 	pthread_mutex_destroy(&l->lock);
 	free(l);

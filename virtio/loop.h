@@ -38,6 +38,12 @@ int loop_create(struct loop **out, unsigned entries);
 /* Nothing may be in flight or posted that still matters: no callback comes after this. */
 void loop_destroy(struct loop *l);
 
+/* In a process that the loop's thread forked from inside a callback. loop_forget: let go of the ring, which is the
+ * parent's; operations in flight are the parent's too, watches are dropped, posted work stays posted.
+ * loop_renew: then make a ring of our own, so that the loop can be run. As loop_create. */
+void loop_forget(struct loop *l);
+int loop_renew(struct loop *l, unsigned entries);
+
 /* An SQE whose completion goes to op; submits what is pending when the queue is full, so never NULL
  * except when submitting itself fails. Loop thread only (or before loop_run). Submitted at the
  * latest when the loop waits next. */

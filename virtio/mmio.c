@@ -206,6 +206,29 @@ void virtio_destroy(struct virtio_dev *d)
 	d->ops->destroy(d);
 }
 
+void virtio_pause(struct virtio_dev *d)
+{
+	pthread_mutex_lock(&d->lock);
+	d->paused = true;
+	while (d->pinned) {
+		pthread_mutex_unlock(&d->lock);
+		loop_step(d->env.loop, d->ops->io_done, DRAIN_STEP);
+		pthread_mutex_lock(&d->lock);
+	}
+	pthread_mutex_unlock(&d->lock);
+}
+
+void virtio_resume(struct virtio_dev *d)
+{
+	pthread_mutex_lock(&d->lock);
+	d->paused = false;
+	d->stalled = false;
+	if (d->irq_status)
+		d->env.irq(d->env.irq_ctx, true);
+	pthread_mutex_unlock(&d->lock);
+	virtio_kick(d, ~0u);
+}
+
 uint32_t virtio_id(const struct virtio_dev *d)
 {
 	return d->id;

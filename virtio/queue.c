@@ -279,7 +279,7 @@ static bool any_available(struct virtq *q)
 struct virtq_chain *virtq_pop(struct virtq *q)
 {
 	struct virtio_dev *d = q->dev;
-	if (!virtio_live(d) || !q->ready || !any_available(q))
+	if (!virtio_live(d) || d->paused || !q->ready || !any_available(q))
 		return NULL;
 	if (!q->budget) {
 		/* A driver that is faster than we are must not keep the loop from its other work.

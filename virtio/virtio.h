@@ -37,6 +37,12 @@ void virtio_mmio_access(struct virtio_dev *d, uint64_t offset, void *data, unsig
 /* The pool has frames again, or the console's sink takes bytes again: go on with what stopped. Any
  * thread. */
 void virtio_retry(struct virtio_dev *d);
+/* Take no more requests, and wait until none is in flight: what is done by then has been told to the driver.
+ * Loop's thread (it handles completions of I/O meanwhile, nothing else), without vCPUs running. */
+void virtio_pause(struct virtio_dev *d);
+/* Go on; also in a process that was forked from one whose device was paused, with env's loop made anew. Raises
+ * the interrupt line again where it was high. Any thread. */
+void virtio_resume(struct virtio_dev *d);
 /* Stop the device, wait for its I/O in flight, free it. On a thread other than the loop's while the
  * loop runs, or on any after it stopped; the vCPUs no longer access it. */
 void virtio_destroy(struct virtio_dev *d);

@@ -229,24 +229,46 @@ static void add_serial(struct aml *a)
 	aml_close(a, device);
 }
 
-/* A pulse on MACHINE_POWER_GSI runs _EVT, which tells the button that it was pressed. */
 static void add_power_button(struct aml *a)
 {
-	struct aml_crs crs = {0};
-	size_t button = aml_open_device(a, "PWRB");
+	size_t device = aml_open_device(a, "PWRB");
 	aml_name_eisa(a, "_HID", "PNP0C0C");
 	aml_name_int(a, "_UID", 0);
-	aml_close(a, button);
+	aml_close(a, device);
+}
 
+/* "Virtual Machine Generation ID", Microsoft 2012. ADDR: low and high half of the GUID's address. */
+static void add_generation_id(struct aml *a)
+{
+	size_t device = aml_open_device(a, "VGEN");
+	aml_name_string(a, "_HID", "INVS0001");
+	aml_name_string(a, "_CID", "VM_Gen_Counter");
+	aml_name_string(a, "_DDN", "VM_Gen_Counter");
+	aml_name_int(a, "_UID", 0);
+	aml_name_package(a, "ADDR", (const uint64_t[]){BOOT_IDENTITY, 0}, 2);
+	aml_close(a, device);
+}
+
+static void add_event(struct aml *a, unsigned gsi, const char *device)
+{
+	size_t test = aml_open_if_arg0(a, gsi);
+	aml_notify(a, device, 0x80);
+	aml_close(a, test);
+}
+
+/* A pulse on an interrupt runs _EVT, which tells the device. */
+static void add_events(struct aml *a)
+{
+	struct aml_crs crs = {0};
 	size_t device = aml_open_device(a, "GED");
 	aml_name_string(a, "_HID", "ACPI0013");
 	aml_name_int(a, "_UID", 0);
 	aml_crs_interrupt(&crs, MACHINE_POWER_GSI, true);
+	aml_crs_interrupt(&crs, MACHINE_GENERATION_GSI, true);
 	aml_name_crs(a, &crs);
 	size_t method = aml_open_method(a, "_EVT", 1, true);
-	size_t test = aml_open_if_arg0(a, MACHINE_POWER_GSI);
-	aml_notify(a, "\\_SB.PWRB", 0x80);
-	aml_close(a, test);
+	add_event(a, MACHINE_POWER_GSI, "\\_SB.PWRB");
+	add_event(a, MACHINE_GENERATION_GSI, "\\_SB.VGEN");
 	aml_close(a, method);
 	aml_close(a, device);
 }
@@ -262,9 +284,11 @@ static struct header *build_dsdt(struct area *area, const struct machine *m)
 		add_virtio(&a, i);
 	add_serial(&a);
 	add_power_button(&a);
+	add_generation_id(&a);
+	add_events(&a);
 	aml_close(&a, scope);
 	/* SLP_TYP for the sleep control register (7.4.2); the rest is for PM1b and reserved. */
-	aml_name_package(&a, "\\_S5", (const uint8_t[]){MACHINE_SLEEP_S5, 0, 0, 0}, 4);
+	aml_name_package(&a, "\\_S5", (const uint64_t[]){MACHINE_SLEEP_S5, 0, 0, 0}, 4);
 	if (a.full) {
 		area->full = true;
 		return NULL;

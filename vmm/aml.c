@@ -171,7 +171,7 @@ void aml_name_string(struct aml *a, const char *name, const char *value)
 	put(a, value, strlen(value) + 1);
 }
 
-void aml_name_package(struct aml *a, const char *name, const uint8_t *value, unsigned n)
+void aml_name_package(struct aml *a, const char *name, const uint64_t *value, unsigned n)
 {
 	put_name(a, name);
 	put8(a, OP_PACKAGE);

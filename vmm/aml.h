@@ -29,7 +29,7 @@ void aml_close(struct aml *a, size_t mark);
 void aml_name_int(struct aml *a, const char *name, uint64_t value);
 void aml_name_string(struct aml *a, const char *name, const char *value);
 /* A package of integers. */
-void aml_name_package(struct aml *a, const char *name, const uint8_t *value, unsigned n);
+void aml_name_package(struct aml *a, const char *name, const uint64_t *value, unsigned n);
 /* An EISA id ("PNP0501") as the integer it is packed into (ACPI 6.4, 19.3.4). */
 void aml_name_eisa(struct aml *a, const char *name, const char *id);
 void aml_notify(struct aml *a, const char *path, uint8_t value);

@@ -21,7 +21,7 @@ static void note_output(struct vm *vm, enum vm_console from)
 	enum vm_console was =
 		atomic_exchange_explicit(&vm->console_in_use, from, memory_order_relaxed);
 	if (was == CONSOLE_NONE)
-		vm_input_wanted(vm);
+		inlet_wanted(&vm->inlet);
 }
 
 static void serial_output(void *ctx, const char *bytes, size_t n)
@@ -31,9 +31,29 @@ static void serial_output(void *ctx, const char *bytes, size_t n)
 	outlet_write(&vm->outlet, bytes, n);
 }
 
-static void serial_room(void *ctx)
+static void input_room(void *ctx)
 {
-	vm_input_wanted(ctx);
+	struct vm *vm = ctx;
+	inlet_wanted(&vm->inlet);
+}
+
+/* Console bytes for the guest. */
+static size_t input(void *ctx, const char *bytes, size_t n)
+{
+	struct vm *vm = ctx;
+	size_t took = 0;
+	switch (atomic_load_explicit(&vm->console_in_use, memory_order_relaxed)) {
+	case CONSOLE_NONE:
+		break;
+	case CONSOLE_SERIAL:
+		took = serial_input(vm->serial, bytes, n);
+		idle_wake(&vm->idle); /* a guest that polls the UART sees no interrupt */
+		break;
+	case CONSOLE_VIRTIO:
+		took = virtio_console_input(vm->console, bytes, n);
+		break;
+	}
+	return took;
 }
 
 static size_t console_output(void *ctx, const char *bytes, size_t n)
@@ -43,10 +63,45 @@ static size_t console_output(void *ctx, const char *bytes, size_t n)
 	return outlet_offer(&vm->outlet, bytes, n);
 }
 
+static void console_room(void *ctx)
+{
+	struct vm *vm = ctx;
+	virtio_retry(vm->console);
+}
+
+static size_t agent_output(void *ctx, const char *bytes, size_t n)
+{
+	struct vm *vm = ctx;
+	if (!atomic_exchange_explicit(&vm->agent_spoke, true, memory_order_relaxed))
+		inlet_wanted(&vm->agent_inlet);
+	return outlet_offer(&vm->agent_outlet, bytes, n);
+}
+
+static size_t agent_input(void *ctx, const char *bytes, size_t n)
+{
+	struct vm *vm = ctx;
+	return atomic_load_explicit(&vm->agent_spoke, memory_order_relaxed)
+		       ? virtio_console_input(vm->agent, bytes, n)
+		       : 0;
+}
+
+static void agent_outlet_room(void *ctx)
+{
+	struct vm *vm = ctx;
+	virtio_retry(vm->agent);
+}
+
+static void agent_input_room(void *ctx)
+{
+	struct vm *vm = ctx;
+	inlet_wanted(&vm->agent_inlet);
+}
+
 static void virtio_irq(void *ctx, bool level)
 {
 	const struct vm_slot *slot = ctx;
 	kvm_vm_irq(&slot->vm->kvm, slot->gsi, level);
+	idle_line(&slot->vm->idle, level);
 }
 
 /* A line about a guest's fault goes to the user's standard error, a bounded number of them. */
@@ -55,14 +110,14 @@ static void say(void *ctx, const char *line)
 	struct vm *vm = ctx;
 	unsigned said = atomic_fetch_add_explicit(&vm->said, 1, memory_order_relaxed);
 	if (said < VM_MAX_SAID)
-		dprintf(STDERR_FILENO, "invisor: %s: %s%s\n", vm->config->machine.name, line,
+		dprintf(STDERR_FILENO, "invisor: %s: %s%s\n", vm->config.machine.name, line,
 			said == VM_MAX_SAID - 1 ? " (no more of these)" : "");
 }
 
 static int add(struct vm *vm, int rc, struct virtio_dev *d, char *error)
 {
 	if (rc)
-		return errorf(error, rc, "%s: virtio slot %u: %s", vm->config->machine.name,
+		return errorf(error, rc, "%s: virtio slot %u: %s", vm->config.machine.name,
 			      vm->devices, strerror(-rc));
 	vm->device[vm->devices++] = d;
 	return 0;
@@ -83,10 +138,13 @@ static struct virtio_env env(struct vm *vm)
 int board_create(struct vm *vm, char *error)
 {
 	static const struct serial_ops ops = {
-		.irq = serial_irq, .output = serial_output, .room = serial_room};
+		.irq = serial_irq, .output = serial_output, .room = input_room};
+	idle_init(&vm->idle);
+	outlet_init(&vm->outlet, vm->links.console_fd, vm->loop, console_room, vm);
+	outlet_init(&vm->agent_outlet, vm->links.agent_fd, vm->loop, agent_outlet_room, vm);
 	int rc = serial_create(&vm->serial, &ops, vm);
 	if (rc)
-		return errorf(error, rc, "%s: serial port: %s", vm->config->machine.name,
+		return errorf(error, rc, "%s: serial port: %s", vm->config.machine.name,
 			      strerror(-rc));
 	/* The order is the machine's: vm_machine_devices in vm.c. */
 	struct virtio_dev *d = NULL;
@@ -96,11 +154,22 @@ int board_create(struct vm *vm, char *error)
 	if (rc)
 		return rc;
 	vm->console = d;
+	virtio_console_on_room(d, input_room, vm);
 	e = env(vm);
 	rc = virtio_rng_create(&d, &e);
 	rc = add(vm, rc, d, error);
-	for (unsigned i = 0; !rc && i < vm->config->disks; i++) {
-		const struct vm_disk *disk = &vm->config->disk[i];
+	if (rc)
+		return rc;
+	e = env(vm);
+	rc = virtio_console_create(&d, &e, agent_output, vm);
+	rc = add(vm, rc, d, error);
+	if (rc)
+		return rc;
+	vm->agent = d;
+	virtio_set_name(d, "virtio-console of the agent");
+	virtio_console_on_room(d, agent_input_room, vm);
+	for (unsigned i = 0; !rc && i < vm->config.disks; i++) {
+		const struct vm_disk *disk = &vm->config.disk[i];
 		char serial[21];
 		snprintf(serial, sizeof serial, "invisor-%u", i);
 		struct virtio_blk_config c = {
@@ -113,13 +182,35 @@ int board_create(struct vm *vm, char *error)
 	return rc;
 }
 
+void board_pause(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->devices; i++)
+		virtio_pause(vm->device[i]);
+}
+
+void board_renew(struct vm *vm)
+{
+	outlet_renew(&vm->outlet, vm->links.console_fd);
+	outlet_renew(&vm->agent_outlet, vm->links.agent_fd);
+	loop_unpost(vm->loop, &vm->inlet.wanted);
+	loop_unpost(vm->loop, &vm->agent_inlet.wanted);
+}
+
+void board_resume(struct vm *vm)
+{
+	idle_forget(&vm->idle); /* the lines are raised again: */
+	serial_resume(vm->serial);
+	for (unsigned i = 0; i < vm->devices; i++)
+		virtio_resume(vm->device[i]);
+}
+
 void board_destroy(struct vm *vm)
 {
 	for (unsigned i = 0; i < vm->devices; i++)
 		virtio_destroy(vm->device[i]);
 	vm->devices = 0;
-	for (unsigned i = 0; i < vm->config->disks; i++)
-		if (!vm->config->disk[i].read_only && fsync(vm->config->disk[i].fd) < 0 &&
+	for (unsigned i = 0; i < vm->config.disks; i++)
+		if (!vm->config.disk[i].read_only && fsync(vm->config.disk[i].fd) < 0 &&
 		    errno != EINVAL && errno != EBADF)
 			say(vm, "a disk could not be flushed");
 }
@@ -128,6 +219,16 @@ void board_port(struct vm *vm, uint16_t port, uint8_t *data, unsigned size, bool
 {
 	if (port >= MACHINE_COM1_PORT && port < MACHINE_COM1_PORT + 8 && size == 1) {
 		serial_access(vm->serial, port - MACHINE_COM1_PORT, data, write);
+		return;
+	}
+	if (!write && port == MACHINE_IDLE_PORT) {
+		memset(data, 0, size);
+		idle_rest(&vm->idle, &vm->stopping, &vm->pause.wanted);
+		return;
+	}
+	if (!write && port >= MACHINE_IDENTITY_PORT && port + size <= MACHINE_IDENTITY_PORT + 4u) {
+		uint32_t number = atomic_load_explicit(&vm->identity, memory_order_relaxed);
+		memcpy(data, (const uint8_t *)&number + (port - MACHINE_IDENTITY_PORT), size);
 		return;
 	}
 	if (!write) {
@@ -158,16 +259,21 @@ void board_mmio(struct vm *vm, gpa_t at, uint8_t *data, unsigned size, bool writ
 		memset(data, 0xff, size);
 }
 
-size_t board_input(struct vm *vm, const char *bytes, size_t n)
+void board_listen(struct vm *vm)
 {
-	switch (atomic_load_explicit(&vm->console_in_use, memory_order_relaxed)) {
-	case CONSOLE_SERIAL:
-		return serial_input(vm->serial, bytes, n);
-	case CONSOLE_VIRTIO:
-		return virtio_console_input(vm->console, bytes, n);
-	default:
-		return 0;
-	}
+	inlet_init(&vm->inlet, vm->links.console_fd, vm->loop, input, vm);
+	inlet_init(&vm->agent_inlet, vm->links.agent_fd, vm->loop, agent_input, vm);
+}
+
+void board_flush(struct vm *vm, int ms)
+{
+	outlet_flush(&vm->outlet, ms);
+	outlet_flush(&vm->agent_outlet, ms);
+}
+
+void board_wake(struct vm *vm)
+{
+	idle_wake(&vm->idle);
 }
 
 void board_retry(struct vm *vm)

@@ -26,6 +26,7 @@
  *   0x20000  bare: page tables, up to 0x80000
  *   0x80000  bare: BOOT_STACK_BYTES of stack for each of MACHINE_MAX_CPUS vCPUs, up to 0xa0000
  *   0xe0000  Linux: ACPI tables
+ *   0xef000  Linux: the generation id and the clone's number (identity.h)
  *   0xffff0  Linux: the reset vector, real-mode code that resets the machine
  *
  * A bare guest may use every byte of RAM from 1 MiB on that its own segments and the initrd leave.
@@ -47,6 +48,7 @@
 #define BOOT_BARE_TABLES  UINT64_C(0x20000)
 #define BOOT_BARE_STACKS  UINT64_C(0x80000)
 #define BOOT_STACK_BYTES  UINT64_C(0x4000)
+#define BOOT_IDENTITY     UINT64_C(0xEF000)
 #define BOOT_RESET_VECTOR UINT64_C(0xFFFF0)
 #define BOOT_LOW_END      UINT64_C(0xA0000)  /* RAM below the PC's hole ends */
 #define BOOT_KERNEL_MIN   UINT64_C(0x100000) /* and goes on here: no image may load below */
@@ -132,11 +134,12 @@ void boot_apply_sregs(const struct boot_cpu *cpu, struct kvm_sregs *sregs);
 
 /* ACPI (6.4) tables for the machine, with all pointers and checksums, to be placed at `base`
  * (16-byte aligned, below 1 MiB): RSDP first. HW-reduced FADT with sleep control and reset
- * registers, MADT (LAPICs, IOAPIC), DSDT with LNRO0005 devices for the virtio slots, COM1, and the
- * power button (PNP0C0C behind a generic event device on MACHINE_POWER_GSI).
+ * registers, MADT (LAPICs, IOAPIC), DSDT with LNRO0005 devices for the virtio slots, COM1, and, behind
+ * a generic event device, the power button (PNP0C0C, MACHINE_POWER_GSI) and the generation id
+ * (VM_Gen_Counter, MACHINE_GENERATION_GSI).
  * Returns the bytes used, or -ENOSPC. (acpi.c) */
 int64_t acpi_build(const struct machine *m, gpa_t base, void *out, size_t size);
 #define BOOT_ACPI_BASE UINT64_C(0xE0000)
-#define BOOT_ACPI_SIZE UINT64_C(0x10000)
+#define BOOT_ACPI_SIZE (BOOT_IDENTITY - BOOT_ACPI_BASE)
 
 #endif

@@ -1,4 +1,5 @@
 #include "vmm/cli.h"
+#include "vmm/ask.h"
 #include "vmm/options.h"
 #include "vmm/run.h"
 #include <stdio.h>
@@ -6,14 +7,24 @@
 
 #define FIRST_FLAG 256 /* beyond all letters */
 
+struct parsing {
+	struct cli *cli;
+	const struct cli_spec *spec;
+};
+
 static int one(void *ctx, int option, char *value, char *error)
 {
-	struct cli *c = ctx;
+	struct parsing *p = ctx;
+	int i = option - FIRST_FLAG;
 	(void)error;
-	if (option == 'H')
-		c->host = value;
-	else
-		c->value[option - FIRST_FLAG] = value ? value : "";
+	if (option == 'H') {
+		p->cli->host = value;
+		return 0;
+	}
+	if (i < 0) /* a short form */
+		for (i = 0; p->spec->flag[i][0] != option || p->spec->flag[i][1] != ','; i++)
+			;
+	p->cli->value[i] = value ? value : "";
 	return 0;
 }
 
@@ -33,20 +44,28 @@ int cli_parse(struct cli *c, const struct cli_spec *spec, int argc, char **argv)
 {
 	char name[CLI_FLAGS][16], error[ERROR_MAX] = "";
 	struct option longs[CLI_FLAGS + 3] = {{"help", 0, NULL, 'h'}, {"host", 1, NULL, 'H'}};
+	char shorts[2 + 2 * CLI_FLAGS + 1] = ":h";
 	for (int i = 0; i < CLI_FLAGS && spec->flag[i]; i++) {
-		size_t n = strcspn(spec->flag[i], "=");
-		snprintf(name[i], sizeof name[i], "%.*s", (int)n, spec->flag[i]);
-		longs[2 + i] =
-			(struct option){name[i], spec->flag[i][n] == '=', NULL, FIRST_FLAG + i};
+		const char *flag = spec->flag[i];
+		bool value = flag[strcspn(flag, "=")];
+		int code = FIRST_FLAG + i;
+		if (flag[1] == ',') {
+			code = flag[0];
+			strncat(shorts, (char[]){flag[0], value ? ':' : 0, 0}, 2);
+			flag += 2;
+		}
+		snprintf(name[i], sizeof name[i], "%.*s", (int)strcspn(flag, "="), flag);
+		longs[2 + i] = (struct option){name[i], value, NULL, code};
 	}
 	const struct options_spec options = {.command = spec->command,
 					     .help = spec->usage,
-					     .shorts = ":h",
+					     .shorts = shorts,
 					     .longs = longs,
 					     .operands = true,
 					     .one = one};
 	*c = (struct cli){.host = NULL};
-	int rc = options_parse(&options, c, argc, argv, error);
+	struct parsing parsing = {c, spec};
+	int rc = options_parse(&options, &parsing, argc, argv, error);
 	if (rc)
 		return rc > 0 ? EXIT_CLEAN : cli_fail(error);
 	c->operand = argv + optind;
@@ -56,4 +75,21 @@ int cli_parse(struct cli *c, const struct cli_spec *spec, int argc, char **argv)
 	errorf(error, 0, "%s: %s; see invisor %s --help", spec->command, spec->operands,
 	       spec->command);
 	return cli_fail(error);
+}
+
+int cli_ask(const struct cli *c, json_t *request, bool json, void (*say)(const json_t *answer))
+{
+	char error[ERROR_MAX];
+	if (!request)
+		return cli_fail("a word of the command is no UTF-8 text");
+	json_t *answer = ask_host(c->host, request, error);
+	json_decref(request);
+	if (!answer)
+		return cli_fail(error);
+	if (json)
+		cli_json(answer);
+	else
+		say(answer);
+	json_decref(answer);
+	return EXIT_CLEAN;
 }

@@ -3,15 +3,17 @@
 #define VMM_CLI_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 #define CLI_FLAGS 4
 
 struct cli_spec {
 	const char *command; /* as it is typed behind "invisor" */
 	const char *usage;
-	const char *flag[CLI_FLAGS]; /* without the dashes; "name=" takes a value */
-	int least, most;             /* operands */
-	const char *operands;        /* in words: "takes a VM's name and an address" */
+	const char *flag
+		[CLI_FLAGS]; /* without the dashes; "name=" takes a value, "n,name=" has a short form */
+	int least, most;     /* operands */
+	const char *operands; /* in words: "takes a VM's name and an address" */
 };
 
 struct cli {
@@ -23,6 +25,9 @@ struct cli {
 
 /* -1 to go on; else the exit status: help was printed, or one line said what is wrong. */
 int cli_parse(struct cli *c, const struct cli_spec *spec, int argc, char **argv);
+/* Ask the host that was meant, then print its answer as JSON (if `json`) or as `say` has it. Takes the reference to
+ * the request; NULL: it couldn't be made, since a word is no UTF-8 text. The exit status. */
+int cli_ask(const struct cli *c, json_t *request, bool json, void (*say)(const json_t *answer));
 /* Print an answer as one line of JSON. */
 void cli_json(const json_t *answer);
 /* Say it on standard error, as all of the program's lines. Returns the exit status of bad input. */

@@ -12,5 +12,15 @@ int command_owner(int argc, char **argv); /* from here on query.c */
 int command_translate(int argc, char **argv);
 int command_audit(int argc, char **argv);
 int command_stats(int argc, char **argv);
+/* and a word to a guest: its generation id changes */
+int command_renew(int argc, char **argv);
+
+/* exec.c: run a command in a guest */
+int command_exec(int argc, char **argv);
+
+/* clone_command.c */
+int command_clone(int argc, char **argv);
+int command_pause(int argc, char **argv);
+int command_resume(int argc, char **argv);
 
 #endif

@@ -14,6 +14,11 @@
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
+/* Since 6.4; continuing without write protection would let a guest write to what others see. */
+#ifndef UFFDIO_CONTINUE_MODE_WP
+#define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
+#endif
+
 int fault_open(char *error)
 {
 	/* The device first: it gives full faults to whoever may open it. The system call needs
@@ -34,7 +39,10 @@ int fault_open(char *error)
 			"vm.unprivileged_userfaultfd=1",
 			strerror(-rc));
 	}
-	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_api api = {.api = UFFD_API,
+				 .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+					     UFFD_FEATURE_MINOR_SHMEM |
+					     UFFD_FEATURE_WP_HUGETLBFS_SHMEM};
 	if (ioctl(fd, UFFDIO_API, &api) < 0) {
 		int rc = -errno;
 		close(fd);
@@ -44,11 +52,28 @@ int fault_open(char *error)
 	return fd;
 }
 
-int fault_register(int uffd, void *base, uint64_t bytes)
+int fault_register(int uffd, void *base, uint64_t bytes, bool shared)
 {
 	struct uffdio_register r = {.range = {.start = (uintptr_t)base, .len = bytes},
 				    .mode = UFFDIO_REGISTER_MODE_MISSING};
+	if (shared)
+		r.mode |= UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP;
 	return ioctl(uffd, UFFDIO_REGISTER, &r) < 0 ? -errno : 0;
+}
+
+uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error)
+{
+	for (;;) {
+		struct uffdio_continue c = {.range = {.start = (uintptr_t)base, .len = bytes},
+					    .mode = UFFDIO_CONTINUE_MODE_WP};
+		*error = ioctl(uffd, UFFDIO_CONTINUE, &c) < 0 ? -errno : 0;
+		if (!*error)
+			return bytes;
+		if (c.mapped > 0)
+			return (uint64_t)c.mapped;
+		if (*error != -EAGAIN) /* which is a change of mappings under way */
+			return 0;
+	}
 }
 
 static int wake(const struct memory *m, uint64_t hva)
@@ -70,19 +95,35 @@ static void count(struct memory *m, enum fault_kind kind)
 	atomic_fetch_add_explicit(&m->mailbox->faults[kind], 1, memory_order_relaxed);
 }
 
+/* What the table says of the page decides, not what the kernel missed: the fault may be an old one. *kind becomes
+ * what it was. */
+static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
+{
+	struct ipt_place p;
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID)
+		return memory_populate(m, g);
+	if (p.kind != IPT_OWN) {
+		*kind = write ? FAULT_COPIED : FAULT_SHOWN;
+		return write ? memory_own(m, g) : memory_show(m, g);
+	}
+	*kind = FAULT_STALE;
+	/* A frame that became ours with its template's end: its piece is still write-protected. */
+	return m->shares ? memory_own(m, g) : 0;
+}
+
 /* One fault: 0, -EAGAIN if it has to wait for frames, or another -errno. */
-static int serve(struct memory *m, uint64_t hva, enum fault_kind kind)
+static int serve(struct memory *m, uint64_t hva, bool write)
 {
 	uint64_t began = clock_ns();
+	enum fault_kind kind = write ? FAULT_GUEST_WRITE : FAULT_GUEST_READ;
 	gfn_t g = window_gfn(&m->window, hva);
 	if (g.v == INVALID_GFN.v)
 		return -EFAULT;
-	bool stale = frame_valid(ipt_lookup(m->table, m->vm, g));
-	int rc = stale ? 0 : memory_populate(m, g);
+	int rc = resolve(m, g, write, &kind);
 	if (rc)
 		return rc;
 	rc = wake(m, hva);
-	count(m, stale ? FAULT_STALE : kind);
+	count(m, kind);
 	histogram_add(&m->mailbox->service_ns, clock_ns() - began);
 	return rc;
 }
@@ -99,8 +140,9 @@ int fault_service(struct memory *m, struct fault_queue *waiting)
 			if (msg[i].event != UFFD_EVENT_PAGEFAULT)
 				continue;
 			uint64_t hva = msg[i].arg.pagefault.address & ~PAGE_MASK;
-			bool write = msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
-			int rc = serve(m, hva, write ? FAULT_GUEST_WRITE : FAULT_GUEST_READ);
+			bool write = msg[i].arg.pagefault.flags &
+				     (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP);
+			int rc = serve(m, hva, write);
 			if (rc == -EAGAIN) {
 				if (waiting->n == sizeof waiting->hva / sizeof *waiting->hva)
 					rc = wake(m,
@@ -121,7 +163,7 @@ int fault_retry(struct memory *m, struct fault_queue *waiting)
 	struct fault_queue still = {.n = 0};
 	int first_error = 0;
 	for (unsigned i = 0; i < waiting->n; i++) {
-		int rc = serve(m, waiting->hva[i], FAULT_GUEST_WRITE);
+		int rc = serve(m, waiting->hva[i], true);
 		if (rc == -EAGAIN)
 			still.hva[still.n++] = waiting->hva[i];
 		else if (rc && !first_error)

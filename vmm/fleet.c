@@ -17,6 +17,7 @@
 #define OFF_SECONDS    5  /* from the order to being killed */
 #define RESUME_MS      20 /* between looks at a standard output that was full */
 #define SAMPLE_MS      100
+#define FLEET_CLONES   4096 /* room for so many clones besides the guests that were asked for */
 
 static bool say_when;
 
@@ -171,7 +172,7 @@ static size_t console(void *ctx, struct host_vm *vm, const char *bytes, size_t n
 		return n;
 	bool was_ready = g->line.ready;
 	size_t took = guest_output(g, bytes, n);
-	if (g->line.ready && !was_ready)
+	if (g->line.ready && !was_ready && !g->is_clone)
 		became_ready(f, g);
 	if (took < n)
 		fleet_retry(f);
@@ -292,20 +293,37 @@ static void ended(void *ctx, struct host_vm *vm)
 	if (vm->said_starved)
 		f->starved--;
 	if (vm->end == END_POWER_OFF)
-		f->clean++;
-	else if (!(f->stop != FLEET_RUNS && vm->end == END_ORDERED))
+		f->clean += !vm->number;
+	else if (!vm->is_template && !(f->stop != FLEET_RUNS && vm->end == END_ORDERED))
 		fleet_say("%s: %s", name_of(vm), vm->mailbox->words);
 	if (g)
 		screen_finish(&g->line);
 	if (f->events.ended)
 		f->events.ended(f->events.ctx, vm);
 	if (g) {
-		batch_lost(g->batch, vm, g->up, g->line.ready);
+		if (!g->is_clone)
+			batch_lost(g->batch, vm, g->up, g->line.ready);
 		tell_leaving(f, g);
 		guest_end(g);
 	}
 	if (!host_alive(f->host) && (f->config.setup || f->stop != FLEET_RUNS))
 		host_stop(f->host);
+}
+
+/* A clone, or the template of clones, comes with what it was made from: the same batch, heard as it was. */
+static void cloned(void *ctx, struct host_vm *vm, struct host_vm *of)
+{
+	struct fleet *f = ctx;
+	const struct guest *from = of->user;
+	struct guest *g = from ? guest_create(f, vm, from->batch) : NULL;
+	if (!g)
+		return;
+	vm->ready_ns = of->ready_ns;
+	g->is_clone = true;
+	g->keep = from->keep;
+	snprintf(g->line.name, sizeof g->line.name, "%.31s", vm->config.machine.name);
+	g->line.how = from->line.how == SCREEN_HIDDEN ? SCREEN_HIDDEN : SCREEN_LINES;
+	g->line.ready_word = f->config.ready;
 }
 
 /* ---- the whole ----------------------------------------------------------------------------- */
@@ -360,12 +378,17 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 	f->on_signal.fd = f->on_timeout.fd = f->on_grace.fd = f->on_resume.fd = -1;
 	if (config->setup) {
 		const struct run_options *o = &config->setup->options;
-		f->config.host = (struct host_config){
-			.pool_bytes = o->pool_bytes, .kind = o->table, .max_vms = o->count};
+		f->config.host = (struct host_config){.pool_bytes = o->pool_bytes,
+						      .kind = o->table,
+						      .max_vms = o->count + FLEET_CLONES};
 	}
 	f->config.host.nodes = f->config.host.colours = 1;
-	const struct host_events he = {
-		.console = console, .starved = starved, .ended = ended, .news = news, .ctx = f};
+	const struct host_events he = {.console = console,
+				       .starved = starved,
+				       .ended = ended,
+				       .cloned = cloned,
+				       .news = news,
+				       .ctx = f};
 	int rc = host_create(&f->host, &f->config.host, &he, error);
 	if (!rc)
 		rc = add_sources(f, error);

@@ -18,7 +18,7 @@ struct guest **fleet_guests(struct fleet *f, unsigned *n)
 	struct host_vm *vm;
 	*n = 0;
 	for (unsigned i = 0; all && (vm = host_vm_at(f->host, i)); i++)
-		if (vm->phase == HOST_VM_ALIVE && vm->user)
+		if (vm->phase == HOST_VM_ALIVE && vm->user && !vm->is_template)
 			all[(*n)++] = vm->user;
 	return all;
 }

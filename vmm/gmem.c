@@ -10,23 +10,33 @@ static struct memory *memory_of(struct gmem *g)
 	return container(struct memory, gmem, g);
 }
 
-/* Pin the frame behind g, giving it one first if it has none. */
-static int pin_page(struct memory *m, gfn_t g, frame_t *f)
+/* Is the frame, which is pinned, this VM's alone? */
+static bool is_own(const struct memory *m, frame_t f)
 {
-	int rc;
-	/* A page that is void gets a frame; it can't be taken away again before we pin it more than
-	 * a few times, but the loop bounds it all the same. */
+	struct ipt_owner o;
+	return ipt_owner(m->table, f, &o) == 0 && o.state == IPT_PRIVATE && o.vm.v == m->vm.v;
+}
+
+/* Pin the frame behind g, giving it one first if it has none, or one of its own if it is to be written to. */
+static int pin_page(struct memory *m, gfn_t g, bool write, frame_t *f)
+{
+	/* What is given can't be taken away again before we pin it more than a few times, but the loop bounds it
+	 * all the same. */
 	for (int tries = 0; tries < 8; tries++) {
-		rc = ipt_pin(m->table, m->vm, g, f);
-		if (rc != -ENOENT)
+		int rc = ipt_pin(m->table, m->vm, g, f);
+		if (rc == 0 && (!write || is_own(m, *f)))
+			return 0;
+		if (rc == 0)
+			ipt_unpin(m->table, *f);
+		else if (rc != -ENOENT)
 			return rc;
-		rc = memory_populate(m, g);
+		rc = write ? memory_own(m, g) : memory_populate(m, g);
 		if (rc)
 			return rc;
 		atomic_fetch_add_explicit(&m->mailbox->faults[FAULT_DEVICE], 1,
 					  memory_order_relaxed);
 	}
-	return rc == -ENOENT ? -EAGAIN : rc;
+	return -EAGAIN;
 }
 
 static void unmap(struct gmem *gm, const struct iovec *iov, int n)
@@ -42,7 +52,6 @@ static void unmap(struct gmem *gm, const struct iovec *iov, int n)
 static int map(struct gmem *gm, gpa_t a, uint64_t len, bool write, struct iovec *iov, int max)
 {
 	struct memory *m = memory_of(gm);
-	(void)write; /* every mapped frame is private, so far */
 	if (!len || !machine_is_ram(m->machine, a, len))
 		return -EFAULT;
 	int n = 0, rc = 0;
@@ -50,7 +59,7 @@ static int map(struct gmem *gm, gpa_t a, uint64_t len, bool write, struct iovec 
 		uint64_t in_page = a.v & PAGE_MASK;
 		uint64_t piece = PAGE_SIZE - in_page < len ? PAGE_SIZE - in_page : len;
 		frame_t f;
-		rc = pin_page(m, gpa_gfn(a), &f);
+		rc = pin_page(m, gpa_gfn(a), write, &f);
 		if (rc)
 			break;
 		uint8_t *at = (uint8_t *)pool_at(m->pool, f) + in_page;

@@ -16,8 +16,9 @@ struct guest {
 	struct host_vm *vm; /* NULL: it is gone, and only readers still look at the rest */
 	struct screen_line line;
 	struct ring ring;
-	bool keep; /* output goes to the ring, for readers of now and later */
-	bool up;   /* a vCPU has run */
+	bool keep;     /* output goes to the ring, for readers of now and later */
+	bool up;       /* a vCPU has run */
+	bool is_clone; /* or a template: nobody who started its batch waits for it */
 	struct guest_reader *reader;
 };
 

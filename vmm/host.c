@@ -1,3 +1,4 @@
+#include "vmm/agent.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/host_private.h"
@@ -6,6 +7,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/timerfd.h>
@@ -53,10 +55,54 @@ void host_stop(struct host *h)
 
 void host_order(struct host_vm *vm, enum vm_order order)
 {
-	if (vm->phase != HOST_VM_ALIVE)
+	if (vm->phase != HOST_VM_ALIVE || vm->is_template)
 		return;
 	atomic_fetch_or_explicit(&vm->mailbox->orders, order, memory_order_release);
-	event_ring(vm->orders_fd);
+	const uint32_t bell = LINK_ORDERS;
+	/* A full socket rings too, when it is read. */
+	link_send(vm->link_fd, &bell, sizeof bell, NULL, 0);
+}
+
+/* Tell whoever waits for it to stand still or to move. */
+static void tell(struct host_vm *vm, int rc)
+{
+	host_told_fn *told = vm->told;
+	vm->told = NULL;
+	if (told)
+		told(vm->told_ctx, vm, rc);
+}
+
+void host_pause(struct host_vm *vm, bool pause, host_told_fn *told, void *ctx)
+{
+	const uint32_t other = pause ? ORDER_RESUME : ORDER_PAUSE;
+	tell(vm, -EINTR);
+	vm->told = told;
+	vm->told_ctx = ctx;
+	vm->told_pause = pause;
+	vm->told_refusals = atomic_load_explicit(&vm->mailbox->pause_refused, memory_order_relaxed);
+	if (!pause)
+		vm->pristine = NULL;
+	atomic_fetch_and_explicit(&vm->mailbox->orders, ~other, memory_order_relaxed);
+	host_order(vm, pause ? ORDER_PAUSE : ORDER_RESUME);
+}
+
+void host_pause_forget(struct host_vm *vm)
+{
+	vm->told = NULL;
+}
+
+void host_vm_told(struct host_vm *vm, bool ended)
+{
+	if (!vm->told)
+		return;
+	uint32_t state = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire);
+	if (ended || state == VM_ENDED)
+		tell(vm, -ESRCH);
+	else if ((state == VM_PAUSED) == vm->told_pause)
+		tell(vm, 0);
+	else if (atomic_load_explicit(&vm->mailbox->pause_refused, memory_order_relaxed) !=
+		 vm->told_refusals)
+		tell(vm, -EBUSY);
 }
 
 bool host_feed_the_hungry(struct host *h)
@@ -89,9 +135,10 @@ static void on_tick(struct host_source *s, uint32_t events)
 	(void)events;
 	event_drain(s->fd);
 	bool more = host_feed_the_hungry(h);
-	for (unsigned i = 0; i < h->vms; i++)
-		if (h->vm[i]->phase == HOST_VM_REAPING && host_vm_reap(h->vm[i]))
-			more = true;
+	for (unsigned i = 0; i < h->vms; i++) {
+		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
+		more = more || (rc && rc != -EBUSY);
+	}
 	host_set_tick(h, more);
 }
 
@@ -104,6 +151,7 @@ static void on_news(struct host_source *s, uint32_t events)
 		struct host_vm *vm = h->vm[i];
 		if (vm->phase != HOST_VM_ALIVE)
 			continue;
+		host_vm_told(vm, false);
 		uint32_t state = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire);
 		bool starved = state == VM_STARVED;
 		if (starved != vm->said_starved && state != VM_ENDED) {
@@ -114,6 +162,7 @@ static void on_news(struct host_source *s, uint32_t events)
 		if (atomic_load_explicit(&vm->mailbox->hungry, memory_order_seq_cst))
 			host_set_tick(h, true);
 	}
+	host_clone_news(h);
 }
 
 /* ---- the host itself ----------------------------------------------------------------------- */
@@ -140,7 +189,7 @@ static int make_table(struct host *h, char *error)
 	return 0;
 }
 
-/* Three descriptors a VM: ask for as many as the host may have. */
+/* Four descriptors a VM: ask for as many as the host may have. */
 static void raise_descriptor_limit(void)
 {
 	struct rlimit r;
@@ -160,6 +209,7 @@ int host_create(struct host **out, const struct host_config *config,
 	h->events = *events;
 	h->pool.fd = h->kvm.fd = h->epoll = h->news_fd = h->on_tick.fd = -1;
 	raise_descriptor_limit();
+	prctl(PR_SET_CHILD_SUBREAPER, 1); /* of clones whose template's process is gone */
 	int rc = kvm_open(&h->kvm, error);
 	if (!rc)
 		rc = make_table(h, error);
@@ -188,19 +238,22 @@ void host_destroy(struct host *h)
 {
 	for (unsigned i = 0; i < h->vms; i++) {
 		struct host_vm *vm = h->vm[i];
+		if (vm->link_fd >= 0)
+			close(vm->link_fd); /* of one that isn't our child, this is the end */
 		if (vm->phase == HOST_VM_ALIVE) {
 			host_kill(vm);
 			waitpid(vm->pid, NULL, 0);
 			close(vm->pidfd);
-			close(vm->orders_fd);
 		}
 		if (vm->console_fd >= 0)
 			close(vm->console_fd);
+		agent_close(vm);
 		if (vm->mailbox)
 			munmap(vm->mailbox, sizeof *vm->mailbox);
 		free(vm);
 	}
 	free(h->vm);
+	host_clone_destroy(h);
 	if (h->table)
 		ipt_detach(h->table);
 	pool_destroy(&h->pool);
@@ -232,6 +285,15 @@ unsigned host_alive(struct host *h)
 struct host_vm *host_vm_at(struct host *h, unsigned index)
 {
 	return index < h->vms ? h->vm[index] : NULL;
+}
+
+struct host_vm *host_vm_by_name(struct host *h, const char *name)
+{
+	for (unsigned i = 0; i < h->vms; i++)
+		if (h->vm[i]->phase == HOST_VM_ALIVE &&
+		    !strcmp(h->vm[i]->config.machine.name, name))
+			return h->vm[i];
+	return NULL;
 }
 
 struct host_vm *host_vm_by_id(struct host *h, vmid_t id)

@@ -22,10 +22,14 @@ struct host_source {
 
 enum host_vm_phase {
 	HOST_VM_UNUSED,
+	HOST_VM_FORKING, /* a clone that its template was asked for */
 	HOST_VM_ALIVE,
-	HOST_VM_REAPING, /* the process is gone, its frames aren't all free yet */
-	HOST_VM_GONE,    /* its numbers can still be read */
+	HOST_VM_REAPING, /* the process is gone, its frames aren't all free yet; a template's stay while others see them */
+	HOST_VM_GONE, /* its numbers can still be read */
 };
+
+struct host_vm;
+typedef void host_told_fn(void *ctx, struct host_vm *vm, int rc);
 
 struct host_vm {
 	struct host *host;
@@ -34,13 +38,25 @@ struct host_vm {
 	pid_t pid;
 	struct vm_config config;
 	struct mailbox *mailbox;
-	int pidfd, orders_fd, console_fd;
-	struct host_source on_exit, on_console;
+	int pidfd, link_fd, console_fd, agent_fd;
+	struct agent *agent; /* the command under way in the guest, or NULL: agent.h */
+	struct host_source on_exit, on_console, on_link;
 	uint64_t forked_ns, ready_ns, ended_ns; /* CLOCK_MONOTONIC, 0: not yet */
+	bool is_template;
+	bool link_ended; /* a template that is FORKING: there is no process at the other end */
+	struct host_vm *pristine; /* the template made of it, as long as it hasn't run since */
+	struct clone_job *
+		job; /* a clone or template: what it is being made for; a VM: what it is frozen for */
+	uint64_t asked_ns;  /* a clone: when it was asked for, CLOCK_MONOTONIC */
+	uint32_t number;    /* a clone's; 0: booted */
+	host_told_fn *told; /* someone waits until it is paused, or runs again */
+	void *told_ctx;
+	bool told_pause;
+	uint32_t told_refusals; /* mailbox.pause_refused before */
 	bool said_starved;
 	bool draining; /* the process is gone, its last console bytes aren't out yet */
 	enum vm_end end;
-	int wait_status;
+	int wait_status; /* -1: unknown, its process was no child of ours */
 	uint32_t frames_at_end[IPT_NSTATES];
 	void *user; /* the caller's */
 };
@@ -58,7 +74,9 @@ struct host_events {
 	size_t (*console)(void *ctx, struct host_vm *vm, const char *bytes, size_t n);
 	void (*starved)(void *ctx, struct host_vm *vm, bool now); /* waits for frames / goes on */
 	void (*ended)(void *ctx, struct host_vm *vm);             /* its frames are free again */
-	void (*news)(void *ctx, struct host_vm *vm);              /* its mailbox may have changed */
+	/* A VM or template came to be without host_start_vm: `of` is what it was made from. May be NULL. */
+	void (*cloned)(void *ctx, struct host_vm *vm, struct host_vm *of);
+	void (*news)(void *ctx, struct host_vm *vm); /* its mailbox may have changed */
 	void *ctx;
 };
 
@@ -79,6 +97,33 @@ void host_kill(struct host_vm *vm);
 size_t host_console_input(struct host_vm *vm, const char *bytes, size_t n);
 void host_console_resume(struct host *h);
 
+/* Stop the guest in its tracks, or let it go on. `told` is called when it is so (0), or when it can't be: -EBUSY,
+ * a vCPU doesn't stop; -ESRCH, the VM ended; -EINTR, the opposite was asked for. Not before this returns. */
+void host_pause(struct host_vm *vm, bool pause, host_told_fn *told, void *ctx);
+/* Nobody waits for that any more. */
+void host_pause_forget(struct host_vm *vm);
+
+/*
+ * Clones (host_clone.c). A template makes them; a VM is frozen first, which makes a template of what it is now, and
+ * goes on as another of its clones. They are called name-1, name-2 ... (one: name), or after the VM with the
+ * clone's number. All of them come to be, or none: then the words say why.
+ */
+#define HOST_CLONE_FRAMES \
+	32 /* free frames that each must find in the pool, for what it writes to at once */
+struct host_clone_request {
+	unsigned count;
+	const char *name; /* NULL: after the VM */
+	bool predict; /* give each the pages that others of the template wrote to at once, before it runs */
+	void (*done)(void *ctx, struct host_vm **clones,
+		     unsigned n); /* all run; the array is the host's */
+	void (*failed)(void *ctx, const char *words);
+	void *ctx;
+};
+/* -errno with words, or one of done and failed is called, perhaps before this returns. */
+int host_clone(struct host_vm *vm, const struct host_clone_request *request, char *error);
+/* Nobody waits for that answer any more. The clones stay. */
+void host_clone_forget(struct host *h, void *ctx);
+
 int host_add_source(struct host *h, struct host_source *s, uint32_t events);
 void host_remove_source(struct host *h, struct host_source *s);
 /* Handle events until host_stop. 0 or -errno. */
@@ -87,10 +132,12 @@ void host_stop(struct host *h);
 
 struct ipt *host_table(struct host *h);
 const struct pool *host_pool(struct host *h);
-unsigned host_alive(struct host *h);
+unsigned host_alive(struct host *h); /* guests, without templates */
 /* VMs by index, in order of start, the gone ones too; NULL past the last. */
 struct host_vm *host_vm_at(struct host *h, unsigned index);
 struct host_vm *host_vm_by_id(struct host *h, vmid_t id);
+/* The one that is alive and has that name, or NULL. */
+struct host_vm *host_vm_by_name(struct host *h, const char *name);
 /* Free the records of VMs of which nothing is left, so that a host may start VMs for ever. Not while
  * somebody goes through them. */
 void host_forget_gone(struct host *h);

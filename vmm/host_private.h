@@ -20,6 +20,8 @@ struct host {
 	bool ticking;
 	struct host_vm **vm;
 	unsigned vms, room, alive;
+	uint32_t clones, templates; /* numbers given out */
+	struct clone_job *jobs;     /* clones being made */
 	bool stop;
 };
 
@@ -27,6 +29,23 @@ struct host {
 bool host_feed_the_hungry(struct host *h);
 /* Look after what waits (frames to be freed, VMs that starve) every now and then, or no longer. */
 void host_set_tick(struct host *h, bool on);
+/* A host_vm with mailbox and link, and of a guest console and agent channel; the ends that its process gets are in `ends` (link,
+ * mailbox's memfd, console, agent), for the caller to close. -errno with words. */
+int host_vm_make(struct host *h, const struct vm_config *config, bool is_template,
+		 struct host_vm **out, int ends[LINK_FDS], char *error);
+/* Its process is there: supervise it. -errno. */
+int host_vm_supervise(struct host_vm *vm);
+/* It never was, or is given up: free all of it, its registration and frames too. Nobody works for it. */
+void host_vm_unmake(struct host_vm *vm);
+/* There is news of it, or it ended: tell who waits for a pause. */
+void host_vm_told(struct host_vm *vm, bool ended);
+/* Its process is gone. */
+void host_vm_lost(struct host_vm *vm);
+/* host_clone.c: what its link says; its process ended; news of any VM. */
+void host_clone_link(struct host_vm *vm);
+void host_clone_ended(struct host_vm *vm);
+void host_clone_news(struct host *h);
+void host_clone_destroy(struct host *h);
 /* Free what a dead VM owned: 0, or -errno and the tick tries again. */
 int host_vm_reap(struct host_vm *vm);
 

@@ -1,14 +1,14 @@
 /* A VM as the host sees it: its process's start, its console, its end. */
+#include "vmm/agent.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
+#include "vmm/fds.h"
 #include "vmm/host_private.h"
 #include <errno.h>
-#include <linux/close_range.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -56,13 +56,50 @@ void host_console_resume(struct host *h)
 			host_add_source(h, &h->vm[i]->on_console, EPOLLIN | EPOLLRDHUP);
 }
 
+/* A template's frames stay for as long as more than one see them; its last child takes them over. -EBUSY: they do;
+ * -EAGAIN: a frame is pinned. */
+static int reap(struct host_vm *vm)
+{
+	struct host *h = vm->host;
+	struct ipt_vm_info info;
+	if (!vm->is_template) {
+		int rc = ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
+		return rc == -ENOENT ? 0 : rc; /* -ENOENT: nothing is left of it */
+	}
+	if (ipt_vm_info(h->table, vm->id, &info) == 0 && info.children > 1)
+		return -EBUSY;
+	int rc = ipt_vm_collapse(h->table, vm->id, pool_clean, &h->pool);
+	return rc == -ENOENT ? 0 : rc == -EBUSY ? -EAGAIN : rc;
+}
+
+/* Those that waited for the end of their clones, and then perhaps those that they were made from. */
+static void reap_templates(struct host *h)
+{
+	for (bool again = true; again;) {
+		again = false;
+		for (unsigned i = 0; i < h->vms; i++) {
+			struct host_vm *t = h->vm[i];
+			if (!t->is_template || t->phase != HOST_VM_REAPING)
+				continue;
+			int rc = reap(t);
+			if (!rc) {
+				t->phase = HOST_VM_GONE;
+				again = true;
+			} else if (rc != -EBUSY) {
+				host_set_tick(h, true);
+			}
+		}
+	}
+}
+
 int host_vm_reap(struct host_vm *vm)
 {
 	struct host *h = vm->host;
-	int rc = ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
-	if (rc && rc != -ENOENT) /* -ENOENT: nothing is left of it */
-		return rc;       /* the tick tries again */
+	int rc = reap(vm);
+	if (rc)
+		return rc;
 	vm->phase = HOST_VM_GONE;
+	reap_templates(h);
 	host_feed_the_hungry(h);
 	return 0;
 }
@@ -75,7 +112,9 @@ static void note_end(struct host_vm *vm)
 	bool said = atomic_load_explicit(&mb->state, memory_order_acquire) == VM_ENDED;
 	if (!said || vm->end == END_NONE) {
 		vm->end = END_CRASHED;
-		if (WIFSIGNALED(vm->wait_status))
+		if (vm->wait_status < 0) /* its parent was its template, which doesn't tell */
+			snprintf(mb->words, sizeof mb->words, "its process was killed");
+		else if (WIFSIGNALED(vm->wait_status))
 			snprintf(mb->words, sizeof mb->words,
 				 "its process was killed by signal %d (%s)",
 				 WTERMSIG(vm->wait_status), strsignal(WTERMSIG(vm->wait_status)));
@@ -92,38 +131,58 @@ static void finish(struct host_vm *vm)
 {
 	struct host *h = vm->host;
 	vm->draining = false;
-	host_remove_source(h, &vm->on_console);
-	close(vm->console_fd);
-	vm->console_fd = -1;
-	h->alive--;
+	if (vm->console_fd >= 0) {
+		host_remove_source(h, &vm->on_console);
+		close(vm->console_fd);
+		vm->console_fd = -1;
+	}
+	agent_vm_ended(vm);
+	if (!vm->is_template)
+		h->alive--;
 	h->events.ended(h->events.ctx, vm);
 	munmap(vm->mailbox, sizeof *vm->mailbox);
 	vm->mailbox = NULL;
 }
 
-static void on_exit_of_vm(struct host_source *s, uint32_t events)
+void host_vm_lost(struct host_vm *vm)
 {
-	struct host_vm *vm = container(struct host_vm, on_exit, s);
 	struct host *h = vm->host;
-	(void)events;
-	if (waitpid(vm->pid, &vm->wait_status, 0) < 0)
-		vm->wait_status = -1;
 	vm->ended_ns = clock_ns();
 	note_end(vm);
-	host_remove_source(h, &vm->on_exit);
-	close(vm->pidfd);
-	close(vm->orders_fd);
-	vm->pidfd = vm->orders_fd = -1;
+	host_remove_source(h, &vm->on_link);
+	close(vm->link_fd);
+	vm->link_fd = -1;
 	struct ipt_vm_info info;
 	if (ipt_vm_info(h->table, vm->id, &info) == 0)
 		memcpy(vm->frames_at_end, info.frames, sizeof info.frames);
 	vm->phase = HOST_VM_REAPING;
 	vm->draining = true;
-	if (host_vm_reap(vm))
+	host_vm_told(vm, true);
+	host_clone_ended(vm);
+	int rc = host_vm_reap(vm);
+	if (rc && rc != -EBUSY)
 		host_set_tick(h, true);
-	if (pump_console(vm))
+	if (vm->console_fd < 0 || pump_console(vm))
 		finish(vm);
 	/* else the caller takes no more for now, and host_console_resume goes on with it */
+}
+
+static void on_exit_of_vm(struct host_source *s, uint32_t events)
+{
+	struct host_vm *vm = container(struct host_vm, on_exit, s);
+	(void)events;
+	if (waitpid(vm->pid, &vm->wait_status, 0) < 0)
+		vm->wait_status = -1;
+	host_remove_source(vm->host, &vm->on_exit);
+	close(vm->pidfd);
+	vm->pidfd = -1;
+	host_vm_lost(vm);
+}
+
+static void on_link(struct host_source *s, uint32_t events)
+{
+	(void)events;
+	host_clone_link(container(struct host_vm, on_link, s));
 }
 
 void host_kill(struct host_vm *vm)
@@ -144,26 +203,9 @@ size_t host_console_input(struct host_vm *vm, const char *bytes, size_t n)
 
 /* ---- a VM's start -------------------------------------------------------------------------- */
 
-static int compare_int(const void *a, const void *b)
-{
-	return *(const int *)a - *(const int *)b;
-}
-
-/* A VM's process keeps its own descriptors and none of the host's or of other VMs. */
-static void close_all_but(int *keep, unsigned n)
-{
-	qsort(keep, n, sizeof *keep, compare_int);
-	int from = STDERR_FILENO + 1;
-	for (unsigned i = 0; i < n; i++) {
-		if (keep[i] > from)
-			close_range((unsigned)from, (unsigned)keep[i] - 1, 0);
-		if (keep[i] >= from)
-			from = keep[i] + 1;
-	}
-	close_range((unsigned)from, ~0u, 0);
-}
-
-static _Noreturn void child(struct host *h, const struct host_vm *vm, int console, pid_t parent)
+/* ends: what host_vm_make made for it. */
+static _Noreturn void child(struct host *h, const struct host_vm *vm, const int ends[LINK_FDS],
+			    pid_t parent)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
@@ -176,20 +218,22 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, int consol
 	keep[n++] = h->kvm.fd;
 	keep[n++] = h->pool.fd;
 	keep[n++] = ipt_fd(h->table);
-	keep[n++] = vm->orders_fd;
 	keep[n++] = h->news_fd;
-	keep[n++] = console;
+	keep[n++] = ends[0];
+	keep[n++] = ends[2];
+	keep[n++] = ends[3];
 	for (unsigned i = 0; i < vm->config.disks; i++)
 		keep[n++] = vm->config.disk[i].fd;
-	close_all_but(keep, n);
+	fds_close_all_but(keep, n);
 	struct vm_links links = {.table = h->table,
 				 .id = vm->id,
 				 .pool = &h->pool,
 				 .kvm = &h->kvm,
 				 .mailbox = vm->mailbox,
-				 .orders_fd = vm->orders_fd,
+				 .link_fd = ends[0],
 				 .news_fd = h->news_fd,
-				 .console_fd = console};
+				 .console_fd = ends[2],
+				 .agent_fd = ends[3]};
 	vm_process(&vm->config, &links);
 }
 
@@ -207,7 +251,65 @@ static int remember(struct host *h, struct host_vm *vm)
 	return 0;
 }
 
-int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm **out, char *error)
+/* The mailbox, shared by a descriptor: a clone's process isn't a child of ours. */
+static int make_mailbox(struct host_vm *vm, int *end)
+{
+	*end = memfd_create("invisor-mailbox", MFD_CLOEXEC);
+	if (*end < 0 || ftruncate(*end, sizeof *vm->mailbox) < 0)
+		return -errno;
+	void *at = mmap(NULL, sizeof *vm->mailbox, PROT_READ | PROT_WRITE, MAP_SHARED, *end, 0);
+	if (at == MAP_FAILED)
+		return -errno;
+	vm->mailbox = at;
+	return 0;
+}
+
+/* One end becomes the VM's, the other is for its process. */
+static int make_stream(int *ours, int *theirs)
+{
+	int fd[2];
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fd) < 0)
+		return -errno;
+	*ours = fd[0];
+	*theirs = fd[1];
+	return 0;
+}
+
+static int make_channels(struct host_vm *vm, int ends[LINK_FDS])
+{
+	int link[2];
+	int rc = make_mailbox(vm, &ends[1]);
+	if (!rc)
+		rc = link_pair(link);
+	if (rc)
+		return rc;
+	vm->link_fd = link[0];
+	ends[0] = link[1];
+	if (vm->is_template)
+		return 0;
+	rc = make_stream(&vm->console_fd, &ends[2]);
+	if (!rc)
+		rc = make_stream(&vm->agent_fd, &ends[3]);
+	return rc;
+}
+
+static void close_all(int *fds, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+}
+
+static void free_vm(struct host_vm *vm)
+{
+	close_all((int[]){vm->link_fd, vm->console_fd, vm->agent_fd, vm->pidfd}, 4);
+	if (vm->mailbox)
+		munmap(vm->mailbox, sizeof *vm->mailbox);
+	free(vm);
+}
+
+int host_vm_make(struct host *h, const struct vm_config *config, bool is_template,
+		 struct host_vm **out, int ends[LINK_FDS], char *error)
 {
 	const char *name = config->machine.name;
 	struct host_vm *vm = calloc(1, sizeof *vm);
@@ -215,66 +317,94 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 		return errorf(error, -ENOMEM, "%s: no memory", name);
 	*vm = (struct host_vm){.host = h,
 			       .config = *config,
+			       .is_template = is_template,
 			       .pidfd = -1,
-			       .orders_fd = -1,
+			       .link_fd = -1,
 			       .console_fd = -1,
-			       .mailbox = MAP_FAILED};
-	int socket[2] = {-1, -1};
-	int rc = ipt_vm_add(h->table, name, INVALID_VMID, &vm->id);
+			       .agent_fd = -1};
+	for (unsigned i = 0; i < LINK_FDS; i++)
+		ends[i] = -1;
+	int rc = make_channels(vm, ends);
+	if (!rc)
+		rc = remember(h, vm);
 	if (rc) {
-		free(vm);
-		return errorf(error, rc, "%s: %s", name,
-			      rc == -EEXIST ? "a VM of that name exists" : strerror(-rc));
+		close_all(ends, LINK_FDS);
+		free_vm(vm);
+		return errorf(error, rc, "%s: can't make its channels: %s%s", name, strerror(-rc),
+			      rc == -EMFILE ? "; raise the limit of open files (ulimit -n)" : "");
 	}
-	vm->mailbox = mmap(NULL, sizeof *vm->mailbox, PROT_READ | PROT_WRITE,
-			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	vm->orders_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (vm->mailbox == MAP_FAILED || vm->orders_fd < 0 ||
-	    socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, socket) < 0 ||
-	    (rc = remember(h, vm)) < 0) {
-		rc = rc ? rc : -errno;
-		goto fail;
-	}
-	vm->console_fd = socket[0];
 	vm->forked_ns = clock_ns();
+	vm->on_console = (struct host_source){vm->console_fd, on_console};
+	vm->on_link = (struct host_source){vm->link_fd, on_link};
+	*out = vm;
+	return 0;
+}
+
+void host_vm_unmake(struct host_vm *vm)
+{
+	struct host *h = vm->host;
+	if (vm->id.v)
+		ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
+	host_remove_source(h, &vm->on_link);
+	unsigned i = h->vms;
+	while (h->vm[--i] != vm)
+		;
+	memmove(h->vm + i, h->vm + i + 1, (--h->vms - i) * sizeof(struct host_vm *));
+	free_vm(vm);
+}
+
+int host_vm_supervise(struct host_vm *vm)
+{
+	struct host *h = vm->host;
+	vm->phase = HOST_VM_ALIVE;
+	if (!vm->is_template)
+		h->alive++;
+	vm->on_exit = (struct host_source){vm->pidfd, on_exit_of_vm};
+	int rc = host_add_source(h, &vm->on_exit, EPOLLIN);
+	if (!rc && vm->console_fd >= 0)
+		rc = host_add_source(h, &vm->on_console, EPOLLIN | EPOLLRDHUP);
+	return rc;
+}
+
+int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm **out, char *error)
+{
+	const char *name = config->machine.name;
+	struct host_vm *vm;
+	int ends[LINK_FDS];
+	int rc = host_vm_make(h, config, false, &vm, ends, error);
+	if (rc)
+		return rc;
+	rc = ipt_vm_add(h->table, name, INVALID_VMID, &vm->id);
+	if (rc) {
+		errorf(error, rc, "%s: %s", name,
+		       rc == -EEXIST ? "a VM of that name exists" : strerror(-rc));
+		close_all(ends, LINK_FDS);
+		host_vm_unmake(vm);
+		return rc;
+	}
 	pid_t parent = getpid();
 	fflush(NULL);
 	vm->pid = fork();
 	if (vm->pid == 0)
-		child(h, vm, socket[1], parent);
-	if (vm->pid < 0) {
+		child(h, vm, ends, parent);
+	if (vm->pid < 0)
 		rc = -errno;
-		h->vms--;
-		goto fail;
+	close_all(ends, LINK_FDS);
+	if (rc) {
+		host_vm_unmake(vm);
+		return errorf(error, rc, "%s: can't start its process: %s", name, strerror(-rc));
 	}
-	close(socket[1]);
 	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
-	vm->phase = HOST_VM_ALIVE;
-	h->alive++;
-	vm->on_exit = (struct host_source){vm->pidfd, on_exit_of_vm};
-	vm->on_console = (struct host_source){vm->console_fd, on_console};
-	rc = vm->pidfd < 0 ? -errno : host_add_source(h, &vm->on_exit, EPOLLIN);
+	rc = vm->pidfd < 0 ? -errno : host_add_source(h, &vm->on_link, EPOLLIN);
 	if (!rc)
-		rc = host_add_source(h, &vm->on_console, EPOLLIN | EPOLLRDHUP);
+		rc = host_vm_supervise(vm);
 	if (rc) {
 		/* It can't be supervised, so it must not run. */
 		kill(vm->pid, SIGKILL);
-		on_exit_of_vm(&vm->on_exit, 0);
+		waitpid(vm->pid, NULL, 0);
+		host_vm_unmake(vm);
 		return errorf(error, rc, "%s: can't watch its process: %s", name, strerror(-rc));
 	}
 	*out = vm;
 	return 0;
-fail:
-	ipt_vm_reap(h->table, vm->id, NULL, NULL);
-	if (vm->mailbox != MAP_FAILED)
-		munmap(vm->mailbox, sizeof *vm->mailbox);
-	if (vm->orders_fd >= 0)
-		close(vm->orders_fd);
-	if (socket[0] >= 0) {
-		close(socket[0]);
-		close(socket[1]);
-	}
-	free(vm);
-	return errorf(error, rc, "%s: can't start its process: %s%s", name, strerror(-rc),
-		      rc == -EMFILE ? "; raise the limit of open files (ulimit -n)" : "");
 }

@@ -32,6 +32,19 @@ static void cpuid_adapt(struct kvm_host *k)
 		e->ecx &= ~(UINT32_C(1) << 2); /* no SVM in guests */
 }
 
+/* The MSRs that KVM says belong to a VM's state. */
+static int list_msrs(struct kvm_host *k)
+{
+	struct kvm_msr_list none = {.nmsrs = 0};
+	if (ioctl(k->fd, KVM_GET_MSR_INDEX_LIST, &none) < 0 && errno != E2BIG)
+		return -errno;
+	k->msrs = calloc(1, sizeof *k->msrs + none.nmsrs * sizeof *k->msrs->indices);
+	if (!k->msrs)
+		return -ENOMEM;
+	k->msrs->nmsrs = none.nmsrs;
+	return ioctl(k->fd, KVM_GET_MSR_INDEX_LIST, k->msrs) < 0 ? -errno : 0;
+}
+
 int kvm_open(struct kvm_host *k, char *error)
 {
 	static const struct {
@@ -81,6 +94,15 @@ int kvm_open(struct kvm_host *k, char *error)
 		return errorf(error, rc, "/dev/kvm: KVM_GET_SUPPORTED_CPUID: %s", strerror(-rc));
 	}
 	cpuid_adapt(k);
+	k->xcrs = ioctl(k->fd, KVM_CHECK_EXTENSION, KVM_CAP_XCRS) > 0;
+	k->xsave_bytes = ioctl(k->fd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
+	if (k->xsave_bytes < (int)sizeof(struct kvm_xsave))
+		k->xsave_bytes = sizeof(struct kvm_xsave);
+	int rc = list_msrs(k);
+	if (rc) {
+		kvm_close(k);
+		return errorf(error, rc, "/dev/kvm: KVM_GET_MSR_INDEX_LIST: %s", strerror(-rc));
+	}
 	return 0;
 }
 
@@ -89,6 +111,7 @@ void kvm_close(struct kvm_host *k)
 	if (k->fd >= 0)
 		close(k->fd);
 	free(k->cpuid);
+	free(k->msrs);
 	*k = (struct kvm_host){.fd = -1};
 }
 

@@ -16,8 +16,10 @@
 struct kvm_host {
 	int fd;
 	int run_bytes; /* of struct kvm_run's mapping */
-	bool stats, tsc_deadline;
-	struct kvm_cpuid2 *cpuid; /* what this host supports, adapted; KVM_MAX_CPUID entries */
+	bool stats, tsc_deadline, xcrs;
+	int xsave_bytes;           /* of a vCPU's extended state */
+	struct kvm_msr_list *msrs; /* that a VM's state is made of */
+	struct kvm_cpuid2 *cpuid;  /* what this host supports, adapted; KVM_MAX_CPUID entries */
 };
 
 /* Open /dev/kvm and check what we need of it. -errno with words. */

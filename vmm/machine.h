@@ -16,16 +16,17 @@
 
 /* The map of guest physical addresses. RAM is one bank up to MACHINE_LOW_END and, where it is
  * larger, a second from 4 GiB on. */
-#define MACHINE_LOW_END     UINT64_C(0xC0000000) /* RAM below 4 GiB ends here at the latest: 3 GiB */
-#define MACHINE_HIGH_BASE   UINT64_C(0x100000000)
-#define MACHINE_MMIO_BASE   UINT64_C(0xD0000000) /* virtio slot i at base + i * 0x1000 */
-#define MACHINE_MMIO_STRIDE UINT64_C(0x1000)
-#define MACHINE_MMIO_BYTES  UINT64_C(0x200) /* of it registers: VIRTIO_MMIO_SIZE */
-#define MACHINE_IOAPIC_BASE UINT64_C(0xFEC00000)
-#define MACHINE_LAPIC_BASE  UINT64_C(0xFEE00000)
-#define MACHINE_TSS_BASE    UINT64_C(0xFFFBD000) /* KVM_SET_TSS_ADDR: 3 pages, Intel only */
-#define MACHINE_VIRTIO_GSI  5  /* virtio slot i on GSI 5 + i, level, active high */
-#define MACHINE_POWER_GSI   22 /* edge: a pulse is the power button, please shut down (ACPI GED) */
+#define MACHINE_LOW_END        UINT64_C(0xC0000000) /* RAM below 4 GiB ends here at the latest: 3 GiB */
+#define MACHINE_HIGH_BASE      UINT64_C(0x100000000)
+#define MACHINE_MMIO_BASE      UINT64_C(0xD0000000) /* virtio slot i at base + i * 0x1000 */
+#define MACHINE_MMIO_STRIDE    UINT64_C(0x1000)
+#define MACHINE_MMIO_BYTES     UINT64_C(0x200) /* of it registers: VIRTIO_MMIO_SIZE */
+#define MACHINE_IOAPIC_BASE    UINT64_C(0xFEC00000)
+#define MACHINE_LAPIC_BASE     UINT64_C(0xFEE00000)
+#define MACHINE_TSS_BASE       UINT64_C(0xFFFBD000) /* KVM_SET_TSS_ADDR: 3 pages, Intel only */
+#define MACHINE_VIRTIO_GSI     5 /* virtio slot i on GSI 5 + i, level, active high */
+#define MACHINE_POWER_GSI      22 /* edge: a pulse is the power button, please shut down (ACPI GED) */
+#define MACHINE_GENERATION_GSI 23 /* edge: a pulse says that the generation id changed (ACPI GED) */
 
 /* Ports. */
 #define MACHINE_COM1_PORT   0x3f8 /* 16550, IRQ 4 */
@@ -35,6 +36,11 @@
 #define MACHINE_SLEEP_S5    5     /* SLP_TYP for S5 as our DSDT gives it */
 #define MACHINE_RESET_PORT  0x604 /* ACPI reset register: writing MACHINE_RESET_VALUE reboots */
 #define MACHINE_RESET_VALUE 0x42
+/* A read gives the number of the clone, 0 for a VM that was booted: 4 bytes, little-endian. */
+#define MACHINE_IDENTITY_PORT 0x608
+/* A read comes back after IDLE_MS, or as soon as a virtio interrupt line is high or input comes: how
+ * a guest rests that can't execute HLT. */
+#define MACHINE_IDLE_PORT 0x60c
 
 struct machine_bank {
 	gpa_t base;

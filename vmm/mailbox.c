@@ -3,10 +3,8 @@
 const char *vm_state_name(enum vm_state s)
 {
 	static const char *const names[] = {
-		[VM_STARTING] = "starting",
-		[VM_RUNNING] = "running",
-		[VM_STARVED] = "starved",
-		[VM_ENDED] = "ended",
+		[VM_STARTING] = "starting", [VM_RUNNING] = "running",   [VM_STARVED] = "starved",
+		[VM_PAUSED] = "paused",     [VM_TEMPLATE] = "template", [VM_ENDED] = "ended",
 	};
 	return (unsigned)s < sizeof names / sizeof *names ? names[s] : "unknown";
 }

@@ -4,7 +4,7 @@
  * outlives the VM's process. Everything in it is read defensively: a VM's process may die between
  * any two stores.
  *
- * Orders: the sender sets bits in `orders` (release) and writes to the VM's eventfd; the VM's loop
+ * Orders: the sender sets bits in `orders` (release) and rings by the link (link.h); the VM's loop
  * takes them all at once (exchange, acquire). News: the VM stores, then writes to the host's
  * eventfd.
  */
@@ -19,7 +19,9 @@
 enum vm_state {
 	VM_STARTING, /* the process sets up KVM and loads the image */
 	VM_RUNNING,
-	VM_STARVED, /* stopped in a second-stage fault: the pool has no frame for it */
+	VM_STARVED,  /* stopped in a second-stage fault: the pool has no frame for it */
+	VM_PAUSED,   /* stands still by the user's order */
+	VM_TEMPLATE, /* frozen: clones are made of it */
 	VM_ENDED,
 };
 
@@ -41,9 +43,20 @@ enum vm_order {
 	ORDER_SAMPLE = 1 << 2, /* refresh what is sampled below */
 	ORDER_PRESS_POWER =
 		1 << 3, /* press the ACPI power button: the guest may shut itself down */
+	ORDER_PAUSE = 1 << 4,
+	ORDER_RESUME = 1 << 5, /* of both, the one that came last */
+	ORDER_RENEW = 1 << 6,  /* a new generation id: the guest reseeds its random numbers */
 };
 
-enum fault_kind { FAULT_GUEST_READ, FAULT_GUEST_WRITE, FAULT_DEVICE, FAULT_STALE, FAULT_NKINDS };
+enum fault_kind {
+	FAULT_GUEST_READ,
+	FAULT_GUEST_WRITE,
+	FAULT_DEVICE,
+	FAULT_STALE,
+	FAULT_SHOWN,  /* a read of shared frames, mapped without a copy */
+	FAULT_COPIED, /* a write to a shared frame, which copied it */
+	FAULT_NKINDS
+};
 
 #define MAILBOX_WORDS 1024
 
@@ -53,6 +66,7 @@ struct mailbox {
 	_Atomic uint32_t end;     /* enum vm_end, set before state becomes VM_ENDED */
 	_Atomic uint32_t hungry;  /* the VM found the pool empty: send ORDER_FRAMES when it isn't */
 	_Atomic uint32_t sampled; /* counts ORDER_SAMPLEs carried out */
+	_Atomic uint32_t pause_refused; /* counts ORDER_PAUSEs that a vCPU didn't follow */
 	char words[MAILBOX_WORDS]; /* why it ended, with registers where they help; NUL-terminated
 				    */
 
@@ -61,9 +75,11 @@ struct mailbox {
 	_Atomic uint64_t starved;              /* times that a fault had to wait for frames */
 	_Atomic uint64_t extents;              /* pieces of pool mapped into the window */
 	_Atomic uint64_t extent_frames;
-	struct histogram service_ns;     /* userfault read to wake */
-	_Atomic uint64_t exits[64];      /* KVM exits by reason */
-	_Atomic uint64_t run_started_ns; /* CLOCK_MONOTONIC at the first KVM_RUN */
+	struct histogram service_ns;       /* userfault read to wake */
+	_Atomic uint64_t exits[64];        /* KVM exits by reason */
+	_Atomic uint64_t run_started_ns;   /* CLOCK_MONOTONIC at the first KVM_RUN */
+	_Atomic uint64_t copied_frames;    /* shared frames of which it has a copy now */
+	_Atomic uint64_t predicted_frames; /* of them: copied before it ran */
 
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
 	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */

@@ -22,6 +22,11 @@ static const char help[] =
 	"  stats       its numbers, also for Prometheus\n"
 	"  owner       who owns a frame of its pool\n"
 	"  translate   which frame is behind a guest's physical address\n"
+	"  clone       copy a running guest, sharing its memory\n"
+	"  pause       stop a guest in its tracks\n"
+	"  resume      let a paused guest go on\n"
+	"  exec        run a command in a guest\n"
+	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
 	"  audit       check its table\n";
 
 static int probe(int argc, char **argv)
@@ -63,6 +68,11 @@ static const struct {
 	{"owner", command_owner},
 	{"translate", command_translate},
 	{"audit", command_audit},
+	{"clone", command_clone},
+	{"pause", command_pause},
+	{"resume", command_resume},
+	{"exec", command_exec},
+	{"renew", command_renew},
 };
 
 int main(int argc, char **argv)

@@ -12,7 +12,7 @@
  */
 #define EXTENT_MAX_CLUSTERS (1u << (IPT_MAX_ORDER - IPT_CLUSTER_ORDER))
 
-static bool touched(const struct memory *m, uint64_t cluster)
+bool memory_touched(const struct memory *m, uint64_t cluster)
 {
 	return m->touched[cluster / 64] >> (cluster % 64) & 1;
 }
@@ -30,7 +30,7 @@ static uint64_t cluster_of(const struct memory *m, gfn_t g)
 	       (PAGE_SHIFT + IPT_CLUSTER_ORDER);
 }
 
-static const struct machine_bank *bank_of(const struct memory *m, gfn_t g)
+const struct machine_bank *memory_bank(const struct memory *m, gfn_t g)
 {
 	for (unsigned i = 0; i < m->machine->banks; i++) {
 		const struct machine_bank *b = &m->machine->bank[i];
@@ -55,7 +55,7 @@ static bool block_is_void(const struct memory *m, const struct machine_bank *b, 
 		return false;
 	uint64_t c = cluster_of(m, gfn(first)), n = UINT64_C(1) << (order - IPT_CLUSTER_ORDER);
 	for (uint64_t i = 0; i < n; i++)
-		if (touched(m, c + i))
+		if (memory_touched(m, c + i))
 			return false;
 	*e = (struct extent){gfn(first), order};
 	return true;
@@ -63,14 +63,14 @@ static bool block_is_void(const struct memory *m, const struct machine_bank *b, 
 
 static struct extent choose_extent(const struct memory *m, gfn_t g)
 {
-	const struct machine_bank *b = bank_of(m, g);
+	const struct machine_bank *b = memory_bank(m, g);
 	struct extent e = {g, 0};
 	uint64_t c = cluster_of(m, g);
 	uint64_t below = 0, above = 0;
-	while (below < EXTENT_MAX_CLUSTERS && below < c && touched(m, c - 1 - below))
+	while (below < EXTENT_MAX_CLUSTERS && below < c && memory_touched(m, c - 1 - below))
 		below++;
 	while (above < EXTENT_MAX_CLUSTERS && c + 1 + above < m->clusters &&
-	       touched(m, c + 1 + above))
+	       memory_touched(m, c + 1 + above))
 		above++;
 	uint64_t run = below > above ? below : above;
 	for (unsigned order = IPT_CLUSTER_ORDER;
@@ -82,22 +82,22 @@ static struct extent choose_extent(const struct memory *m, gfn_t g)
 	return e;
 }
 
-/* Frames wanted for an extent: those that continue a neighbour's, so that mappings merge. */
-static frame_t choose_goal(const struct memory *m, struct extent e)
+/* So that mappings merge. Shared neighbours don't count: their frames continue in others that are shared. */
+frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count)
 {
-	frame_t f;
-	if (e.first.v && ipt_lookup_run(m->table, m->vm, gfn(e.first.v - 1), 1, &f))
-		return frame_add(f, 1);
-	uint32_t count = UINT32_C(1) << e.order;
-	if (ipt_lookup_run(m->table, m->vm, gfn_add(e.first, count), 1, &f) && f.v >= count)
-		return frame(f.v - count);
+	struct ipt_place p;
+	if (first.v && ipt_place(m->table, m->vm, gfn(first.v - 1), 1, &p) && p.kind == IPT_OWN)
+		return frame_add(p.frame, 1);
+	if (ipt_place(m->table, m->vm, gfn_add(first, count), 1, &p) && p.kind == IPT_OWN &&
+	    p.frame.v >= count)
+		return frame(p.frame.v - count);
 	return INVALID_FRAME;
 }
 
 static int populate_extent(struct memory *m, gfn_t g)
 {
 	struct extent e = choose_extent(m, g);
-	struct ipt_hint hint = {.goal = choose_goal(m, e)};
+	struct ipt_hint hint = {.goal = memory_goal(m, e.first, UINT32_C(1) << e.order)};
 	frame_t f;
 	int rc;
 	/* A pool that is short gives a smaller extent, down to the one page. */
@@ -129,22 +129,26 @@ static int populate_extent(struct memory *m, gfn_t g)
 	return 0;
 }
 
+int memory_populate_locked(struct memory *m, gfn_t g)
+{
+	int rc = populate_extent(m, g);
+	if (rc == -EAGAIN) {
+		/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both
+		 * sequentially consistent) one of us sees the other. */
+		atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
+		rc = populate_extent(m, g);
+	}
+	return rc;
+}
+
 int memory_populate(struct memory *m, gfn_t g)
 {
-	if (!bank_of(m, g))
+	if (!memory_bank(m, g))
 		return -EFAULT;
 	pthread_mutex_lock(&m->lock);
 	int rc = 0;
-	if (!frame_valid(ipt_lookup(m->table, m->vm, g))) {
-		rc = populate_extent(m, g);
-		if (rc == -EAGAIN) {
-			/* Say so, then look once more: the host frees frames first and reads
-			 * `hungry` after, so (both sequentially consistent) one of us sees the
-			 * other. */
-			atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
-			rc = populate_extent(m, g);
-		}
-	}
+	if (!frame_valid(ipt_lookup(m->table, m->vm, g)))
+		rc = memory_populate_locked(m, g);
 	pthread_mutex_unlock(&m->lock);
 	return rc;
 }
@@ -162,6 +166,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 		.pool = pool,
 		.mailbox = mailbox,
 		.uffd = -1,
+		.learner = -1,
 		.lock = PTHREAD_MUTEX_INITIALIZER,
 		.clusters = (machine->mem_bytes >> PAGE_SHIFT) / IPT_CLUSTER_FRAMES + 1,
 	};
@@ -175,7 +180,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 	m->uffd = fault_open(error);
 	if (m->uffd < 0)
 		return m->uffd;
-	rc = fault_register(m->uffd, m->window.base, m->window.bytes);
+	rc = fault_register(m->uffd, m->window.base, m->window.bytes, false);
 	if (rc)
 		return errorf(error, rc, "%s: userfaultfd can't watch the window: %s",
 			      machine->name, strerror(-rc));

@@ -2,10 +2,13 @@
  * One VM's memory: the table's entries for it, its window, and what brings the two together. This
  * is where a second-stage fault goes:
  *
- *   guest or KVM touches a void gfn -> userfaultfd -> fault_service (fault.c) -> memory_populate:
- *   choose an extent, take frames (ipt_alloc), commit (ipt_map), map (window_map) -> wake
+ *   guest or KVM touches a gfn -> userfaultfd -> fault_service (fault.c) -> by what the table says it is:
+ *     void    memory_populate: choose an extent, take frames (ipt_alloc), commit (ipt_map), map (window_map)
+ *     shared, read   memory_show (share.c): put the frames' pages in, write-protected
+ *     shared, write  memory_own (share.c): take a frame, copy, commit, map
+ *   -> wake
  *
- * Devices come in by the gmem interface (gmem.c) and end at the same memory_populate.
+ * Devices come in by the gmem interface (gmem.c) and end at the same functions.
  * The array is changed before the window: a process that dies in between leaves frames which the
  * table knows it owned.
  */
@@ -14,6 +17,7 @@
 
 #include "ipt/ipt.h"
 #include "virtio/gmem.h"
+#include "vmm/learn.h"
 #include "vmm/mailbox.h"
 #include "vmm/window.h"
 #include <pthread.h>
@@ -35,6 +39,15 @@ struct memory {
 	 * that makes choosing an extent cheap. */
 	uint64_t *touched;
 	uint64_t clusters;
+
+	/* Sharing (share.c): has the window pieces that are registered for write protection? */
+	bool shares;
+	uint64_t
+		shown_to; /* where the last piece shown ends, gfn, and how long it was: the next one */
+	uint32_t shown_pages; /* that follows it is twice as long */
+	struct learn *learn;  /* as `learner` until then, if that is not negative */
+	int learner;
+	uint64_t learn_until_ns;
 };
 
 /* Window, userfaultfd and bitmap for a registered VM. -errno with words. */
@@ -46,13 +59,46 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
  * mapping. Any thread of the VM's process but one that waits for a userfault of the window. */
 int memory_populate(struct memory *m, gfn_t g);
 
+/* Where memory.c and share.c look: has the cluster (in window order) any frame? The bank of a gfn, or NULL. With
+ * memory.lock held: as memory_populate, for a gfn that is void and in a bank. */
+bool memory_touched(const struct memory *m, uint64_t cluster);
+const struct machine_bank *memory_bank(const struct memory *m, gfn_t g);
+int memory_populate_locked(struct memory *m, gfn_t g);
+/* With memory.lock held: frames wanted for 2^order gfns, those that continue a neighbour's of our own. */
+frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
+
+/* ---- share.c: frames that others see too ---------------------------------------------------- */
+
+/* Give the gfn a frame of this VM's own, whose bytes are those that it had: populated if it is void, copied if it
+ * is shared. 0 or as memory_populate. Same threads. */
+int memory_own(struct memory *m, gfn_t g);
+/* Put a shared gfn's page, with its neighbours, into the window, write-protected. 0, or -errno. */
+int memory_show(struct memory *m, gfn_t g);
+/* From now on every frame that is mapped may be seen by others: a write must fault. vCPUs stand still. -errno
+ * with words; then the VM can go on as before. */
+int memory_freeze(struct memory *m, char *error);
+/* The table has given what was ours to a template; we go on as `vm`. */
+void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn);
+/* In a clone's process: a userfaultfd of its own over the window that was inherited, all of it shared. -errno with
+ * words. */
+int memory_adopt(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn,
+		 char *error);
+/* Copy these shared pages in one go, into frames that follow each other where there are such. Pages that can't be
+ * had stay shared. Before the guest runs. */
+void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n);
+
 /* ---- fault.c: userfaultfd ------------------------------------------------------------------ */
 
 /* A userfaultfd that can report faults of the kernel too (KVM's). -errno with words that say which
  * permission is missing. */
 int fault_open(char *error);
-/* Register [base, base+bytes) for missing faults. */
-int fault_register(int uffd, void *base, uint64_t bytes);
+/* Register [base, base+bytes) for missing faults; a shared piece of the pool for minor and write-protect faults
+ * besides. -errno. */
+int fault_register(int uffd, void *base, uint64_t bytes, bool shared);
+/* Map pages that the pool has into a registered piece, write-protected. How many bytes from base on were dealt with
+ * (up to a page that the pool doesn't have, or has to be tried alone); 0 if not even the first: -errno then is in
+ * *error. */
+uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error);
 /* Serve what the userfaultfd has to say, without blocking: 0, or the -errno of the first fault that
  * could not be served for another reason than an empty pool. Those that wait for frames are kept
  * and served by fault_retry; fault_waiting says how many there are. */

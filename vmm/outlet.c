@@ -79,6 +79,12 @@ void outlet_init(struct outlet *o, int fd, struct loop *loop, void (*room)(void 
 			     .ctx = ctx};
 }
 
+void outlet_renew(struct outlet *o, int fd)
+{
+	loop_unpost(o->loop, &o->arm);
+	outlet_init(o, fd, o->loop, o->room, o->ctx);
+}
+
 /* Append up to n bytes; send on a line's end or a full buffer. Lock held. Returns how many went in.
  */
 static size_t append(struct outlet *o, const char *bytes, size_t n)

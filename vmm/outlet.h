@@ -28,6 +28,8 @@ struct outlet {
 };
 
 void outlet_init(struct outlet *o, int fd, struct loop *loop, void (*room)(void *ctx), void *ctx);
+/* In a forked process with a loop of its own: what is held is the parent's to send, the socket another. */
+void outlet_renew(struct outlet *o, int fd);
 /* Take all bytes, waiting for the host if need be. Not on the loop's thread. */
 void outlet_write(struct outlet *o, const char *bytes, size_t n);
 /* Take what there is room for, possibly nothing; then `room` will be called. Loop thread. */

@@ -49,6 +49,16 @@ int pool_clean(void *ctx, frame_t first, uint32_t count)
 	return rc < 0 ? -errno : 0;
 }
 
+int pool_fill(const struct pool *p, frame_t first, uint32_t count)
+{
+	int rc;
+	do {
+		rc = fallocate(p->fd, FALLOC_FL_KEEP_SIZE, (off_t)first.v << PAGE_SHIFT,
+			       (off_t)count << PAGE_SHIFT);
+	} while (rc < 0 && errno == EINTR);
+	return rc < 0 ? -errno : 0;
+}
+
 uint64_t pool_populated_bytes(const struct pool *p)
 {
 	struct stat st;

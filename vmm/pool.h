@@ -34,6 +34,9 @@ static inline frame_t pool_frame(const struct pool *p, const void *at)
  * with the pool as its context. -errno of fallocate. */
 int pool_clean(void *pool, frame_t first, uint32_t count);
 
+/* Give frames that have no host memory some, of zeroes; others stay as they are. -errno of fallocate. */
+int pool_fill(const struct pool *p, frame_t first, uint32_t count);
+
 /* Bytes of the pool that have host memory behind them now. */
 uint64_t pool_populated_bytes(const struct pool *p);
 

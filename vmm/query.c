@@ -12,20 +12,9 @@
 
 enum { JSON, PROMETHEUS }; /* flags */
 
-/* Takes the reference to the request. */
 static int ask_and_print(const struct cli *c, json_t *request, void (*say)(const json_t *answer))
 {
-	char error[ERROR_MAX];
-	json_t *answer = ask_host(c->host, request, error);
-	json_decref(request);
-	if (!answer)
-		return cli_fail(error);
-	if (c->value[JSON])
-		cli_json(answer);
-	else
-		say(answer);
-	json_decref(answer);
-	return EXIT_CLEAN;
+	return cli_ask(c, request, c->value[JSON], say);
 }
 
 static long long integer(const json_t *o, const char *key)
@@ -54,11 +43,19 @@ static void say_owner(const json_t *a)
 	if (integer(a, "pins"))
 		printf(", %lld pins", integer(a, "pins"));
 	putchar('\n');
+	size_t i;
+	json_t *viewer;
+	json_array_foreach(json_object_get(a, "viewers"), i,
+			   viewer) if (strcmp(string(viewer, "how"), "own"))
+		printf("  seen by %s at gpa 0x%llx (%s)\n", string(viewer, "vm"),
+		       integer(viewer, "gpa"), string(viewer, "how"));
 }
 
 static void say_translate(const json_t *a)
 {
 	printf("%s gpa 0x%llx: %s", string(a, "vm"), integer(a, "gpa"), string(a, "state"));
+	if (json_object_get(a, "from"))
+		printf(" with %s", string(a, "from"));
 	if (json_object_get(a, "frame"))
 		printf(", frame %lld, pool offset 0x%llx", integer(a, "frame"),
 		       integer(a, "pool_offset"));
@@ -107,8 +104,6 @@ int command_translate(int argc, char **argv)
 				"invisor translate --help");
 	json_t *request = json_pack("{s:s, s:s, s:I}", "do", "translate", "vm", c.operand[0], "gpa",
 				    (json_int_t)n);
-	if (!request)
-		return cli_fail("translate: the VM's name is no UTF-8 text");
 	return ask_and_print(&c, request, say_translate);
 }
 
@@ -204,4 +199,30 @@ int command_stats(int argc, char **argv)
 		return cli_fail("stats: either --json or --prometheus");
 	return ask_and_print(&c, json_pack("{s:s}", "do", "stats"),
 			     c.value[PROMETHEUS] ? prometheus_print : say_stats);
+}
+
+static void say_renew(const json_t *a)
+{
+	printf("%s has a new generation id\n", string(a, "vm"));
+}
+
+int command_renew(int argc, char **argv)
+{
+	static const struct cli_spec spec = {
+		.command = "renew",
+		.usage = "usage: invisor renew [--json] [--host SOCKET] VM\n"
+			 "Give a guest a new generation id, as a copy of a VM gets one: its kernel "
+			 "reseeds\n"
+			 "its random numbers. For a guest whose disks come from another's, for "
+			 "instance.\n",
+		.flag = {[JSON] = "json"},
+		.least = 1,
+		.most = 1,
+		.operands = "takes the name of a VM"};
+	struct cli c;
+	int status = cli_parse(&c, &spec, argc, argv);
+	if (status >= 0)
+		return status;
+	return ask_and_print(&c, json_pack("{s:s, s:s}", "do", "renew", "vm", c.operand[0]),
+			     say_renew);
 }

@@ -1,4 +1,6 @@
 #include "vmm/requests.h"
+#include "vmm/clone_requests.h"
+#include "vmm/exec.h"
 #include "vmm/stats.h"
 #include <stdio.h>
 #include <string.h>
@@ -8,9 +10,36 @@ static const char *vm_name(struct ipt *t, vmid_t id, struct ipt_vm_info *info)
 	return ipt_vm_info(t, id, info) ? "(unknown)" : info->name;
 }
 
+/* Who sees a frame, as far as an answer has room for. */
+#define VIEWERS_MOST 4096
+
+struct viewers {
+	struct ipt *table;
+	json_t *list;
+};
+
+static bool add_viewer(void *ctx, vmid_t vm, gfn_t g, enum ipt_place_kind how)
+{
+	static const char *const words[] = {
+		[IPT_OWN] = "own", [IPT_INHERITED] = "inherited", [IPT_MERGED] = "merged"};
+	struct viewers *v = ctx;
+	struct ipt_vm_info info;
+	const char *name = vm_name(v->table, vm, &info);
+	bool known = (size_t)how < sizeof words / sizeof *words && words[how];
+	json_array_append_new(v->list, json_pack("{s:s, s:s, s:I, s:I}", "vm", name, "how",
+						 known ? words[how] : "shared", "gfn",
+						 (json_int_t)g.v, "gpa", (json_int_t)gfn_gpa(g).v));
+	return json_array_size(v->list) < VIEWERS_MOST;
+}
+
 static void take_owner(struct control_request *r, const json_t *o)
 {
-	static const char *const states[IPT_NSTATES] = {"free", "limbo", "private"};
+	static const char *const states[IPT_NSTATES] = {
+		[IPT_FREE] = "free",
+		[IPT_LIMBO] = "limbo",
+		[IPT_SHARED] = "shared",
+		[IPT_PRIVATE] = "private",
+	};
 	struct ipt *t = host_table(control_host(r));
 	const json_t *f = json_object_get(o, "frame");
 	json_int_t n = json_integer_value(f);
@@ -27,7 +56,7 @@ static void take_owner(struct control_request *r, const json_t *o)
 	}
 	json_t *a = json_pack("{s:I, s:s, s:i}", "frame", n, "state", states[owner.state], "pins",
 			      (int)owner.pins);
-	if (owner.state != IPT_FREE) {
+	if (owner.vm.v) {
 		json_object_set_new(a, "vm", json_string(vm_name(t, owner.vm, &info)));
 		json_object_set_new(a, "vm_id", json_integer(owner.vm.v));
 	}
@@ -35,6 +64,9 @@ static void take_owner(struct control_request *r, const json_t *o)
 		json_object_set_new(a, "gfn", json_integer((json_int_t)owner.gfn.v));
 		json_object_set_new(a, "gpa", json_integer((json_int_t)gfn_gpa(owner.gfn).v));
 	}
+	struct viewers v = {t, json_array()};
+	ipt_viewers(t, frame((uint32_t)n), add_viewer, &v);
+	json_object_set_new(a, "viewers", v.list);
 	control_reply(r, a);
 }
 
@@ -59,10 +91,18 @@ static void take_translate(struct control_request *r, const json_t *o)
 		control_refuse(r, "translate: the guest has no memory at that address");
 		return;
 	}
-	frame_t f = ipt_lookup(t, id, gpa_gfn(a));
-	json_t *answer =
-		json_pack("{s:s, s:I, s:I, s:s}", "vm", name, "gpa", (json_int_t)a.v, "gfn",
-			  (json_int_t)gpa_gfn(a).v, "state", frame_valid(f) ? "private" : "void");
+	struct ipt_place p;
+	ipt_place(t, id, gpa_gfn(a), 1, &p);
+	frame_t f = p.frame;
+	json_t *answer = json_pack("{s:s, s:I, s:I, s:s}", "vm", name, "gpa", (json_int_t)a.v,
+				   "gfn", (json_int_t)gpa_gfn(a).v, "state",
+				   p.kind == IPT_VOID  ? "void"
+				   : p.kind == IPT_OWN ? "private"
+						       : "shared");
+	if (p.kind == IPT_INHERITED) {
+		struct ipt_vm_info info;
+		json_object_set_new(answer, "from", json_string(vm_name(t, p.at, &info)));
+	}
 	if (frame_valid(f)) {
 		json_object_set_new(answer, "frame", json_integer(f.v));
 		json_object_set_new(answer, "pool_offset",
@@ -93,12 +133,29 @@ static void take_stats(struct control_request *r, const json_t *o)
 	control_reply(r, stats_take(control_host(r), processes));
 }
 
+static void take_renew(struct control_request *r, const json_t *o)
+{
+	struct host *h = control_host(r);
+	const char *name = json_string_value(json_object_get(o, "vm"));
+	vmid_t id;
+	struct host_vm *vm =
+		name && ipt_vm_find(host_table(h), name, &id) == 0 ? host_vm_by_id(h, id) : NULL;
+	if (!vm) {
+		control_refuse(r, "renew: needs \"vm\", the name of a running VM");
+		return;
+	}
+	host_order(vm, ORDER_RENEW);
+	control_reply(r, json_pack("{s:s}", "vm", name));
+}
+
 /* ---- the table ----------------------------------------------------------------------------- */
 
 static const struct request_kind kinds[] = {
 	{"owner", take_owner},         {"translate", take_translate}, {"stats", take_stats},
 	{"audit", take_audit},         {"run", requests_run},         {"kill", requests_kill},
 	{"console", requests_console}, {"status", requests_status},   {"stop", requests_stop},
+	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
+	{"exec", exec_take},           {"renew", take_renew},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)

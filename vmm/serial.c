@@ -343,3 +343,11 @@ bool serial_break(struct serial *s)
 	pthread_mutex_unlock(&s->lock);
 	return taken;
 }
+
+void serial_resume(struct serial *s)
+{
+	pthread_mutex_lock(&s->lock);
+	if (s->line && s->ops.irq)
+		s->ops.irq(s->ctx, true);
+	pthread_mutex_unlock(&s->lock);
+}

@@ -62,10 +62,9 @@ static json_t *host_stats(void)
 static json_t *faults(const struct mailbox *mb)
 {
 	static const char *const names[FAULT_NKINDS] = {
-		[FAULT_GUEST_READ] = "guest_read",
-		[FAULT_GUEST_WRITE] = "guest_write",
-		[FAULT_DEVICE] = "device",
-		[FAULT_STALE] = "stale",
+		[FAULT_GUEST_READ] = "guest_read", [FAULT_GUEST_WRITE] = "guest_write",
+		[FAULT_DEVICE] = "device",         [FAULT_STALE] = "stale",
+		[FAULT_SHOWN] = "shown",           [FAULT_COPIED] = "copied",
 	};
 	json_t *o = json_object();
 	for (int i = 0; i < FAULT_NKINDS; i++)
@@ -126,6 +125,8 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	put(o, "starved", mb->starved);
 	put(o, "extents", mb->extents);
 	put(o, "extent_frames", mb->extent_frames);
+	put(o, "copied_frames", mb->copied_frames);
+	put(o, "predicted_frames", mb->predicted_frames);
 	put(o, "second_stage_pages_4k", mb->second_stage_pages_4k);
 	put(o, "second_stage_pages_2m", mb->second_stage_pages_2m);
 	put(o, "disk_reads", mb->disk_reads);

@@ -1,3 +1,5 @@
+#include "vmm/clock.h"
+#include "vmm/error.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <signal.h>
@@ -117,6 +119,40 @@ static bool handle(struct vm *vm, unsigned cpu, struct kvm_run *run)
 	}
 }
 
+/* What the guest's last access still needs of KVM: entering with immediate_exit completes it and comes back
+ * (api.rst, 5, KVM_EXIT_IO and KVM_EXIT_MMIO), or brings the next part of the same access. */
+static bool complete_access(struct vm *vm, unsigned cpu)
+{
+	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
+	for (;;) {
+		v->run->immediate_exit = 1;
+		int rc = ioctl(v->fd, KVM_RUN, 0);
+		if (rc < 0 && errno == EINTR)
+			break;
+		if (rc < 0 && errno == EAGAIN)
+			continue;
+		if (rc < 0 || !handle(vm, cpu, v->run))
+			return false; /* the end is told when the guest is entered next, or was */
+	}
+	v->run->immediate_exit = 0;
+	return true;
+}
+
+/* A clone's vCPUs begin where they were frozen. */
+static bool wake(struct vm *vm)
+{
+	char error[ERROR_MAX] = "";
+	int rc = template_wake(vm, error);
+	for (unsigned i = 1; !rc && i < vm->kvm.cpus; i++) {
+		rc = vcpu_start(vm, i);
+		if (rc)
+			errorf(error, rc, "no thread for vCPU %u: %s", i, strerror(-rc));
+	}
+	if (rc)
+		vm_end(vm, END_HOST_ERROR, "%s", error);
+	return !rc;
+}
+
 static void *vcpu_main(void *arg)
 {
 	struct start *start = arg;
@@ -124,7 +160,22 @@ static void *vcpu_main(void *arg)
 	unsigned cpu = start->cpu;
 	free(start);
 	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
+	if (cpu == 0 && vm->frozen.cpus && !wake(vm)) {
+		atomic_store_explicit(&vm->vcpu_gone[0], true, memory_order_release);
+		return NULL;
+	}
+	if (cpu == 0) {
+		atomic_store_explicit(&vm->links.mailbox->run_started_ns, clock_ns(),
+				      memory_order_release);
+		vm_set_state(vm, VM_RUNNING);
+	}
 	while (!atomic_load_explicit(&vm->stopping, memory_order_acquire)) {
+		if (atomic_load_explicit(&vm->pause.wanted, memory_order_acquire)) {
+			if (!complete_access(vm, cpu))
+				break;
+			pause_wait(vm, cpu);
+			continue;
+		}
 		int rc = ioctl(v->fd, KVM_RUN, 0);
 		if (rc < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;
@@ -140,6 +191,7 @@ static void *vcpu_main(void *arg)
 			break;
 	}
 	atomic_store_explicit(&vm->vcpu_gone[cpu], true, memory_order_release);
+	loop_post(vm->loop, &vm->pause.look); /* who waits for it to park waits no longer */
 	return NULL;
 }
 
@@ -161,22 +213,34 @@ int vcpu_start(struct vm *vm, unsigned cpu)
 	return -rc;
 }
 
+static bool kick(struct vm *vm, unsigned cpu)
+{
+	if (!vm->vcpu_thread[cpu] ||
+	    atomic_load_explicit(&vm->vcpu_gone[cpu], memory_order_acquire))
+		return false;
+	/* Read by KVM before it enters the guest, so the signal can't come too early to be noticed (api.rst,
+	 * struct kvm_run, immediate_exit). */
+	vm->kvm.vcpu[cpu].run->immediate_exit = 1;
+	pthread_kill(vm->vcpu_thread[cpu], KICK_SIGNAL);
+	return true;
+}
+
+void vcpu_kick_all(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->kvm.cpus; i++)
+		kick(vm, i);
+	board_wake(vm);
+}
+
 unsigned vcpu_stop_all(struct vm *vm, unsigned ms)
 {
 	atomic_store_explicit(&vm->stopping, true, memory_order_release);
-	unsigned left = 0;
+	pause_abandon(vm);
 	for (unsigned waited = 0;; waited++) {
-		left = 0;
-		for (unsigned i = 0; i < vm->kvm.cpus; i++) {
-			if (!vm->vcpu_thread[i] ||
-			    atomic_load_explicit(&vm->vcpu_gone[i], memory_order_acquire))
-				continue;
-			left++;
-			/* Read by KVM before it enters the guest, so the signal can't come too
-			 * early to be noticed (api.rst, struct kvm_run, immediate_exit). */
-			vm->kvm.vcpu[i].run->immediate_exit = 1;
-			pthread_kill(vm->vcpu_thread[i], KICK_SIGNAL);
-		}
+		unsigned left = 0;
+		for (unsigned i = 0; i < vm->kvm.cpus; i++)
+			left += kick(vm, i);
+		board_wake(vm);
 		if (!left || waited >= ms)
 			return left;
 		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);

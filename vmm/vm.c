@@ -3,6 +3,7 @@
 #include "vmm/container.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
+#include "vmm/identity.h"
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -12,12 +13,10 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#define STOP_MS      200  /* how long a vCPU gets to leave the guest */
-#define FLUSH_MS     1000 /* how long the host gets to take the last console bytes */
-#define LOOP_ENTRIES 64
+#define STOP_MS  200  /* how long a vCPU gets to leave the guest */
+#define FLUSH_MS 1000 /* how long the host gets to take the last console bytes */
 
 /* virtio 1.2 section 5 */
 #define ID_BLK     2
@@ -29,19 +28,20 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 	m->virtio_slots = 0;
 	m->virtio_id[m->virtio_slots++] = ID_CONSOLE;
 	m->virtio_id[m->virtio_slots++] = ID_RNG;
+	m->virtio_id[m->virtio_slots++] = ID_CONSOLE; /* the agent's */
 	for (unsigned i = 0; i < disks; i++)
 		m->virtio_id[m->virtio_slots++] = ID_BLK;
 }
 
-static void tell_host(const struct vm *vm)
+void vm_tell_host(const struct vm *vm)
 {
 	event_ring(vm->links.news_fd);
 }
 
-static void set_state(struct vm *vm, enum vm_state state)
+void vm_set_state(struct vm *vm, enum vm_state state)
 {
 	atomic_store_explicit(&vm->links.mailbox->state, state, memory_order_release);
-	tell_host(vm);
+	vm_tell_host(vm);
 }
 
 /* ---- the end ------------------------------------------------------------------------------- */
@@ -60,7 +60,7 @@ static void sample(struct vm *vm)
 	kvm_vm_mapped(&vm->kvm, &p4k, &p2m);
 	mb->second_stage_pages_4k = p4k;
 	mb->second_stage_pages_2m = p2m;
-	for (unsigned i = 0; i < vm->config->disks; i++) {
+	for (unsigned i = 0; i < vm->config.disks; i++) {
 		struct virtio_blk_stats s;
 		virtio_blk_stats(vm->disk[i], &s);
 		reads += s.reads;
@@ -79,7 +79,7 @@ static void *ender(void *arg)
 	vcpu_stop_all(vm, STOP_MS);
 	sample(vm);
 	board_destroy(vm);
-	outlet_flush(&vm->outlet, FLUSH_MS);
+	board_flush(vm, FLUSH_MS);
 	loop_stop(vm->loop);
 	return NULL;
 }
@@ -117,11 +117,11 @@ static void after_faults(struct vm *vm, int rc)
 		       rc == -ENOMEM ? " (raise vm.max_map_count, or give the host memory)" : "");
 	uint32_t now = vm->starved.n ? VM_STARVED : VM_RUNNING;
 	uint32_t was = atomic_load_explicit(&mb->state, memory_order_relaxed);
-	if (was == now)
+	if (was == now || vm->pause.stillness == VM_STILL)
 		return;
 	if (now == VM_STARVED)
 		atomic_fetch_add_explicit(&mb->starved, 1, memory_order_relaxed);
-	set_state(vm, now);
+	vm_set_state(vm, now);
 }
 
 static void on_fault(struct loop_op *op, int res, uint32_t flags)
@@ -133,14 +133,9 @@ static void on_fault(struct loop_op *op, int res, uint32_t flags)
 	after_faults(vm, fault_service(&vm->memory, &vm->starved));
 }
 
-static void on_orders(struct loop_op *op, int res, uint32_t flags)
+static void take_orders(struct vm *vm)
 {
-	struct vm *vm = container(struct vm, on_orders, op);
 	struct mailbox *mb = vm->links.mailbox;
-	(void)flags;
-	if (res == -ECANCELED)
-		return;
-	event_drain(vm->links.orders_fd);
 	uint32_t orders = atomic_exchange_explicit(&mb->orders, 0, memory_order_acquire);
 	if (orders & ORDER_FRAMES) {
 		atomic_store_explicit(&mb->hungry, 0, memory_order_seq_cst);
@@ -150,96 +145,85 @@ static void on_orders(struct loop_op *op, int res, uint32_t flags)
 	if (orders & ORDER_SAMPLE) {
 		sample(vm);
 		atomic_fetch_add_explicit(&mb->sampled, 1, memory_order_release);
-		tell_host(vm);
+		vm_tell_host(vm);
 	}
 	if (orders & ORDER_PRESS_POWER) {
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, true); /* edge-triggered: a pulse */
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, false);
 	}
+	if (orders & ORDER_PAUSE)
+		pause_by_user(vm, true);
+	if (orders & ORDER_RESUME)
+		pause_by_user(vm, false);
+	if (orders & ORDER_RENEW && identity_renew(vm, vm->identity) == 0)
+		identity_announce(vm);
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
 
-static void watch_input(struct vm *vm);
-
-static void give_input(struct vm *vm)
+static void on_link(struct loop_op *op, int res, uint32_t flags)
 {
-	while (vm->input_held) {
-		size_t took = board_input(vm, vm->input, vm->input_held);
-		if (!took)
-			return; /* vm_input_wanted comes when there is room */
-		memmove(vm->input, vm->input + took, vm->input_held - took);
-		vm->input_held -= took;
-	}
-	watch_input(vm);
-}
-
-static void on_input(struct loop_op *op, int res, uint32_t flags)
-{
-	struct vm *vm = container(struct vm, on_input, op);
+	struct vm *vm = container(struct vm, on_link, op);
+	struct link_request request;
+	int fds[LINK_FDS];
+	ssize_t n;
 	(void)flags;
-	vm->input_watched = false;
-	if (res < 0)
+	if (res == -ECANCELED)
 		return;
-	ssize_t n = recv(vm->links.console_fd, vm->input, sizeof vm->input, MSG_DONTWAIT);
+	while ((n = link_receive(vm->links.link_fd, &request, sizeof request, fds)) > 0) {
+		request.name[IPT_NAME_LEN - 1] = 0;
+		if (request.op == LINK_ORDERS) {
+			take_orders(vm);
+		} else if (request.op == LINK_FREEZE && fds[0] >= 0) {
+			pause_for_freeze(vm, &request, fds[0]);
+			fds[0] = -1;
+		}
+		link_close(fds);
+	}
 	if (n == 0)
-		return; /* the host sends no more */
-	vm->input_held = n > 0 ? (size_t)n : 0;
-	give_input(vm);
-}
-
-static void watch_input(struct vm *vm)
-{
-	if (vm->input_watched)
-		return;
-	struct io_uring_sqe *sqe = loop_sqe(vm->loop, &vm->on_input);
-	if (!sqe)
-		return;
-	io_uring_prep_poll_add(sqe, vm->links.console_fd, POLLIN | POLLRDHUP);
-	vm->input_watched = true;
-}
-
-static void run_input_wanted(struct loop_work *w)
-{
-	give_input(container(struct vm, input_wanted, w));
-}
-
-void vm_input_wanted(struct vm *vm)
-{
-	loop_post(vm->loop, &vm->input_wanted);
-}
-
-static void console_room(void *ctx)
-{
-	struct vm *vm = ctx;
-	virtio_retry(vm->console);
+		_exit(1); /* the host is gone, and nobody supervises us any more */
 }
 
 /* ---- set-up -------------------------------------------------------------------------------- */
 
-/* Load the image; where the pool is out of frames, wait until the host says that there are some. */
+/* The pool was empty while the image was being loaded: wait for the host's word that it isn't any more. */
+static void wait_for_frames(struct vm *vm)
+{
+	struct mailbox *mb = vm->links.mailbox;
+	atomic_fetch_add_explicit(&mb->starved, 1, memory_order_relaxed);
+	vm_set_state(vm, VM_STARVED);
+	struct pollfd p = {.fd = vm->links.link_fd, .events = POLLIN};
+	struct link_request request;
+	int fds[LINK_FDS];
+	ssize_t n;
+	poll(&p, 1, -1);
+	while ((n = link_receive(vm->links.link_fd, &request, sizeof request, fds)) > 0)
+		link_close(fds); /* nobody freezes a VM that is starting */
+	if (n == 0)
+		_exit(1);
+	uint32_t orders = atomic_exchange_explicit(&mb->orders, 0, memory_order_acquire);
+	atomic_store_explicit(&mb->hungry, 0, memory_order_seq_cst);
+	if (orders & ORDER_POWER_OFF) {
+		note_end(vm, END_ORDERED, "powered off by the host while it waited for memory");
+		vm_set_state(vm, VM_ENDED);
+		_exit(1);
+	}
+	vm_set_state(vm, VM_STARTING);
+}
+
 static int load(struct vm *vm, char *error)
 {
 	for (;;) {
-		int rc = boot_load(vm->config->image, &vm->config->machine, &vm->memory.gmem,
+		int rc = boot_load(vm->config.image, &vm->config.machine, &vm->memory.gmem,
 				   &vm->plan, error);
+		if (!rc)
+			rc = identity_renew(vm, 0);
+		if (rc && rc != -EAGAIN && !*error)
+			errorf(error, rc, "%s: generation id: %s", vm->config.machine.name,
+			       strerror(-rc));
 		if (rc != -EAGAIN)
 			return rc;
-		atomic_fetch_add_explicit(&vm->links.mailbox->starved, 1, memory_order_relaxed);
-		set_state(vm, VM_STARVED);
-		struct pollfd p = {.fd = vm->links.orders_fd, .events = POLLIN};
-		poll(&p, 1, -1);
-		event_drain(vm->links.orders_fd);
-		uint32_t orders = atomic_exchange_explicit(&vm->links.mailbox->orders, 0,
-							   memory_order_acquire);
-		atomic_store_explicit(&vm->links.mailbox->hungry, 0, memory_order_seq_cst);
-		if (orders & ORDER_POWER_OFF) {
-			note_end(vm, END_ORDERED,
-				 "powered off by the host while it waited for memory");
-			set_state(vm, VM_ENDED);
-			_exit(1);
-		}
-		set_state(vm, VM_STARTING);
+		wait_for_frames(vm);
 	}
 }
 
@@ -263,80 +247,100 @@ static int set_registers(struct vm *vm, char *error)
 			rc = ioctl(fd, KVM_SET_MP_STATE, &runnable);
 		if (rc < 0)
 			return errorf(error, -errno, "%s: registers of vCPU %u: %s",
-				      vm->config->machine.name, i, strerror(errno));
+				      vm->config.machine.name, i, strerror(errno));
 	}
+	return 0;
+}
+
+int vm_watch(struct vm *vm, char *error)
+{
+	int rc = loop_watch(vm->loop, &vm->on_fault, vm->memory.uffd, POLLIN);
+	if (!rc)
+		rc = loop_watch(vm->loop, &vm->on_link, vm->links.link_fd, POLLIN);
+	if (rc)
+		return errorf(error, rc, "%s: io_uring poll: %s", vm->config.machine.name,
+			      strerror(-rc));
+	board_listen(vm);
 	return 0;
 }
 
 static int set_up(struct vm *vm, char *error)
 {
-	const struct vm_config *c = vm->config;
-	int rc = memory_create(&vm->memory, vm->links.table, vm->links.id, &c->machine,
-			       vm->links.pool, vm->links.mailbox, error);
+	const struct machine *m = &vm->config.machine;
+	int rc = memory_create(&vm->memory, vm->links.table, vm->links.id, m, vm->links.pool,
+			       vm->links.mailbox, error);
 	if (rc)
 		return rc;
-	rc = loop_create(&vm->loop, LOOP_ENTRIES);
+	rc = loop_create(&vm->loop, VM_LOOP_ENTRIES);
 	if (rc)
-		return errorf(error, rc, "%s: io_uring: %s%s", c->machine.name, strerror(-rc),
+		return errorf(error, rc, "%s: io_uring: %s%s", m->name, strerror(-rc),
 			      rc == -EPERM ? " (see /proc/sys/kernel/io_uring_disabled)" : "");
-	outlet_init(&vm->outlet, vm->links.console_fd, vm->loop, console_room, vm);
 	rc = board_create(vm, error);
 	if (!rc)
 		rc = load(vm, error);
 	if (!rc)
-		rc = kvm_vm_create(&vm->kvm, vm->links.kvm, &c->machine, &vm->memory.window, error);
+		rc = kvm_vm_create(&vm->kvm, vm->links.kvm, m, &vm->memory.window, error);
 	if (!rc)
 		rc = set_registers(vm, error);
 	if (rc)
 		return rc;
+	pause_init(vm);
 	vm->on_fault.done = on_fault;
-	vm->on_orders.done = on_orders;
-	vm->on_input.done = on_input;
-	vm->input_wanted.run = run_input_wanted;
+	vm->on_link.done = on_link;
 	vm->ending.run = begin_ending;
-	rc = loop_watch(vm->loop, &vm->on_fault, vm->memory.uffd, POLLIN);
-	if (!rc)
-		rc = loop_watch(vm->loop, &vm->on_orders, vm->links.orders_fd, POLLIN);
-	if (rc)
-		return errorf(error, rc, "%s: io_uring poll: %s", c->machine.name, strerror(-rc));
-	watch_input(vm);
-	return 0;
+	return vm_watch(vm, error);
 }
 
-static void be_a_vm_process(const char *name)
+static void be_a_vm_process(void)
 {
 	/* The terminal's Ctrl-C is for the host, which tells us what to do. */
 	signal(SIGINT, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGTERM, SIG_DFL);
+	signal(SIGCHLD, SIG_IGN); /* a template's end is the host's business: its pidfd tells */
+}
+
+void vm_name_process(const char *prefix, const char *name)
+{
 	char comm[16];
-	snprintf(comm, sizeof comm, "vm:%.12s", name);
+	snprintf(comm, sizeof comm, "%s:%.12s", prefix, name);
 	prctl(PR_SET_NAME, comm);
+}
+
+_Noreturn void vm_give_up(struct vm *vm, const char *words)
+{
+	note_end(vm, END_HOST_ERROR, words);
+	vm_set_state(vm, VM_ENDED);
+	_exit(1);
+}
+
+_Noreturn void vm_run(struct vm *vm)
+{
+	int rc = 0;
+	/* A clone's first vCPU starts the others. */
+	unsigned first = vm->frozen.cpus ? 1 : vm->kvm.cpus;
+	for (unsigned i = 0; i < first && !rc; i++) {
+		rc = vcpu_start(vm, i);
+		if (rc)
+			vm_end(vm, END_HOST_ERROR, "no thread for vCPU %u: %s", i, strerror(-rc));
+	}
+	rc = loop_run(vm->loop);
+	if (rc)
+		note_end(vm, END_HOST_ERROR, "the event loop failed");
+	vm_set_state(vm, VM_ENDED);
+	_exit(vm->links.mailbox->end == END_POWER_OFF ? 0 : 1);
 }
 
 _Noreturn void vm_process(const struct vm_config *config, const struct vm_links *links)
 {
 	static struct vm vm; /* the process is this VM and nothing else */
 	char error[ERROR_MAX] = "";
-	vm.config = config;
+	vm.config = *config;
 	vm.links = *links;
-	be_a_vm_process(config->machine.name);
+	be_a_vm_process();
+	vm_name_process("vm", config->machine.name);
 	int rc = set_up(&vm, error);
-	if (rc) {
-		note_end(&vm, END_HOST_ERROR, *error ? error : strerror(-rc));
-		set_state(&vm, VM_ENDED);
-		_exit(1);
-	}
-	atomic_store_explicit(&links->mailbox->run_started_ns, clock_ns(), memory_order_relaxed);
-	set_state(&vm, VM_RUNNING);
-	for (unsigned i = 0; i < vm.kvm.cpus && !rc; i++) {
-		rc = vcpu_start(&vm, i);
-		if (rc)
-			vm_end(&vm, END_HOST_ERROR, "no thread for vCPU %u: %s", i, strerror(-rc));
-	}
-	rc = loop_run(vm.loop);
 	if (rc)
-		note_end(&vm, END_HOST_ERROR, "the event loop failed");
-	set_state(&vm, VM_ENDED);
-	_exit(links->mailbox->end == END_POWER_OFF ? 0 : 1);
+		vm_give_up(&vm, *error ? error : strerror(-rc));
+	vm_run(&vm);
 }

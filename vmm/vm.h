@@ -8,14 +8,19 @@
 
 #include "virtio/virtio.h"
 #include "vmm/boot.h"
+#include "vmm/idle.h"
+#include "vmm/inlet.h"
 #include "vmm/kvm.h"
+#include "vmm/kvm_state.h"
+#include "vmm/link.h"
 #include "vmm/memory.h"
 #include "vmm/outlet.h"
 #include "vmm/serial.h"
 #include <pthread.h>
 
-#define VM_MAX_DISKS 8
-#define VM_MAX_SAID  50 /* lines about a guest's faults that a user is shown */
+#define VM_MAX_DISKS    8
+#define VM_LOOP_ENTRIES 64
+#define VM_MAX_SAID     50 /* lines about a guest's faults that a user is shown */
 
 struct vm_disk {
 	const char *path; /* for messages */
@@ -38,12 +43,33 @@ struct vm_links {
 	const struct pool *pool;
 	const struct kvm_host *kvm;
 	struct mailbox *mailbox;
-	int orders_fd;  /* eventfd: the mailbox has orders */
+	int link_fd;    /* to the host: link.h */
 	int news_fd;    /* eventfd: the mailbox has news for the host */
 	int console_fd; /* stream socket: console bytes both ways */
+	int agent_fd;   /* stream socket: bytes of the guest's agent both ways (docs/AGENT.md) */
 };
 
 struct vm;
+
+/* How far a VM is in standing still (pause.c); all but what vCPUs read belongs to the loop's thread. */
+enum vm_stillness { VM_MOVES, VM_PARKS, VM_STILL };
+
+struct vm_pause {
+	pthread_mutex_t lock;
+	pthread_cond_t go; /* wanted is false, or the VM ends */
+	_Atomic bool wanted;
+	_Atomic bool parked[MACHINE_MAX_CPUS];
+	struct loop_work look; /* posted by a vCPU that has parked */
+	enum vm_stillness stillness;
+	bool by_user; /* until a resume */
+	bool freeze;  /* a freeze was asked for: */
+	struct link_request request;
+	int template_link;
+	struct loop_op timer;
+	bool timer_armed;
+	struct __kernel_timespec delay;
+	uint64_t deadline_ns;
+};
 
 /* A virtio slot's interrupt. */
 struct vm_slot {
@@ -52,7 +78,7 @@ struct vm_slot {
 };
 
 struct vm {
-	const struct vm_config *config;
+	struct vm_config config; /* a copy, so that a clone can have a name of its own */
 	struct vm_links links;
 	struct memory memory;
 	struct kvm_vm kvm;
@@ -61,22 +87,29 @@ struct vm {
 	struct virtio_dev *device[MACHINE_MAX_VIRTIO];
 	struct vm_slot slot[MACHINE_MAX_VIRTIO];
 	unsigned devices;
-	struct virtio_dev *console, *disk[VM_MAX_DISKS];
-	struct outlet outlet;
-	char input[512]; /* bytes for the guest that it had no room for yet */
-	size_t input_held;
-	bool input_watched;
-	struct loop_work input_wanted, ending;
-	struct loop_op on_fault, on_orders, on_input;
+	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS];
+	struct outlet outlet, agent_outlet;
+	struct inlet inlet, agent_inlet;
+	struct idle idle;
+	struct loop_work ending;
+	struct loop_op on_fault, on_link;
 	struct fault_queue starved;
 	struct boot_plan plan;
+	struct vm_pause pause;
+	struct kvm_state frozen; /* of a template, and of a clone until it runs */
+	struct learn
+		*learn; /* what clones of the same template write to at first; NULL: nobody asks */
 	pthread_t vcpu_thread[MACHINE_MAX_CPUS];
 	_Atomic bool vcpu_gone[MACHINE_MAX_CPUS];
 	_Atomic bool stopping, ended;
 	_Atomic unsigned said;
+	_Atomic uint32_t identity; /* the clone's number, 0 for a VM that was booted */
 	/* Where the guest's last output came from, and so where input goes; none before the first, since
 	 * a guest that sets its console up forgets what came earlier. */
 	_Atomic enum vm_console { CONSOLE_NONE, CONSOLE_SERIAL, CONSOLE_VIRTIO } console_in_use;
+	/* The agent listens. Input waits until it has said something: Linux drops what comes while it
+	 * sets a console up. */
+	_Atomic bool agent_spoke;
 };
 
 /* Run the VM to its end, in this process. Never returns; exit status 0 if the guest ended cleanly.
@@ -87,16 +120,50 @@ _Noreturn void vm_process(const struct vm_config *config, const struct vm_links 
 void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
-/* Give the guest what input is held, then read more. Any thread. */
-void vm_input_wanted(struct vm *vm);
-
 /* Fill in the virtio slots that board_create will make, so that FDT and ACPI describe them. */
 void vm_machine_devices(struct machine *m, unsigned disks);
+
+/* What the state of the VM is, for the host to see. */
+void vm_set_state(struct vm *vm, enum vm_state state);
+/* There is news in the mailbox. Any thread. */
+void vm_tell_host(const struct vm *vm);
+/* The loop's sources, for the guest's first time or a clone's: faults, link, input. -errno with words. */
+int vm_watch(struct vm *vm, char *error);
+/* What the process is called in ps: "vm:NAME", "tm:NAME". */
+void vm_name_process(const char *prefix, const char *name);
+/* Start the vCPUs and run the loop to the VM's end. */
+_Noreturn void vm_run(struct vm *vm);
+/* Tell the host that there won't be a guest, and exit. */
+_Noreturn void vm_give_up(struct vm *vm, const char *words);
+
+/* ---- pause.c: standing still --------------------------------------------------------------- */
+
+void pause_init(struct vm *vm);
+/* The user's orders. Loop's thread. */
+void pause_by_user(struct vm *vm, bool pause);
+/* Freeze the VM as soon as it stands still, and answer on the link. Takes template_link. Loop's thread. */
+void pause_for_freeze(struct vm *vm, const struct link_request *request, int template_link);
+/* A vCPU that has seen pause.wanted and has no exit to complete waits here until the VM moves again or ends. */
+void pause_wait(struct vm *vm, unsigned cpu);
+/* Let vCPUs that wait there see that the VM ends. */
+void pause_abandon(struct vm *vm);
+
+/* ---- template.c: freezing, and clones ------------------------------------------------------ */
+
+/* Make a template of a VM that stands still: its process is forked here. The answer is for the host; *pidfd is
+ * the template's, or -1. Loop's thread. */
+void template_make(struct vm *vm, const struct link_request *request, int link,
+		   struct link_answer *answer, int *pidfd);
+/* A clone's first step, on the thread of its vCPU 0 while the loop runs: it gets the state that was frozen. -errno
+ * with words. */
+int template_wake(struct vm *vm, char *error);
 
 /* ---- vcpu.c -------------------------------------------------------------------------------- */
 
 /* Start the thread of a vCPU whose registers are set. -errno of pthread_create. */
 int vcpu_start(struct vm *vm, unsigned cpu);
+/* Have vCPUs leave the guest; they look at pause.wanted and stopping before they enter it again. */
+void vcpu_kick_all(struct vm *vm);
 /* Ask vCPUs to leave the guest, and wait up to `ms` for them; those that wait for a frame in the
  * kernel don't. Returns how many are still there. */
 unsigned vcpu_stop_all(struct vm *vm, unsigned ms);
@@ -105,14 +172,25 @@ unsigned vcpu_stop_all(struct vm *vm, unsigned ms);
 
 /* Make serial and virtio devices. -errno with words. */
 int board_create(struct vm *vm, char *error);
+/* Take no more requests and finish those in flight (loop's thread); and go on, in this process or in one forked from
+ * it (any thread). */
+void board_pause(struct vm *vm);
+void board_resume(struct vm *vm);
+/* In a clone's process, before vm_watch: its own sockets, on its own loop. */
+void board_renew(struct vm *vm);
 /* Stop devices and finish their I/O, disks flushed. */
 void board_destroy(struct vm *vm);
 /* A guest access; `data` is read or written, size 1, 2 or 4 (ports), 1 to 8 (MMIO). Any vCPU. */
 void board_port(struct vm *vm, uint16_t port, uint8_t *data, unsigned size, bool write);
 void board_mmio(struct vm *vm, gpa_t at, uint8_t *data, unsigned size, bool write);
-/* Console bytes for the guest; returns how many were taken. */
-size_t board_input(struct vm *vm, const char *bytes, size_t n);
+/* Begin to take console and agent bytes for the guest. Loop thread, or before it runs. */
+void board_listen(struct vm *vm);
+/* Send what the guest wrote and the host hasn't taken yet, waiting at most `ms` each. */
+void board_flush(struct vm *vm, int ms);
 /* The pool has frames again. */
 void board_retry(struct vm *vm);
+/* vCPUs that rest at MACHINE_IDLE_PORT go on at once: call it after setting what keeps them from
+ * going back to the guest. Any thread. */
+void board_wake(struct vm *vm);
 
 #endif

@@ -13,13 +13,14 @@
 #define COM1_LSR       (MACHINE_COM1_PORT + 5)
 #define COM1_LSR_DATA  0x01
 
+static struct vcon vcon;
 static bool by_virtio;
 static bool listening; /* COM1 is set up for input */
 
 void console_write(const char *bytes, size_t n)
 {
 	if (by_virtio) {
-		vcon_write(bytes, n);
+		vcon_write(&vcon, bytes, n);
 		return;
 	}
 	/* Each byte is an exit. A string instruction wouldn't help: KVM makes an exit of each of
@@ -43,7 +44,7 @@ size_t console_read(char *out, size_t size)
 {
 	size_t n = 0;
 	if (by_virtio)
-		return vcon_read(out, size);
+		return vcon_read(&vcon, out, size);
 	if (!listening) {
 		cpu_out8(COM1_FCR, COM1_FCR_ON);
 		cpu_out8(COM1_MCR, COM1_MCR_READY);
@@ -56,12 +57,12 @@ size_t console_read(char *out, size_t size)
 
 bool console_use_virtio(void)
 {
-	by_virtio = vcon_open();
+	by_virtio = vcon_open(&vcon, 0, false);
 	return by_virtio;
 }
 
 void console_drain(void)
 {
 	if (by_virtio)
-		vcon_drain();
+		vcon_drain(&vcon);
 }

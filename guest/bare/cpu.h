@@ -24,6 +24,13 @@ static inline uint8_t cpu_in8(uint16_t port)
 	return v;
 }
 
+static inline uint32_t cpu_in32(uint16_t port)
+{
+	uint32_t v;
+	__asm__ volatile("inl %1, %0" : "=a"(v) : "Nd"(port) : "memory");
+	return v;
+}
+
 /* 32-bit device registers, by plain moves that an emulator surely knows. */
 static inline uint32_t cpu_mmio_read32(uint64_t gpa)
 {

@@ -1,12 +1,21 @@
 #include "guest/bare/end.h"
 #include "guest/bare/console.h"
 #include "guest/bare/cpu.h"
+#include "guest/bare/idle.h"
+#include "guest/bare/team.h"
 #include "guest/bare/text.h"
 #include "guest/bare/words.h"
 #include "vmm/machine.h"
 #include <stdatomic.h>
 
 static atomic_flag ending = ATOMIC_FLAG_INIT;
+
+static void park(void)
+{
+	team_rest();
+	for (;;)
+		idle_wait();
+}
 
 static void spin(void)
 {
@@ -35,6 +44,9 @@ static _Noreturn void finish(uint64_t how)
 		break;
 	case END_HALT: /* privileged, so a general protection fault with the same end */
 		__asm__ volatile("hlt");
+		break;
+	case END_PARK:
+		park();
 		break;
 	case END_WILD: /* code in a device's registers: KVM can't run that */
 		((void (*)(void))MACHINE_MMIO_BASE)();

@@ -13,10 +13,10 @@
  *
  * For the whole run:
  *   console=com1|virtio      where lines go and come from (com1)
- *   end=off|reboot|triple|spin|halt|wild
+ *   end=off|reboot|triple|spin|halt|wild|park
  *                            what comes after DONE: ACPI power-off (off), ACPI reset, ud2 without an
  *                            IDT, a loop without end, hlt in CPL 3 (faults, so as triple), a jump
- *                            into device registers (KVM internal error)
+ *                            into device registers (KVM internal error), rest at the idle port
  *   tsc=HZ                   TSC frequency, else /cpus/timebase-frequency, else CPUID, else a guess
  *
  * For all workloads:
@@ -56,6 +56,7 @@
  *   order= seed=             of the chunks; the contents depend on (seed, sector)
  * work=console               repeats each line that comes until "quit"
  *   seconds=T                FAIL if quit doesn't come in time (no limit)
+ * work=serve                 obeys commands at the second virtio console, until "off": serve.c
  * work=rng   bytes=N         reads N bytes of entropy, looks that half of the bits are set (64)
  *
  * Every measured part has a number, printed as part=; at its start and end (number << 1 | 1) and
@@ -68,9 +69,9 @@
 #include "guest/bare/work.h"
 
 const struct work work_table[] = {
-	{"touch", touch_run}, {"pattern", pattern_run}, {"zero", zero_run}, {"dirty", dirty_run},
-	{"cpu", loop_run},    {"idle", idle_run},       {"smp", smp_run},   {"disk", disk_run},
-	{"rng", rng_run},     {"console", echo_run},    {NULL, NULL},
+	{"touch", touch_run}, {"pattern", pattern_run}, {"zero", zero_run},   {"dirty", dirty_run},
+	{"cpu", loop_run},    {"idle", idle_run},       {"smp", smp_run},     {"disk", disk_run},
+	{"rng", rng_run},     {"console", echo_run},    {"serve", serve_run}, {NULL, NULL},
 };
 
 _Noreturn void bare_main(const void *fdt, uint64_t cpu);

@@ -2,6 +2,7 @@
 #include "guest/bare/board.h"
 #include "guest/bare/cpu.h"
 #include "guest/bare/end.h"
+#include "guest/bare/idle.h"
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -12,6 +13,7 @@ static struct {
 	_Atomic uint32_t go;      /* equals task once all are at the line */
 	_Atomic uint32_t ready;   /* vCPUs at the line */
 	_Atomic uint32_t done;    /* vCPUs that have finished */
+	_Atomic bool resting;     /* no task comes any more */
 	_Atomic uint32_t present; /* vCPUs but 0 that have checked in */
 	team_fn *fn;              /* written before task, read after it */
 	void *arg;
@@ -23,8 +25,12 @@ void team_serve(unsigned cpu)
 	uint32_t seen = 0;
 	atomic_fetch_add(&team.present, 1);
 	for (;;) {
-		while (atomic_load_explicit(&team.task, memory_order_acquire) == seen)
-			cpu_pause();
+		while (atomic_load_explicit(&team.task, memory_order_acquire) == seen) {
+			if (atomic_load_explicit(&team.resting, memory_order_relaxed))
+				idle_wait();
+			else
+				cpu_pause();
+		}
 		seen++;
 		atomic_fetch_add(&team.ready, 1);
 		while (atomic_load_explicit(&team.go, memory_order_acquire) != seen)
@@ -32,6 +38,11 @@ void team_serve(unsigned cpu)
 		team.fn(team.arg, cpu, board.cpus);
 		atomic_fetch_add_explicit(&team.done, 1, memory_order_release);
 	}
+}
+
+void team_rest(void)
+{
+	atomic_store_explicit(&team.resting, true, memory_order_relaxed);
 }
 
 unsigned team_present(void)

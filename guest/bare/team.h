@@ -26,6 +26,8 @@ struct team_time {
 _Noreturn void team_serve(unsigned cpu);
 /* Wait until all vCPUs of the machine have checked in; ends the run if one is missing. */
 void team_gather(void);
+/* All vCPUs but 0 rest at the idle port from now on, for good: no more team_do. */
+void team_rest(void);
 /* vCPUs that have checked in, with vCPU 0. */
 unsigned team_present(void);
 /* Do it, on all vCPUs if `all`, else on vCPU 0 alone. */

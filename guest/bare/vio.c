@@ -17,6 +17,8 @@
 #define REG_QUEUE_NUM           0x038
 #define REG_QUEUE_READY         0x044
 #define REG_QUEUE_NOTIFY        0x050
+#define REG_INTERRUPT_STATUS    0x060
+#define REG_INTERRUPT_ACK       0x064
 #define REG_STATUS              0x070
 #define REG_QUEUE_DESC          0x080 /* low, high */
 #define REG_QUEUE_DRIVER        0x090
@@ -104,6 +106,25 @@ const char *vio_queue_open(struct vio_queue *q, uint64_t regs, uint16_t number)
 	write_address(regs + REG_QUEUE_DEVICE, &q->used);
 	cpu_mmio_write32(regs + REG_QUEUE_READY, 1);
 	return NULL;
+}
+
+void vio_interrupts(struct vio_queue *q, bool on)
+{
+	__atomic_store_n(&q->avail.flags, on ? 0 : AVAIL_NO_INTERRUPT, __ATOMIC_RELAXED);
+	/* Before the next look at used.idx: the device looks at flags after it wrote that. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+bool vio_pending(const struct vio_queue *q)
+{
+	return __atomic_load_n(&q->used.idx, __ATOMIC_RELAXED) != q->seen;
+}
+
+void vio_acknowledge(uint64_t regs)
+{
+	uint32_t status = cpu_mmio_read32(regs + REG_INTERRUPT_STATUS);
+	if (status != 0)
+		cpu_mmio_write32(regs + REG_INTERRUPT_ACK, status);
 }
 
 void vio_go(uint64_t regs)

@@ -1,6 +1,6 @@
 /*
- * A driver's side of virtio over MMIO (virtio 1.2, sections 2.7 and 4.2), by polling: no
- * interrupts, split queues, a batch of requests at a time.
+ * A driver's side of virtio over MMIO (virtio 1.2, sections 2.7 and 4.2), by polling: split queues,
+ * a batch of requests at a time. Interrupts only end a rest at the idle port, where they are asked for.
  */
 #ifndef BARE_VIO_H
 #define BARE_VIO_H
@@ -58,6 +58,12 @@ uint64_t vio_find(uint32_t id, unsigned k);
  * agreed on are left in *features. NULL, or what went wrong. Then set up the queues and vio_go. */
 const char *vio_open(uint64_t regs, uint64_t want, uint64_t *features);
 const char *vio_queue_open(struct vio_queue *q, uint64_t regs, uint16_t number);
+/* Should the device raise its interrupt when it has used a request of this queue? Not at first. */
+void vio_interrupts(struct vio_queue *q, bool on);
+/* Would vio_poll find something? */
+bool vio_pending(const struct vio_queue *q);
+/* Take back the device's interrupt if it stands. */
+void vio_acknowledge(uint64_t regs);
 void vio_go(uint64_t regs);
 /* Stop using the device. */
 void vio_close(uint64_t regs);

@@ -44,7 +44,7 @@ static const struct word table[] = {
 	{"depth", NUMBER, IN_STAGE(depth)},
 	{"mode", CHOICE, IN_STAGE(mode), .choice = "rw|write|verify|ro|discard|zeroes|flush|info"},
 	{"console", CHOICE, .global = &words.console, .choice = "com1|virtio"},
-	{"end", CHOICE, .global = &words.end, .choice = "off|reboot|triple|spin|halt|wild"},
+	{"end", CHOICE, .global = &words.end, .choice = "off|reboot|triple|spin|halt|wild|park"},
 	{"tsc", NUMBER, .global = &words.tsc},
 };
 

@@ -10,7 +10,7 @@
 
 enum words_order { ORDER_SEQ, ORDER_RAND };
 enum words_console { CONSOLE_COM1, CONSOLE_VIRTIO };
-enum words_end { END_OFF, END_REBOOT, END_TRIPLE, END_SPIN, END_HALT, END_WILD };
+enum words_end { END_OFF, END_REBOOT, END_TRIPLE, END_SPIN, END_HALT, END_WILD, END_PARK };
 enum words_mode {
 	MODE_RW,
 	MODE_WRITE,

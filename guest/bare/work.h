@@ -24,5 +24,6 @@ void smp_run(const struct stage *s);
 void disk_run(const struct stage *s);
 void rng_run(const struct stage *s);
 void echo_run(const struct stage *s);
+void serve_run(const struct stage *s);
 
 #endif

@@ -18,7 +18,7 @@ $(GUEST_LINUX)/vmlinux: $(GUEST_LINUX)/bzImage guest/linux/extract-vmlinux
 	$(if $(Q),@echo "  EXTRACT $@")
 	$(Q)guest/linux/extract-vmlinux $< $@
 
-$(GUEST_LINUX)/initrd: $(GUEST_KERNEL)/release guest/linux/make-initrd guest/linux/init guest/linux/power-button \
-		guest/linux/linux.mk
+$(GUEST_LINUX)/initrd: $(GUEST_KERNEL)/release guest/linux/make-initrd guest/linux/init guest/linux/agent \
+		guest/linux/power-button guest/linux/linux.mk
 	$(if $(Q),@echo "  INITRD $@")
 	$(Q)guest/linux/make-initrd $(GUEST_KERNEL) $@ $(GUEST_MODULES) -- $(GUEST_LATE_MODULES)

@@ -233,6 +233,11 @@ Test(acpi_tables, iasl)
 		cr_assert_eq(run(dir, "grep -q 'EisaId (\"PNP0C0C\")' dsdt.dsl"), 0);
 		cr_assert_eq(run(dir, "grep -q 'Name (._S5, Package' dsdt.dsl"), 0);
 		cr_assert_eq(run(dir, "grep -q 'Notify (._SB.PWRB, 0x80)' dsdt.dsl"), 0);
+		cr_assert_eq(run(dir, "grep -q 'Notify (._SB.VGEN, 0x80)' dsdt.dsl"), 0);
+		cr_assert_eq(run(dir, "grep -q 'Name (_CID, \"VM_Gen_Counter\")' dsdt.dsl"), 0);
+		cr_assert_eq(
+			run(dir, "grep -A 5 'Name (ADDR, Package' dsdt.dsl | grep -q 0x000EF000"),
+			0);
 		snprintf(clean, sizeof(clean), "rm -rf %s", dir);
 		cr_assert_eq(system(clean), 0);
 	}

@@ -120,6 +120,103 @@ BOTH_KINDS(ipt_registry, lineage)
 	ipt_detach(t);
 }
 
+BOTH_KINDS(ipt_registry, freeze)
+{
+	struct ipt *t = help_table(kind, 1000);
+	vmid_t vm = help_vm(t, "vm"), other = help_vm(t, "other"), on, clone, found, again;
+	frame_t f = help_mapped(t, vm, 64, 4), limbo = help_alloc(t, vm, 0), own, mine;
+	struct ipt_vm_info info;
+	struct ipt_place p;
+
+	cr_assert_eq(ipt_vm_freeze(t, vm, "other", &on), -EEXIST);
+	cr_assert_eq(ipt_vm_freeze(t, vm, "vm", &on), -EEXIST);
+	cr_assert_eq(ipt_vm_freeze(t, vm, "", &on), -EINVAL);
+	cr_assert_eq(ipt_vm_freeze(t, vm, "a name of more than thirty-one bytes", &on),
+		     -ENAMETOOLONG);
+	cr_assert_eq(ipt_vm_freeze(t, vmid(9), "vm@1", &on), -ENOENT);
+	cr_assert_eq(ipt_vm_freeze(t, vm, "vm@1", &on), 0);
+	cr_assert_eq(ipt_vm_find(t, "vm", &found), 0);
+	cr_assert_eq(found.v, on.v);
+	cr_assert_eq(ipt_vm_find(t, "vm@1", &found), 0);
+	cr_assert_eq(found.v, vm.v);
+	cr_assert_eq(ipt_vm_info(t, vm, &info), 0);
+	cr_assert_eq(info.kind, IPT_TEMPLATE);
+	cr_assert_eq(info.children, 1);
+	cr_assert_eq(info.frames[IPT_PRIVATE], 16);
+	cr_assert_eq(ipt_vm_info(t, on, &info), 0);
+	cr_assert_eq(info.kind, IPT_VM);
+	cr_assert_eq(info.parent.v, vm.v);
+	cr_assert_eq(info.frames[IPT_PRIVATE], 0);
+
+	cr_assert_eq(ipt_alloc(t, vm, 0, NULL, &own), -EPERM);
+	cr_assert_eq(ipt_map(t, vm, gfn(0), limbo, 1), -EPERM);
+	cr_assert_eq(ipt_unmap(t, vm, gfn(64), 1, NULL, NULL), -EPERM);
+	cr_assert_eq(ipt_vm_freeze(t, vm, "vm@2", &again), -EPERM);
+	cr_assert_eq(ipt_vm_reap(t, vm, NULL, NULL), -EBUSY);
+	cr_assert_eq(ipt_free(t, vm, limbo, 1), 0);
+
+	cr_assert_eq(ipt_vm_add(t, "clone", vm, &clone), 0);
+	mine = help_mapped(t, clone, 70, 0);
+	cr_assert_eq(ipt_place(t, clone, gfn(64), 100, &p), 6);
+	cr_assert(p.kind == IPT_INHERITED && p.at.v == vm.v && p.frame.v == f.v);
+	cr_assert_eq(ipt_place(t, clone, gfn(70), 100, &p), 1);
+	cr_assert(p.kind == IPT_OWN && p.at.v == clone.v && p.frame.v == mine.v);
+	cr_assert_eq(ipt_place(t, on, gfn(64), 100, &p), 16);
+	cr_assert(p.kind == IPT_INHERITED && p.at.v == vm.v && p.frame.v == f.v);
+	cr_assert_eq(ipt_place(t, clone, gfn(60), 100, &p), 4);
+	cr_assert(p.kind == IPT_VOID && !p.at.v && !frame_valid(p.frame));
+	cr_assert_eq(ipt_place(t, clone, gfn(60), 3, &p), 3);
+	cr_assert_eq(ipt_place(t, clone, gfn(60), 0, &p), 0);
+	cr_assert_eq(ipt_place(t, clone, gfn(IPT_MAX_GFN), 1, &p), 0);
+	cr_assert_eq(ipt_place(t, clone, gfn(IPT_MAX_GFN - 1), 5, &p), 1);
+	cr_assert_eq(ipt_place(t, vmid(0), gfn(64), 1, &p), 0);
+
+	/* Frozen again, the VM has two ancestors. */
+	frame_t second = help_mapped(t, on, 65, 0);
+	cr_assert_eq(ipt_vm_freeze(t, on, "vm@2", &again), 0);
+	cr_assert_eq(ipt_place(t, again, gfn(65), 100, &p), 1);
+	cr_assert(p.kind == IPT_INHERITED && p.at.v == on.v && p.frame.v == second.v);
+	cr_assert_eq(ipt_lookup(t, again, gfn(66)).v, f.v + 2);
+	help_audit(t);
+	help_reap(t, clone);
+	help_reap(t, again);
+	help_reap(t, on);
+	help_reap(t, vm);
+	help_reap(t, other);
+	cr_assert_eq(ipt_free_frames(t), 1000);
+	help_audit(t);
+	ipt_detach(t);
+}
+
+Test(ipt_registry, thousands)
+{
+	struct ipt_config config = {IPT_INDEX, 100, 5000, 1, 1, 1};
+	struct ipt *t = NULL;
+	char name[IPT_NAME_LEN];
+	vmid_t base, vm, found;
+
+	cr_assert_eq(ipt_create(&t, &config), 0);
+	base = help_vm(t, "base");
+	for (unsigned i = 0; i < 4000; i++) {
+		snprintf(name, sizeof(name), "clone-%u", i);
+		cr_assert_eq(ipt_vm_add(t, name, base, &vm), 0);
+		cr_assert_eq(vm.v, i + 2);
+	}
+	for (unsigned i = 0; i < 4000; i += 7) {
+		snprintf(name, sizeof(name), "clone-%u", i);
+		cr_assert_eq(ipt_vm_find(t, name, &found), 0);
+		cr_assert_eq(found.v, i + 2);
+		cr_assert_eq(ipt_vm_add(t, name, base, &vm), -EEXIST);
+	}
+	help_reap(t, vmid(3000));
+	help_reap(t, vmid(2000));
+	cr_assert_eq(help_vm(t, "a").v, 2000);
+	cr_assert_eq(help_vm(t, "b").v, 3000);
+	cr_assert_eq(help_vm(t, "c").v, 4002);
+	help_audit(t);
+	ipt_detach(t);
+}
+
 static int fail_first(void *ctx, frame_t first, uint32_t count)
 {
 	int *calls = ctx;

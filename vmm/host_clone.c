@@ -1,0 +1,501 @@
+/*
+ * Clones, as the host makes them: a job a request. It asks a VM to freeze, if there is no template of what it is
+ * now; then it registers the clones and asks the template for them, a few at a time; then it waits until they run.
+ * The processes answer on their links, in order. All on the host's one thread, nothing waits.
+ *
+ * A clone that was asked for and not answered (FORKING) may have a process, which uses the table under its id: when
+ * its template is gone, only the end of its link says that there is none.
+ */
+#include "vmm/clock.h"
+#include "vmm/error.h"
+#include "vmm/host_private.h"
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define ASKED_MOST \
+	16 /* clones that a template is asked for at once; its link's buffer holds more */
+
+struct clone_job {
+	struct clone_job *next;
+	struct host *host;
+	struct host_clone_request request;
+	char name[IPT_NAME_LEN];
+	struct host_vm *source; /* the VM while it is being frozen, then the template */
+	struct host_vm *template;
+	/* [0, running) run, [running, answered) have processes, [answered, made) are FORKING; NULL: gone again */
+	struct host_vm **clones;
+	unsigned made, answered, running;
+	uint64_t asked_ns;
+	bool failed;
+	char words[ERROR_MAX];
+};
+
+static void step(struct clone_job *job);
+
+/* ---- the end of a job ---------------------------------------------------------------------- */
+
+static void free_job(struct clone_job *job)
+{
+	struct host *h = job->host;
+	struct clone_job **p = &h->jobs;
+	while (*p != job)
+		p = &(*p)->next;
+	*p = job->next;
+	for (unsigned i = 0; i < job->made; i++)
+		if (job->clones[i])
+			job->clones[i]->job = NULL;
+	if (job->template && job->template->job == job)
+		job->template->job = NULL;
+	if (job->source->job == job)
+		job->source->job = NULL;
+	free(job->clones);
+	free(job);
+	/* Who waited for that template, or for that VM. */
+	for (struct clone_job *next = h->jobs; next; next = next->next)
+		if (next->template && !next->template->job) {
+			next->template->job = next;
+			step(next);
+			return;
+		}
+}
+
+static void finish(struct clone_job *job)
+{
+	const struct host_clone_request *r = &job->request;
+	if (job->failed && r->failed)
+		r->failed(r->ctx, job->words);
+	else if (!job->failed && r->done)
+		r->done(r->ctx, job->clones, r->count);
+	free_job(job);
+}
+
+/* All or none: what was made goes again. */
+static void fail(struct clone_job *job, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+static void fail(struct clone_job *job, const char *format, ...)
+{
+	va_list args;
+	if (job->failed)
+		return;
+	job->failed = true;
+	va_start(args, format);
+	vsnprintf(job->words, sizeof job->words, format, args);
+	va_end(args);
+	for (unsigned i = 0; i < job->answered; i++)
+		if (job->clones[i])
+			host_kill(job->clones[i]);
+}
+
+/* ---- asking the template ------------------------------------------------------------------- */
+
+static int register_clone(struct clone_job *job, struct host_vm *clone, char *error)
+{
+	struct host *h = job->host;
+	const char *name = clone->config.machine.name;
+	int rc = ipt_vm_add(h->table, name, job->template->id, &clone->id);
+	if (rc)
+		return errorf(error, rc, "%s: %s", name,
+			      rc == -EEXIST   ? "a VM of that name exists"
+			      : rc == -ENOSPC ? "the host has as many VMs as its table has room for"
+					      : strerror(-rc));
+	clone->phase = HOST_VM_FORKING;
+	clone->job = job;
+	clone->asked_ns = job->asked_ns;
+	clone->number = ++h->clones;
+	return 0;
+}
+
+/* The config of the next clone: the template's, with its own name. */
+static int name_clone(const struct clone_job *job, struct vm_config *c, char *error)
+{
+	char *name = c->machine.name;
+	size_t size = sizeof c->machine.name;
+	int n;
+	*c = job->template->config;
+	if (!*job->name) {
+		const char *after = job->source->config.machine.name;
+		int length = (int)strcspn(after, "@"); /* a template's own name is its VM's */
+		n = snprintf(name, size, "%.*s.%u", length < 20 ? length : 20, after,
+			     job->host->clones + 1);
+	}
+	if (*job->name && job->request.count == 1)
+		n = snprintf(name, size, "%s", job->name);
+	else if (*job->name)
+		n = snprintf(name, size, "%.26s-%u", job->name, job->made + 1);
+	return n < (int)size ? 0 : errorf(error, -ENAMETOOLONG, "%.40s...: too long a name", name);
+}
+
+/* Ask for one more. -EAGAIN: the template's link is full. */
+static int ask(struct clone_job *job, char *error)
+{
+	struct vm_config config;
+	struct host_vm *clone;
+	int ends[LINK_FDS];
+	int rc = name_clone(job, &config, error);
+	if (!rc)
+		rc = host_vm_make(job->host, &config, false, &clone, ends, error);
+	if (rc)
+		return rc;
+	rc = register_clone(job, clone, error);
+	if (!rc)
+		rc = host_add_source(job->host, &clone->on_link, EPOLLIN);
+	if (!rc) {
+		struct link_request request = {.op = LINK_CLONE,
+					       .id = clone->id.v,
+					       .number = clone->number,
+					       .predict = job->request.predict};
+		snprintf(request.name, sizeof request.name, "%s", config.machine.name);
+		rc = link_send(job->template->link_fd, &request, sizeof request, ends, LINK_FDS);
+		if (rc && rc != -EAGAIN)
+			errorf(error, rc, "%s: its template doesn't answer: %s", request.name,
+			       strerror(-rc));
+	}
+	for (unsigned i = 0; i < LINK_FDS; i++)
+		close(ends[i]);
+	if (rc)
+		host_vm_unmake(clone);
+	else
+		job->clones[job->made++] = clone;
+	return rc;
+}
+
+/* Go on with a job whose template is there. */
+static void step(struct clone_job *job)
+{
+	char error[ERROR_MAX];
+	int rc = 0;
+	while (!job->failed && !rc && job->made < job->request.count &&
+	       job->made - job->answered < ASKED_MOST) {
+		rc = ask(job, error);
+		if (rc && (rc != -EAGAIN || job->made == job->answered))
+			fail(job, "%s", rc == -EAGAIN ? "the template's link is full" : error);
+	}
+	while (job->running < job->answered) {
+		struct host_vm *clone = job->clones[job->running];
+		if (clone && !job->failed && clone->mailbox &&
+		    !atomic_load_explicit(&clone->mailbox->run_started_ns, memory_order_acquire))
+			break;
+		job->running++;
+	}
+	if (job->failed ? job->answered == job->made : job->running == job->request.count)
+		finish(job);
+}
+
+void host_clone_news(struct host *h)
+{
+	for (struct clone_job *job = h->jobs, *next; job; job = next) {
+		next = job->next; /* step() frees no other */
+		if (job->template && job->template->job == job &&
+		    job->template->phase == HOST_VM_ALIVE)
+			step(job);
+	}
+}
+
+/* ---- freezing ------------------------------------------------------------------------------ */
+
+static int ask_to_freeze(struct clone_job *job, char *error)
+{
+	struct host_vm *vm = job->source, *t;
+	struct vm_config config = vm->config;
+	struct link_request request = {.op = LINK_FREEZE};
+	int ends[LINK_FDS];
+	snprintf(config.machine.name, sizeof config.machine.name, "%.24s@%u",
+		 vm->config.machine.name, ++job->host->templates);
+	int rc = host_vm_make(job->host, &config, true, &t, ends, error);
+	if (rc)
+		return rc;
+	t->phase = HOST_VM_FORKING;
+	t->job = job;
+	snprintf(request.name, sizeof request.name, "%s", config.machine.name);
+	rc = host_add_source(job->host, &t->on_link, EPOLLIN);
+	if (!rc)
+		rc = link_send(vm->link_fd, &request, sizeof request, &ends[0], 1);
+	close(ends[0]);
+	close(ends[1]);
+	if (rc) {
+		host_vm_unmake(t);
+		return errorf(error, rc, "%s: can't be told to freeze: %s", vm->config.machine.name,
+			      strerror(-rc));
+	}
+	job->template = t;
+	vm->job = job;
+	return 0;
+}
+
+/* A template without a process: what it owns stays for as long as others see it. */
+static void bury(struct host_vm *t)
+{
+	if (!t->id.v) {
+		host_vm_unmake(t);
+		return;
+	}
+	host_vm_lost(t);
+}
+
+/* A VM that is frozen anew, and whose last template made no clone that still lives, needs that one no more: without
+ * this the chain of templates would grow with every clone that is made and ended. */
+static void retire_the_last(struct host *h, const struct host_vm *t)
+{
+	struct ipt_vm_info info, last;
+	if (ipt_vm_info(h->table, t->id, &info) || ipt_vm_info(h->table, info.parent, &last))
+		return;
+	struct host_vm *old = host_vm_by_id(h, last.id);
+	if (old && old->is_template && !old->job && last.children == 1)
+		host_kill(old);
+}
+
+static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
+{
+	struct clone_job *job = vm->job;
+	struct host_vm *t = job->template;
+	struct host *h = job->host;
+	vm->job = NULL;
+	job->source = t; /* from now on it doesn't matter what becomes of vm */
+	if (a->template_id) {
+		t->id = vmid(a->template_id);
+		vm->id = vmid(a->id);
+	}
+	if (a->status) {
+		fail(job, "%s", a->words);
+		t->job = NULL;
+		finish(job);
+		bury(t);
+		return;
+	}
+	t->pid = a->pid;
+	t->pidfd = pidfd;
+	atomic_store_explicit(&t->mailbox->state, VM_TEMPLATE, memory_order_relaxed);
+	if (atomic_load_explicit(&vm->mailbox->state, memory_order_acquire) == VM_PAUSED)
+		vm->pristine = t;
+	if (h->events.cloned)
+		h->events.cloned(h->events.ctx, t, vm);
+	int rc = host_vm_supervise(t);
+	if (rc)
+		fail(job, "%s: can't watch its process: %s", t->config.machine.name, strerror(-rc));
+	retire_the_last(h, t);
+	step(job);
+}
+
+/* ---- what links say ------------------------------------------------------------------------ */
+
+static void cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
+{
+	struct clone_job *job = t->job;
+	struct host *h = t->host;
+	struct host_vm *clone = job->clones[job->answered];
+	if (a->id != clone->id.v) {
+		fail(job, "%s answered for another clone", t->config.machine.name);
+		host_kill(t); /* whatever that process is, it isn't our template any more */
+		return;
+	}
+	job->answered++;
+	if (a->status) {
+		fail(job, "%s", a->words);
+		job->clones[job->answered - 1] = NULL;
+		host_vm_unmake(clone);
+	} else {
+		clone->pid = a->pid;
+		clone->pidfd = pidfd;
+		if (h->events.cloned)
+			h->events.cloned(h->events.ctx, clone, job->source);
+		int rc = host_vm_supervise(clone);
+		if (rc)
+			fail(job, "%s: can't watch its process: %s", clone->config.machine.name,
+			     strerror(-rc));
+		if (job->failed)
+			host_kill(clone);
+	}
+	step(job);
+}
+
+/* The other end is closed, and so there is no process. */
+static void never_came(struct host_vm *vm)
+{
+	struct clone_job *job = vm->job;
+	if (vm->is_template && job->source != vm) {
+		/* The VM's answer, or its end, says what became of its frames. */
+		host_remove_source(vm->host, &vm->on_link);
+		vm->link_ended = true;
+		fail(job, "%s: its process ended", vm->config.machine.name);
+		return;
+	}
+	if (vm->is_template) {
+		finish(job);
+		bury(vm);
+		return;
+	} else {
+		while (job->clones[job->answered] != vm)
+			job->answered++; /* those before it are gone as well */
+		job->clones[job->answered++] = NULL;
+		host_vm_unmake(vm);
+	}
+	if (job && job->answered == job->made)
+		finish(job);
+}
+
+void host_clone_link(struct host_vm *vm)
+{
+	struct link_answer a;
+	int fds[LINK_FDS];
+	ssize_t n = link_receive(vm->link_fd, &a, sizeof a, fds);
+	if (n == 0 && vm->phase == HOST_VM_FORKING) {
+		never_came(vm);
+		return;
+	}
+	if (n == 0) {
+		host_remove_source(vm->host, &vm->on_link); /* the pidfd tells of the end */
+		return;
+	}
+	a.words[sizeof a.words - 1] = 0;
+	bool takes = n > 0 && vm->job && (!a.status ? fds[0] >= 0 : true);
+	if (takes && vm->is_template && vm->job->answered < vm->job->made) {
+		cloned(vm, &a, fds[0]);
+		fds[0] = a.status ? fds[0] : -1;
+	} else if (takes && !vm->is_template && vm->job->source == vm) {
+		frozen(vm, &a, fds[0]);
+		fds[0] = a.status ? fds[0] : -1;
+	}
+	link_close(fds);
+}
+
+/* Hear the end of its link, now that whoever would have answered is gone. */
+static void hang_up(struct host_vm *vm)
+{
+	shutdown(vm->link_fd, SHUT_WR);
+}
+
+void host_clone_ended(struct host_vm *vm)
+{
+	struct host *h = vm->host;
+	struct clone_job *job = vm->job;
+	for (unsigned i = 0; i < h->vms; i++)
+		if (h->vm[i]->pristine == vm)
+			h->vm[i]->pristine = NULL;
+	vm->pristine = NULL;
+	if (!job)
+		return;
+	if (vm->is_template) {
+		fail(job, "%s: its process ended", vm->config.machine.name);
+		for (unsigned i = job->answered; i < job->made; i++)
+			hang_up(job->clones[i]);
+		if (job->answered == job->made)
+			finish(job);
+	} else if (job->source == vm) {
+		/* It died while it was being frozen: before its id became a template's, or after. */
+		struct ipt_vm_info info;
+		fail(job, "%s ended while it was being frozen", vm->config.machine.name);
+		if (ipt_vm_info(h->table, vm->id, &info) == 0 && info.kind == IPT_TEMPLATE) {
+			job->template->id = vm->id;
+			if (ipt_vm_find(h->table, vm->config.machine.name, &vm->id))
+				vm->id = INVALID_VMID;
+		}
+		vm->job = NULL;
+		job->source = job->template;
+		if (job->source->link_ended)
+			never_came(job->source);
+		else
+			hang_up(job->source);
+	} else {
+		for (unsigned i = 0; i < job->answered; i++)
+			if (job->clones[i] == vm)
+				job->clones[i] = NULL;
+		vm->job = NULL;
+		fail(job, "%s: %s", vm->config.machine.name, vm->mailbox->words);
+		if (job->answered == job->made)
+			finish(job);
+	}
+}
+
+/* ---- requests ------------------------------------------------------------------------------ */
+
+static int check(const struct host_vm *vm, const struct host_clone_request *r, char *error)
+{
+	struct host *h = vm->host;
+	const char *name = vm->config.machine.name;
+	uint32_t state = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire);
+	uint32_t left = ipt_free_frames(h->table);
+	for (unsigned i = 0; i < vm->config.disks; i++)
+		if (!vm->config.disk[i].read_only)
+			return errorf(error, -EBUSY,
+				      "%s: its disk %.100s is writable, and its clones would all "
+				      "write to it; start it with ,ro",
+				      name, vm->config.disk[i].path);
+	if (!vm->is_template && state != VM_RUNNING && state != VM_PAUSED)
+		return errorf(error, -EAGAIN, "%s: can't be cloned while it is %s", name,
+			      vm_state_name(state));
+	if (!r->count || r->count > h->config.max_vms)
+		return errorf(error, -EINVAL, "%u clones: this host has room for %u VMs in all",
+			      r->count, h->config.max_vms);
+	if (left / HOST_CLONE_FRAMES < r->count)
+		return errorf(
+			error, -ENOMEM,
+			"%u clones: the pool has %u free frames, and each clone needs %u to begin "
+			"with",
+			r->count, left, HOST_CLONE_FRAMES);
+	if (!vm->is_template && vm->job)
+		return errorf(error, -EBUSY, "%s: is being frozen already; ask again", name);
+	return 0;
+}
+
+int host_clone(struct host_vm *vm, const struct host_clone_request *request, char *error)
+{
+	struct host *h = vm->host;
+	int rc = check(vm, request, error);
+	if (rc)
+		return rc;
+	struct clone_job *job = calloc(1, sizeof *job);
+	struct host_vm **clones = calloc(request->count, sizeof(struct host_vm *));
+	if (!job || !clones) {
+		free(job);
+		free(clones);
+		return errorf(error, -ENOMEM, "no memory for %u clones", request->count);
+	}
+	*job = (struct clone_job){.host = h,
+				  .request = *request,
+				  .source = vm->pristine ? vm->pristine : vm,
+				  .template = vm->is_template ? vm : vm->pristine,
+				  .clones = clones,
+				  .asked_ns = clock_ns()};
+	if (request->name)
+		snprintf(job->name, sizeof job->name, "%s", request->name);
+	job->next = h->jobs;
+	h->jobs = job;
+	if (!job->template) {
+		rc = ask_to_freeze(job, error);
+		if (rc) {
+			job->request.failed = NULL;
+			free_job(job);
+		}
+		return rc;
+	}
+	if (!job->template->job) {
+		job->template->job = job;
+		/* Its answers come later, and with them whatever fails from now on. */
+		step(job);
+	}
+	return 0;
+}
+
+void host_clone_forget(struct host *h, void *ctx)
+{
+	for (struct clone_job *job = h->jobs; job; job = job->next)
+		if (job->request.ctx == ctx) {
+			job->request.done = NULL;
+			job->request.failed = NULL;
+		}
+}
+
+void host_clone_destroy(struct host *h)
+{
+	while (h->jobs) {
+		struct clone_job *job = h->jobs;
+		h->jobs = job->next;
+		free(job->clones);
+		free(job);
+	}
+}

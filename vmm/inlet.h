@@ -1,0 +1,32 @@
+/*
+ * The way into a VM's process, an outlet's counterpart: bytes of a stream socket, given to a sink
+ * (a UART, a virtio console) as fast as it takes them. What the sink has no room for waits in the
+ * socket, and so with whoever sends. All on the loop's thread but inlet_wanted.
+ */
+#ifndef VMM_INLET_H
+#define VMM_INLET_H
+
+#include "virtio/loop.h"
+#include <stddef.h>
+
+/* Returns how many of the n bytes it took; if fewer, inlet_wanted says when it takes more. */
+typedef size_t inlet_sink_fn(void *ctx, const char *bytes, size_t n);
+
+struct inlet {
+	int fd; /* non-blocking */
+	struct loop *loop;
+	inlet_sink_fn *sink;
+	void *ctx;
+	char buffer[512]; /* read, but not taken by the sink yet */
+	size_t held;
+	bool watched;
+	struct loop_op readable;
+	struct loop_work wanted;
+};
+
+/* Begins to read as soon as the loop runs. Loop thread, or before loop_run. */
+void inlet_init(struct inlet *i, int fd, struct loop *loop, inlet_sink_fn *sink, void *ctx);
+/* The sink takes bytes (again). Any thread. */
+void inlet_wanted(struct inlet *i);
+
+#endif

@@ -1,0 +1,194 @@
+#include "vmm/kvm_state.h"
+#include "vmm/error.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+/* A step that failed: `what` and why, in words. */
+static int failed(const char *name, unsigned cpu, const char *what, char *error)
+{
+	int rc = -errno;
+	return errorf(error, rc, "%s: vCPU %u: %s: %s", name, cpu, what, strerror(-rc));
+}
+
+/* ---- saving -------------------------------------------------------------------------------- */
+
+/* KVM reads MSRs in the order given and stops at the first that this VM doesn't have: leave that out and go
+ * on behind it. */
+static int save_msrs(const struct kvm_host *k, int fd, struct kvm_vcpu_state *s)
+{
+	size_t bytes = sizeof *s->msrs + k->msrs->nmsrs * sizeof *s->msrs->entries;
+	struct kvm_msrs *some = malloc(bytes);
+	s->msrs = malloc(bytes);
+	if (!some || !s->msrs) {
+		free(some);
+		errno = ENOMEM;
+		return -1;
+	}
+	s->msrs->nmsrs = 0;
+	for (uint32_t next = 0; next < k->msrs->nmsrs;) {
+		uint32_t n = k->msrs->nmsrs - next;
+		some->nmsrs = n;
+		for (uint32_t i = 0; i < n; i++)
+			some->entries[i] =
+				(struct kvm_msr_entry){.index = k->msrs->indices[next + i]};
+		int got = ioctl(fd, KVM_GET_MSRS, some);
+		if (got < 0) {
+			free(some);
+			return -1;
+		}
+		memcpy(s->msrs->entries + s->msrs->nmsrs, some->entries,
+		       (size_t)got * sizeof *some->entries);
+		s->msrs->nmsrs += (uint32_t)got;
+		next += (uint32_t)got + ((uint32_t)got < n);
+	}
+	free(some);
+	return 0;
+}
+
+static int tsc_offset(int fd, int request, uint64_t *offset)
+{
+	struct kvm_device_attr attr = {
+		.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)offset};
+	return ioctl(fd, (unsigned)request, &attr);
+}
+
+static int save_vcpu(const struct kvm_host *k, int fd, unsigned cpu, struct kvm_vcpu_state *s,
+		     const char *name, char *error)
+{
+	s->xsave = calloc(1, (size_t)k->xsave_bytes);
+	if (!s->xsave)
+		return errorf(error, -ENOMEM, "%s: no memory for a vCPU's state", name);
+	if (ioctl(fd, KVM_GET_REGS, &s->regs) < 0)
+		return failed(name, cpu, "KVM_GET_REGS", error);
+	if (ioctl(fd, KVM_GET_SREGS, &s->sregs) < 0)
+		return failed(name, cpu, "KVM_GET_SREGS", error);
+	if (ioctl(fd, KVM_GET_LAPIC, &s->lapic) < 0)
+		return failed(name, cpu, "KVM_GET_LAPIC", error);
+	/* KVM_GET_XSAVE's size is fixed at 4 KiB, which does for states that are no larger. */
+	if (ioctl(fd, k->xsave_bytes > (int)sizeof *s->xsave ? KVM_GET_XSAVE2 : KVM_GET_XSAVE,
+		  s->xsave) < 0)
+		return failed(name, cpu, "KVM_GET_XSAVE", error);
+	s->has_xcrs = k->xcrs && ioctl(fd, KVM_GET_XCRS, &s->xcrs) == 0;
+	if (ioctl(fd, KVM_GET_VCPU_EVENTS, &s->events) < 0)
+		return failed(name, cpu, "KVM_GET_VCPU_EVENTS", error);
+	if (ioctl(fd, KVM_GET_DEBUGREGS, &s->debugregs) < 0)
+		return failed(name, cpu, "KVM_GET_DEBUGREGS", error);
+	if (ioctl(fd, KVM_GET_MP_STATE, &s->mp_state) < 0)
+		return failed(name, cpu, "KVM_GET_MP_STATE", error);
+	if (save_msrs(k, fd, s) < 0)
+		return failed(name, cpu, "KVM_GET_MSRS", error);
+	s->has_tsc_offset = tsc_offset(fd, KVM_GET_DEVICE_ATTR, &s->tsc_offset) == 0;
+	return 0;
+}
+
+int kvm_state_save(const struct kvm_vm *vm, struct kvm_state *out, const char *name, char *error)
+{
+	*out = (struct kvm_state){.cpus = vm->cpus};
+	for (unsigned i = 0; i < vm->cpus; i++) {
+		out->vcpu[i] = calloc(1, sizeof *out->vcpu[i]);
+		if (!out->vcpu[i])
+			return errorf(error, -ENOMEM, "%s: no memory for a vCPU's state", name);
+		int rc = save_vcpu(vm->host, vm->vcpu[i].fd, i, out->vcpu[i], name, error);
+		if (rc)
+			return rc;
+	}
+	for (uint32_t i = 0; i < 3; i++) {
+		out->chip[i].chip_id = i;
+		if (ioctl(vm->fd, KVM_GET_IRQCHIP, &out->chip[i]) < 0)
+			return failed(name, 0, "KVM_GET_IRQCHIP", error);
+	}
+	if (ioctl(vm->fd, KVM_GET_CLOCK, &out->clock) < 0)
+		return failed(name, 0, "KVM_GET_CLOCK", error);
+	return 0;
+}
+
+void kvm_state_free(struct kvm_state *s)
+{
+	for (unsigned i = 0; i < s->cpus; i++) {
+		if (!s->vcpu[i])
+			continue;
+		free(s->vcpu[i]->xsave);
+		free(s->vcpu[i]->msrs);
+		free(s->vcpu[i]);
+	}
+	*s = (struct kvm_state){0};
+}
+
+/* ---- loading ------------------------------------------------------------------------------- */
+
+/* Those that KVM refuses are left out too: it gives some that it doesn't take back, unchanged ones among them. */
+static int load_msrs(int fd, const struct kvm_msrs *msrs)
+{
+	struct kvm_msrs *some = malloc(sizeof *some + msrs->nmsrs * sizeof *some->entries);
+	if (!some) {
+		errno = ENOMEM;
+		return -1;
+	}
+	for (uint32_t next = 0; next < msrs->nmsrs;) {
+		uint32_t n = msrs->nmsrs - next;
+		some->nmsrs = n;
+		memcpy(some->entries, msrs->entries + next, n * sizeof *some->entries);
+		int did = ioctl(fd, KVM_SET_MSRS, some);
+		if (did < 0) {
+			free(some);
+			return -1;
+		}
+		next += (uint32_t)did + ((uint32_t)did < n);
+	}
+	free(some);
+	return 0;
+}
+
+/* The special registers come first, since they say where the APIC is; the APIC before the MSRs, since its
+ * deadline is one of them; the events after what could change them. */
+static int load_vcpu(int fd, unsigned cpu, const struct kvm_vcpu_state *s, const char *name,
+		     char *error)
+{
+	uint64_t offset = s->tsc_offset;
+	if (ioctl(fd, KVM_SET_SREGS, &s->sregs) < 0)
+		return failed(name, cpu, "KVM_SET_SREGS", error);
+	if (ioctl(fd, KVM_SET_REGS, &s->regs) < 0)
+		return failed(name, cpu, "KVM_SET_REGS", error);
+	if (s->has_xcrs && ioctl(fd, KVM_SET_XCRS, &s->xcrs) < 0)
+		return failed(name, cpu, "KVM_SET_XCRS", error);
+	if (ioctl(fd, KVM_SET_XSAVE, s->xsave) < 0)
+		return failed(name, cpu, "KVM_SET_XSAVE", error);
+	if (ioctl(fd, KVM_SET_LAPIC, &s->lapic) < 0)
+		return failed(name, cpu, "KVM_SET_LAPIC", error);
+	if (load_msrs(fd, s->msrs) < 0)
+		return failed(name, cpu, "KVM_SET_MSRS", error);
+	if (s->has_tsc_offset)
+		tsc_offset(fd, KVM_SET_DEVICE_ATTR, &offset); /* else the MSR's value stands */
+	if (ioctl(fd, KVM_SET_VCPU_EVENTS, &s->events) < 0)
+		return failed(name, cpu, "KVM_SET_VCPU_EVENTS", error);
+	if (ioctl(fd, KVM_SET_DEBUGREGS, &s->debugregs) < 0)
+		return failed(name, cpu, "KVM_SET_DEBUGREGS", error);
+	if (ioctl(fd, KVM_SET_MP_STATE, &s->mp_state) < 0)
+		return failed(name, cpu, "KVM_SET_MP_STATE", error);
+	/* Tells a guest's watchdogs that it was stopped; fails if it has no kvmclock. */
+	ioctl(fd, KVM_KVMCLOCK_CTRL, 0);
+	return 0;
+}
+
+int kvm_state_load(const struct kvm_vm *vm, const struct kvm_state *s, const char *name,
+		   char *error)
+{
+	/* With the real time of the saving given, KVM adds what has passed since (api.rst, 4.30). */
+	struct kvm_clock_data clock = s->clock;
+	clock.flags &= KVM_CLOCK_REALTIME;
+	for (unsigned i = 0; i < s->cpus; i++) {
+		int rc = load_vcpu(vm->vcpu[i].fd, i, s->vcpu[i], name, error);
+		if (rc)
+			return rc;
+	}
+	for (unsigned i = 0; i < 3; i++) {
+		struct kvm_irqchip chip = s->chip[i];
+		if (ioctl(vm->fd, KVM_SET_IRQCHIP, &chip) < 0)
+			return failed(name, 0, "KVM_SET_IRQCHIP", error);
+	}
+	if (ioctl(vm->fd, KVM_SET_CLOCK, &clock) < 0)
+		return failed(name, 0, "KVM_SET_CLOCK", error);
+	return 0;
+}

@@ -1,0 +1,366 @@
+/*
+ * Frames that others see too: a template's, a merged one, a file's. Their pieces of the window are registered with
+ * userfaultfd for missing, minor and write-protect faults. A read is answered by putting in the pages that the pool
+ * has, write-protected, many at once (UFFDIO_CONTINUE); a write by a copy in a frame of our own, whose mapping is a
+ * private piece, which nobody watches. Documentation/admin-guide/mm/userfaultfd.rst.
+ */
+#include "vmm/clock.h"
+#include "vmm/error.h"
+#include "vmm/memory.h"
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* Pages shown at once: from the first, doubled as a guest goes on from one piece to the next. */
+#define SHOW_FIRST 32u
+#define SHOW_MOST  512u
+
+/* ---- copying ------------------------------------------------------------------------------- */
+
+/* By the pool's descriptor: reading and writing by its mapping would give every clone page tables for it. */
+static int copy_page(const struct pool *p, frame_t to, frame_t from)
+{
+	uint8_t page[PAGE_SIZE];
+	ssize_t n = pread(p->fd, page, sizeof page, (off_t)from.v << PAGE_SHIFT);
+	if (n == (ssize_t)sizeof page)
+		n = pwrite(p->fd, page, sizeof page, (off_t)to.v << PAGE_SHIFT);
+	return n == (ssize_t)sizeof page ? 0 : n < 0 ? -errno : -EIO;
+}
+
+/* Has the pool a page for the frame? One that nobody ever wrote to reads as zero and needs no copy. */
+static bool has_page(const struct pool *p, frame_t f)
+{
+	off_t at = (off_t)f.v << PAGE_SHIFT;
+	return lseek(p->fd, at, SEEK_DATA) == at;
+}
+
+/* A shared page's new owner: first..first+n are `from`.., shared, and none or (n = 1) one has a page. */
+static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool copy)
+{
+	unsigned order = 0;
+	while (1u << order < n)
+		order++;
+	struct ipt_hint hint = {.goal = memory_goal(m, first, n)};
+	frame_t f;
+	int rc = ipt_alloc(m->table, m->vm, order, &hint, &f);
+	if (rc)
+		return rc == -ENOMEM ? -EAGAIN : rc;
+	if (copy)
+		rc = copy_page(m->pool, f, from);
+	if (!rc)
+		rc = ipt_map(m->table, m->vm, first, f, n);
+	if (!rc) {
+		rc = window_map(&m->window, first, f, n);
+		if (!rc) {
+			atomic_fetch_add_explicit(&m->mailbox->copied_frames, n,
+						  memory_order_relaxed);
+			return 0;
+		}
+		ipt_unmap(m->table, m->vm, first, n, NULL, NULL);
+	}
+	pool_clean((void *)m->pool, f, 1u << order);
+	ipt_free(m->table, m->vm, f, 1u << order);
+	return rc;
+}
+
+static void note(struct memory *m, gfn_t g)
+{
+	if (m->learner < 0)
+		return;
+	if (clock_ns() < m->learn_until_ns)
+		learn_note(m->learn, m->learner, g);
+	else
+		m->learner = -1;
+}
+
+/* The part of g's 64 KiB around it that is shared like g and has no pages in the pool either: 2^k pages, aligned, so
+ * that a guest which begins to use memory that its template never did gets it in pieces, not page by page. */
+static uint32_t blank_around(const struct memory *m, gfn_t g, frame_t f, gfn_t *first)
+{
+	uint32_t n = 1;
+	*first = g;
+	for (uint32_t size = 2; size <= IPT_CLUSTER_FRAMES; size *= 2) {
+		gfn_t start = gfn(g.v & ~(uint64_t)(size - 1));
+		uint32_t before = (uint32_t)(g.v - start.v);
+		struct ipt_place p;
+		if (f.v < before || ipt_place(m->table, m->vm, start, size, &p) < size ||
+		    (p.kind == IPT_OWN || p.kind == IPT_VOID) || p.frame.v != f.v - before)
+			break;
+		off_t at = (off_t)p.frame.v << PAGE_SHIFT, data = lseek(m->pool->fd, at, SEEK_DATA);
+		if (data >= 0 && data < at + (off_t)(size << PAGE_SHIFT))
+			break;
+		*first = start;
+		n = size;
+	}
+	return n;
+}
+
+static int own_shared(struct memory *m, gfn_t g, const struct ipt_place *p)
+{
+	gfn_t first = g;
+	bool copy = has_page(m->pool, p->frame);
+	uint32_t n = copy ? 1 : blank_around(m, g, p->frame, &first);
+	int rc = take_over(m, first, p->frame, n, copy);
+	if (rc == -EAGAIN && n > 1)
+		rc = take_over(m, g, p->frame, 1, copy);
+	if (!rc)
+		note(m, g);
+	return rc;
+}
+
+static int own_locked(struct memory *m, gfn_t g)
+{
+	struct ipt_place p;
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID)
+		return memory_populate_locked(m, g);
+	if (p.kind == IPT_OWN)
+		return m->shares ? window_map(&m->window, g, p.frame, 1) : 0;
+	int rc = own_shared(m, g, &p);
+	if (rc == -EAGAIN) { /* as in memory_populate_locked */
+		atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
+		rc = own_shared(m, g, &p);
+	}
+	return rc;
+}
+
+int memory_own(struct memory *m, gfn_t g)
+{
+	if (!memory_bank(m, g))
+		return -EFAULT;
+	pthread_mutex_lock(&m->lock);
+	int rc = own_locked(m, g);
+	if (rc == -EEXIST) /* its template's end made it ours meanwhile */
+		rc = own_locked(m, g);
+	pthread_mutex_unlock(&m->lock);
+	return rc;
+}
+
+/* ---- showing ------------------------------------------------------------------------------- */
+
+static bool is_shared(const struct ipt_place *p)
+{
+	return p->kind != IPT_VOID && p->kind != IPT_OWN;
+}
+
+/* Put n shared pages in, all of which the pool has; those that are in already are passed over. */
+static int show_pages(struct memory *m, gfn_t first, uint32_t n)
+{
+	uint8_t *at = window_at(&m->window, first);
+	uint64_t left = (uint64_t)n << PAGE_SHIFT, step = left;
+	while (left) {
+		int error;
+		uint64_t did = fault_continue(m->uffd, at, step < left ? step : left, &error);
+		if (!did && error == -ENOENT && step > PAGE_SIZE) {
+			step = PAGE_SIZE; /* the range isn't one mapping: page by page */
+			continue;
+		}
+		if (!did && error != -EEXIST && error != -ENOENT)
+			return error;
+		did = did ? did : PAGE_SIZE;
+		at += did;
+		left -= did;
+	}
+	return 0;
+}
+
+/* Of n shared gfns at frames from f on, those that the pool has pages for. */
+static int show_run(struct memory *m, gfn_t first, uint32_t n, frame_t f)
+{
+	off_t start = (off_t)f.v << PAGE_SHIFT, end = start + ((off_t)n << PAGE_SHIFT), data, hole;
+	int rc = 0;
+	for (off_t at = start; !rc && at < end; at = hole) {
+		data = lseek(m->pool->fd, at, SEEK_DATA);
+		if (data < 0 || data >= end)
+			break;
+		hole = lseek(m->pool->fd, data, SEEK_HOLE);
+		hole = hole < 0 || hole > end ? end : hole;
+		rc = show_pages(m, gfn_add(first, (uint64_t)(data - start) >> PAGE_SHIFT),
+				(uint32_t)((hole - data) >> PAGE_SHIFT));
+	}
+	return rc;
+}
+
+static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
+{
+	uint32_t pages = SHOW_FIRST;
+	if (m->shown_to == g.v)
+		pages = m->shown_pages < SHOW_MOST ? m->shown_pages * 2 : SHOW_MOST;
+	uint64_t start = g.v & ~(uint64_t)(pages - 1), end = start + pages;
+	uint64_t bank = b->base.v >> PAGE_SHIFT, bank_end = bank + (b->bytes >> PAGE_SHIFT);
+	start = start < bank ? bank : start;
+	end = end > bank_end ? bank_end : end;
+	m->shown_to = end;
+	m->shown_pages = pages;
+	int rc = 0;
+	for (uint64_t at = start; !rc && at < end;) {
+		struct ipt_place p;
+		uint32_t n = ipt_place(m->table, m->vm, gfn(at), (uint32_t)(end - at), &p);
+		if (n && is_shared(&p))
+			rc = show_run(m, gfn(at), n, p.frame);
+		at += n ? n : 1;
+	}
+	return rc;
+}
+
+static int show_locked(struct memory *m, gfn_t g)
+{
+	struct ipt_place p;
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || !is_shared(&p))
+		return 0; /* meanwhile it became something else: the guest tries again */
+	/* A page that is read before anybody wrote to it is made in the pool, of zeroes. */
+	int rc = has_page(m->pool, p.frame) ? 0 : pool_fill(m->pool, p.frame, 1);
+	return rc ? rc : show_around(m, g, memory_bank(m, g));
+}
+
+int memory_show(struct memory *m, gfn_t g)
+{
+	if (!memory_bank(m, g))
+		return -EFAULT;
+	pthread_mutex_lock(&m->lock);
+	int rc = show_locked(m, g);
+	pthread_mutex_unlock(&m->lock);
+	return rc;
+}
+
+/* ---- freezing and cloning ------------------------------------------------------------------ */
+
+/* Call fn for every run of clusters in the window that have frames. */
+typedef int run_fn(struct memory *m, uint8_t *at, uint64_t bytes);
+
+static int each_run(struct memory *m, run_fn *fn)
+{
+	const uint64_t cluster = PAGE_SIZE << IPT_CLUSTER_ORDER;
+	int rc = 0;
+	for (uint64_t c = 0, n; c < m->clusters && !rc; c += n) {
+		for (n = 0; c + n < m->clusters && memory_touched(m, c + n); n++)
+			;
+		if (!n) {
+			n = 1;
+			continue;
+		}
+		uint64_t from = c * cluster, to = (c + n) * cluster;
+		rc = fn(m, m->window.base + from,
+			(to < m->window.bytes ? to : m->window.bytes) - from);
+	}
+	return rc;
+}
+
+/* A cluster may have void pages beside its frames, which can't be registered in this way: then page by page. */
+static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
+{
+	int rc = fault_register(m->uffd, at, bytes, true);
+	if (rc != -EINVAL)
+		return rc;
+	rc = 0;
+	for (uint8_t *end = at + bytes; at < end && !rc; at += PAGE_SIZE) {
+		struct ipt_place p;
+		gfn_t g = window_gfn(&m->window, (uintptr_t)at);
+		if (ipt_place(m->table, m->vm, g, 1, &p) && p.kind != IPT_VOID)
+			rc = fault_register(m->uffd, at, PAGE_SIZE, true);
+	}
+	return rc;
+}
+
+/* Drops the host's mappings, not the pool's pages: the next touch of each is a fault. */
+static int hide_run(struct memory *m, uint8_t *at, uint64_t bytes)
+{
+	(void)m;
+	return madvise(at, bytes, MADV_DONTNEED) < 0 ? -errno : 0;
+}
+
+int memory_freeze(struct memory *m, char *error)
+{
+	pthread_mutex_lock(&m->lock);
+	m->shares = true; /* from the first piece on */
+	int rc = each_run(m, register_run);
+	if (!rc)
+		rc = each_run(m, hide_run);
+	pthread_mutex_unlock(&m->lock);
+	if (rc)
+		return errorf(error, rc, "%s: userfaultfd can't write-protect the window: %s",
+			      m->machine->name, strerror(-rc));
+	return 0;
+}
+
+static void begin_learning(struct memory *m, struct learn *learn)
+{
+	m->learn = learn;
+	m->learner = learn ? learn_join(learn) : -1;
+	m->learn_until_ns = clock_ns() + LEARN_MS * UINT64_C(1000000);
+}
+
+void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn)
+{
+	m->vm = vm;
+	m->shown_to = 0;
+	begin_learning(m, learn);
+}
+
+int memory_adopt(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn,
+		 char *error)
+{
+	m->vm = vm;
+	m->mailbox = mailbox;
+	m->shares = true;
+	m->shown_to = 0;
+	begin_learning(m, learn);
+	m->uffd = fault_open(error);
+	if (m->uffd < 0)
+		return m->uffd;
+	int rc = fault_register(m->uffd, m->window.base, m->window.bytes, false);
+	if (!rc)
+		rc = each_run(m, register_run);
+	if (rc)
+		return errorf(error, rc, "%s: userfaultfd can't watch the window: %s",
+			      m->machine->name, strerror(-rc));
+	return 0;
+}
+
+/* Copy n pages that follow each other as gfns, into frames from f on. */
+static int copy_run(struct memory *m, const gfn_t *pages, unsigned n, frame_t f)
+{
+	for (unsigned i = 0; i < n; i++) {
+		struct ipt_place p;
+		int rc = -EFAULT;
+		if (ipt_place(m->table, m->vm, pages[i], 1, &p) && is_shared(&p))
+			rc = copy_page(m->pool, frame_add(f, i), p.frame);
+		if (rc)
+			return rc;
+	}
+	int rc = ipt_map(m->table, m->vm, pages[0], f, n);
+	if (rc)
+		return rc;
+	rc = window_map(&m->window, pages[0], f, n);
+	if (rc)
+		ipt_unmap(m->table, m->vm, pages[0], n, NULL, NULL);
+	return rc;
+}
+
+void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n)
+{
+	unsigned order = 0, done = 0;
+	while (order < IPT_MAX_ORDER && 1u << order < n)
+		order++;
+	unsigned room = 1u << order;
+	frame_t f;
+	n = n < room ? n : room;
+	if (!n)
+		return;
+	pthread_mutex_lock(&m->lock);
+	if (ipt_alloc(m->table, m->vm, order, NULL, &f) == 0) {
+		for (unsigned i = 0, run; i < n; i += run) {
+			for (run = 1; i + run < n && pages[i + run].v == pages[i].v + run; run++)
+				;
+			if (copy_run(m, pages + i, run, frame_add(f, done)) == 0)
+				done += run;
+		}
+		if (done < room) {
+			pool_clean((void *)m->pool, frame_add(f, done), room - done);
+			ipt_free(m->table, m->vm, frame_add(f, done), room - done);
+		}
+	}
+	atomic_fetch_add_explicit(&m->mailbox->copied_frames, done, memory_order_relaxed);
+	atomic_fetch_add_explicit(&m->mailbox->predicted_frames, done, memory_order_relaxed);
+	pthread_mutex_unlock(&m->lock);
+}
