@@ -292,9 +292,12 @@ static void ended(void *ctx, struct host_vm *vm)
 	struct guest *g = vm->user;
 	if (vm->said_starved)
 		f->starved--;
+	bool in_order =
+		vm->end == END_POWER_OFF || (f->stop != FLEET_RUNS && vm->end == END_ORDERED);
 	if (vm->end == END_POWER_OFF)
 		f->clean += !vm->number;
-	else if (!vm->is_template && !(f->stop != FLEET_RUNS && vm->end == END_ORDERED))
+	/* A log tells of every end, a terminal of those that nobody expects. */
+	if (!vm->is_template && (!in_order || !f->config.setup))
 		fleet_say("%s: %s", name_of(vm), vm->mailbox->words);
 	if (g)
 		screen_finish(&g->line);
