@@ -90,4 +90,24 @@ struct virtio_blk_stats {
 };
 void virtio_blk_stats(struct virtio_dev *d, struct virtio_blk_stats *out);
 
+/* Persistent memory: tells the driver that [start, start + bytes) of the guest's physical space is
+ * such, and carries out its flushes. Both in whole pages, else -EINVAL. */
+struct virtio_pmem_config {
+	uint64_t start, bytes;
+	/* Make durable what the guest has written: called with `begin`, and again with the result of
+	 * each operation that it began for op (loop_sqe), one at a time. Returns 1 if it began one, 0
+	 * if all is durable, -errno if it isn't (the guest gets an I/O error). A flush that has begun
+	 * comes to its end before another begins. Loop thread, device lock held. NULL: nothing of it
+	 * is durable, so that a flush has nothing to do. */
+	int (*flush)(void *ctx, struct loop_op *op, bool begin, int res);
+	void *ctx;
+};
+int virtio_pmem_create(struct virtio_dev **out, const struct virtio_env *env,
+		       const struct virtio_pmem_config *config);
+/* Requests since the device was made, flushes that answered them, and those that failed. */
+struct virtio_pmem_stats {
+	uint64_t requests, flushes, errors;
+};
+void virtio_pmem_stats(struct virtio_dev *d, struct virtio_pmem_stats *out);
+
 #endif

@@ -76,6 +76,16 @@ uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error)
 	}
 }
 
+int fault_protect(int uffd, void *base, uint64_t bytes, bool protect)
+{
+	struct uffdio_writeprotect w = {.range = {.start = (uintptr_t)base, .len = bytes},
+					.mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
+	while (ioctl(uffd, UFFDIO_WRITEPROTECT, &w) < 0)
+		if (errno != EAGAIN) /* which is a change of mappings under way */
+			return -errno;
+	return 0;
+}
+
 static int wake(const struct memory *m, uint64_t hva)
 {
 	/* All that wait in the 2 MiB around: an extent answers several vCPUs at once, and one woken
@@ -100,8 +110,13 @@ static void count(struct memory *m, enum fault_kind kind)
 static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
 {
 	struct ipt_place p;
-	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID)
-		return memory_populate(m, g);
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID) {
+		int rc = memory_populate(m, g);
+		if (rc || !dax_of(m, g))
+			return rc;
+		/* A page of a file: the pool has it now, the window not yet. */
+		return write ? memory_own(m, g) : memory_show(m, g);
+	}
 	if (p.kind != IPT_OWN) {
 		*kind = write ? FAULT_COPIED : FAULT_SHOWN;
 		return write ? memory_own(m, g) : memory_show(m, g);

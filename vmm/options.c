@@ -21,6 +21,10 @@ static const char run_help[] =
 	"      --mem SIZE        memory of each guest: 64M, 1G ... (256M)\n"
 	"      --cpus N          virtual processors of each guest, 1 to 8 (1)\n"
 	"      --disk FILE[,ro]  a virtio disk; repeat for more, up to 8\n"
+	"      --pmem FILE,share|private  persistent memory (/dev/pmem0) of the file's pages, "
+	"which\n"
+	"                        guests have in common: share writes to the file, private copies\n"
+	"                        what it writes; repeat for more, up to 4\n"
 	"      --pool SIZE       host memory for all guests together (enough for all, if there "
 	"is)\n"
 	"      --table KIND      ipt (inverted page table) or radix (per-VM tables, to compare)\n"
@@ -67,6 +71,20 @@ static int parse_disk(struct run_options *o, char *value, char *error)
 	return 0;
 }
 
+static int parse_pmem(struct run_options *o, char *value, char *error)
+{
+	if (o->pmems == VM_MAX_PMEM)
+		return errorf(error, -EINVAL, "--pmem: at most %d files", VM_MAX_PMEM);
+	char *comma = strrchr(value, ',');
+	bool share = comma && !strcmp(comma, ",share");
+	if (!comma || comma == value || (!share && strcmp(comma, ",private")))
+		return bad(error, "--pmem", value, "is no FILE,share or FILE,private");
+	*comma = 0;
+	o->pmem[o->pmems].path = value;
+	o->pmem[o->pmems++].share = share;
+	return 0;
+}
+
 int options_run_one(void *ctx, int option, char *value, char *error)
 {
 	struct run_options *o = ctx;
@@ -107,6 +125,8 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 		return 0;
 	case 'd':
 		return parse_disk(o, value, error);
+	case 'P':
+		return parse_pmem(o, value, error);
 	case 'p':
 		if (!size_parse(value, &o->pool_bytes) || !o->pool_bytes)
 			return bad(error, "--pool", value, "is no size; write 4G");
@@ -200,7 +220,7 @@ static int check_detach(const struct run_options *o, char *error)
 #define GUEST_LONGS                                                                        \
 	{"count", 1, NULL, 'n'}, {"name", 1, NULL, 'N'}, {"kernel", 1, NULL, 'k'},         \
 		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'}, \
-		{"cpus", 1, NULL, 'c'},                                                    \
+		{"cpus", 1, NULL, 'c'}, {"pmem", 1, NULL, 'P'},                            \
 	{                                                                                  \
 		"disk", 1, NULL, 'd'                                                       \
 	}
@@ -278,8 +298,9 @@ int options_check_sizes(struct run_options *o, char *error)
 			      o->pool_bytes / MiB, host / MiB);
 	if (!o->pool_bytes) {
 		uint64_t most = options_most_pool();
-		bool all_fit = o->mem_bytes <= most / o->count;
-		o->pool_bytes = all_fit ? o->mem_bytes * o->count : most;
+		bool all_fit = o->mem_bytes <= most / o->count &&
+			       o->pmem_bytes <= most - o->mem_bytes * o->count;
+		o->pool_bytes = all_fit ? o->mem_bytes * o->count + o->pmem_bytes : most;
 	}
 	if (o->pool_bytes >> PAGE_SHIFT > IPT_MAX_FRAMES)
 		return errorf(error, -EINVAL, "--pool: more than 1 TiB");

@@ -169,6 +169,7 @@ static void *vcpu_main(void *arg)
 				      memory_order_release);
 		vm_set_state(vm, VM_RUNNING);
 	}
+	uint64_t remaps = atomic_load_explicit(&vm->memory.remaps, memory_order_acquire);
 	while (!atomic_load_explicit(&vm->stopping, memory_order_acquire)) {
 		if (atomic_load_explicit(&vm->pause.wanted, memory_order_acquire)) {
 			if (!complete_access(vm, cpu))
@@ -178,6 +179,8 @@ static void *vcpu_main(void *arg)
 		}
 		int rc = ioctl(v->fd, KVM_RUN, 0);
 		if (rc < 0 && (errno == EINTR || errno == EAGAIN))
+			continue;
+		if (rc < 0 && errno == EFAULT && dax_was_remapping(&vm->memory, &remaps))
 			continue;
 		if (rc < 0) {
 			char words[128];

@@ -22,6 +22,7 @@
 #define ID_BLK     2
 #define ID_CONSOLE 3
 #define ID_RNG     4
+#define ID_PMEM    27
 
 void vm_machine_devices(struct machine *m, unsigned disks)
 {
@@ -31,6 +32,8 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 	m->virtio_id[m->virtio_slots++] = ID_CONSOLE; /* the agent's */
 	for (unsigned i = 0; i < disks; i++)
 		m->virtio_id[m->virtio_slots++] = ID_BLK;
+	for (unsigned i = m->ram_banks; i < m->banks; i++)
+		m->virtio_id[m->virtio_slots++] = ID_PMEM;
 }
 
 void vm_tell_host(const struct vm *vm)
@@ -165,7 +168,7 @@ static void on_link(struct loop_op *op, int res, uint32_t flags)
 {
 	struct vm *vm = container(struct vm, on_link, op);
 	struct link_request request;
-	int fds[LINK_FDS];
+	int fds[LINK_FDS_MAX];
 	ssize_t n;
 	(void)flags;
 	if (res == -ECANCELED)
@@ -194,7 +197,7 @@ static void wait_for_frames(struct vm *vm)
 	vm_set_state(vm, VM_STARVED);
 	struct pollfd p = {.fd = vm->links.link_fd, .events = POLLIN};
 	struct link_request request;
-	int fds[LINK_FDS];
+	int fds[LINK_FDS_MAX];
 	ssize_t n;
 	poll(&p, 1, -1);
 	while ((n = link_receive(vm->links.link_fd, &request, sizeof request, fds)) > 0)
@@ -271,6 +274,9 @@ static int set_up(struct vm *vm, char *error)
 			       vm->links.mailbox, error);
 	if (rc)
 		return rc;
+	rc = dax_attach(&vm->memory, vm->links.pmem, vm->config.pmems);
+	if (rc)
+		return errorf(error, rc, "%s: no memory for its files", m->name);
 	rc = loop_create(&vm->loop, VM_LOOP_ENTRIES);
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s%s", m->name, strerror(-rc),

@@ -15,10 +15,12 @@
 #include "vmm/link.h"
 #include "vmm/memory.h"
 #include "vmm/outlet.h"
+#include "vmm/pmem.h"
 #include "vmm/serial.h"
 #include <pthread.h>
 
 #define VM_MAX_DISKS    8
+#define VM_MAX_PMEM     MACHINE_MAX_PMEM
 #define VM_LOOP_ENTRIES 64
 #define VM_MAX_SAID     50 /* lines about a guest's faults that a user is shown */
 
@@ -34,6 +36,9 @@ struct vm_config {
 	const struct boot_image *image;
 	struct vm_disk disk[VM_MAX_DISKS];
 	unsigned disks;
+	struct pmem_use
+		pmem[VM_MAX_PMEM]; /* of the machine's banks of persistent memory, in order */
+	unsigned pmems;
 };
 
 /* What the host hands to the VM's process besides. */
@@ -43,10 +48,11 @@ struct vm_links {
 	const struct pool *pool;
 	const struct kvm_host *kvm;
 	struct mailbox *mailbox;
-	int link_fd;    /* to the host: link.h */
-	int news_fd;    /* eventfd: the mailbox has news for the host */
-	int console_fd; /* stream socket: console bytes both ways */
-	int agent_fd;   /* stream socket: bytes of the guest's agent both ways (docs/AGENT.md) */
+	struct pmem_view *const *pmem; /* of config's pmem, made by the host */
+	int link_fd;                   /* to the host: link.h */
+	int news_fd;                   /* eventfd: the mailbox has news for the host */
+	int console_fd;                /* stream socket: console bytes both ways */
+	int agent_fd; /* stream socket: bytes of the guest's agent both ways (docs/AGENT.md) */
 };
 
 struct vm;
