@@ -313,10 +313,12 @@ struct host_vm *host_vm_by_id(struct host *h, vmid_t id)
 void host_forget_gone(struct host *h)
 {
 	unsigned kept = 0;
+	if (h->jobs) /* which point to VMs */
+		return;
 	for (unsigned i = 0; i < h->vms; i++) {
 		struct host_vm *vm = h->vm[i];
-		if (vm->phase == HOST_VM_GONE && !vm->draining)
-			free(vm);
+		if (vm->phase == HOST_VM_GONE && !vm->draining && !vm->mailbox)
+			free(vm); /* nothing else is left since host_vm.c's finish() */
 		else
 			h->vm[kept++] = vm;
 	}

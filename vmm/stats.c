@@ -23,9 +23,10 @@ static json_t *table_stats(struct ipt *t)
 			    json_string(ipt_config(t)->kind == IPT_RADIX ? "radix" : "ipt"));
 	put(o, "array_bytes", b.array);
 	put(o, "side_bytes", b.side);
+	put(o, "slots_bytes", b.slots);
 	put(o, "forward_bytes", b.forward);
 	put(o, "other_bytes", b.other);
-	put(o, "total_bytes", b.array + b.side + b.forward + b.other);
+	put(o, "total_bytes", b.array + b.side + b.slots + b.forward + b.other);
 	put(o, "cluster_elements", c.cluster_elements);
 	put(o, "single_elements", c.single_elements);
 	put(o, "radix_pages", c.radix_pages);
@@ -43,6 +44,7 @@ static json_t *pool_stats(struct host *h)
 	put(o, "frames_free", ipt_free_frames(host_table(h)));
 	put(o, "frames_limbo", c.frames[IPT_LIMBO]);
 	put(o, "frames_private", c.frames[IPT_PRIVATE]);
+	put(o, "frames_merged", c.frames[IPT_SHARED]);
 	put(o, "total_bytes", (uint64_t)p->frames << PAGE_SHIFT);
 	put(o, "populated_bytes", pool_populated_bytes(p));
 	return o;
@@ -87,6 +89,16 @@ static double seconds_since(uint64_t then, uint64_t since)
 	return then > since ? (double)(then - since) / 1e9 : 0;
 }
 
+/* What a clone sees by its templates, unless it has something of its own there: at most these frames. */
+static uint64_t inherited(struct ipt *t, const struct ipt_vm_info *vm)
+{
+	uint64_t frames = 0;
+	struct ipt_vm_info up = *vm;
+	while (up.parent.v != INVALID_VMID.v && ipt_vm_info(t, up.parent, &up) == 0)
+		frames += up.frames[IPT_PRIVATE] + up.frames[IPT_ALIAS];
+	return frames;
+}
+
 json_t *stats_vm(struct host_vm *vm, bool processes)
 {
 	json_t *o = json_object();
@@ -99,20 +111,29 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	put(o, "cpus", vm->config.machine.cpus);
 	uint32_t frames[IPT_NSTATES];
 	memcpy(frames, vm->frames_at_end, sizeof frames);
+	struct ipt *t = host_table(vm->host);
 	struct ipt_vm_info info, parent;
-	bool known = alive && ipt_vm_info(host_table(vm->host), vm->id, &info) == 0;
+	/* A template's frames outlive its process, for its clones. */
+	bool remains = vm->is_template && vm->phase == HOST_VM_REAPING;
+	bool known = (alive || remains) && ipt_vm_info(t, vm->id, &info) == 0;
 	if (known)
 		memcpy(frames, info.frames, sizeof frames);
-	bool cloned = known && ipt_vm_info(host_table(vm->host), info.parent, &parent) == 0;
+	bool cloned = known && ipt_vm_info(t, info.parent, &parent) == 0;
 	json_object_set_new(o, "parent", cloned ? json_string(parent.name) : json_null());
 	put(o, "frames_private", frames[IPT_PRIVATE]);
 	put(o, "frames_limbo", frames[IPT_LIMBO]);
+	put(o, "frames_inherited", known ? inherited(t, &info) : 0);
+	put(o, "aliases", frames[IPT_ALIAS]);
+	put(o, "tombs", frames[IPT_TOMB]);
 	json_object_set_new(o, "ready_seconds",
 			    vm->ready_ns ? json_real(seconds_since(vm->ready_ns, vm->forked_ns))
 					 : json_null());
+	json_object_set_new(o, "state",
+			    json_string(alive     ? vm_state_name(mb->state)
+					: remains ? "remains"
+						  : "ended"));
 	if (!mb)
 		return o;
-	json_object_set_new(o, "state", json_string(alive ? vm_state_name(mb->state) : "ended"));
 	if (!alive) {
 		json_object_set_new(o, "end", json_string(vm_end_name(vm->end)));
 		json_t *words = json_string(mb->words);
@@ -157,7 +178,7 @@ json_t *stats_take(struct host *h, bool processes)
 	json_object_set_new(o, "vms", vms);
 	struct host_vm *vm;
 	for (unsigned i = 0; (vm = host_vm_at(h, i)); i++)
-		if (vm->phase == HOST_VM_ALIVE)
+		if (vm->phase == HOST_VM_ALIVE || (vm->is_template && vm->phase == HOST_VM_REAPING))
 			json_array_append_new(vms, stats_vm(vm, processes));
 	return o;
 }
