@@ -278,6 +278,19 @@ struct ipt *host_table(struct host *h)
 	return h->table;
 }
 
+const struct pmem_file *host_files(const struct host *h)
+{
+	return h->pmem_files;
+}
+
+const struct pmem_file *host_file_by_id(const struct host *h, vmid_t id)
+{
+	const struct pmem_file *f = h->pmem_files;
+	while (f && f->id.v != id.v)
+		f = f->next;
+	return f;
+}
+
 const struct pool *host_pool(struct host *h)
 {
 	return &h->pool;

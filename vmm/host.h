@@ -133,6 +133,9 @@ int host_run(struct host *h);
 void host_stop(struct host *h);
 
 struct ipt *host_table(struct host *h);
+/* Files that VMs have as persistent memory, a list; and the one whose id in the table that is, or NULL. */
+const struct pmem_file *host_files(const struct host *h);
+const struct pmem_file *host_file_by_id(const struct host *h, vmid_t id);
 const struct pool *host_pool(struct host *h);
 unsigned host_alive(struct host *h); /* guests, without templates */
 /* VMs by index, in order of start, the gone ones too; NULL past the last. */

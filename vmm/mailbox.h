@@ -86,6 +86,7 @@ struct mailbox {
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
 	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */
 	_Atomic uint64_t disk_reads, disk_writes, disk_errors;
+	_Atomic uint64_t pmem_flushes, pmem_errors;
 };
 
 /* Names for people: "running", "power-off" and so on. */

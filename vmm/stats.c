@@ -159,6 +159,12 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	put(o, "disk_reads", mb->disk_reads);
 	put(o, "disk_writes", mb->disk_writes);
 	put(o, "disk_errors", mb->disk_errors);
+	put(o, "pmem_flushes", mb->pmem_flushes);
+	put(o, "pmem_errors", mb->pmem_errors);
+	uint64_t dirty = 0;
+	for (unsigned i = 0; i < vm->config.pmems; i++)
+		dirty += vm->pmem[i] ? pmem_dirty_pages(vm->pmem[i]) : 0;
+	put(o, "pmem_dirty_pages", dirty);
 	if (alive && processes) {
 		struct proc_memory m;
 		proc_memory(vm->pid, &m);
@@ -169,11 +175,29 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	return o;
 }
 
+static json_t *files_stats(struct host *h)
+{
+	json_t *files = json_array();
+	for (const struct pmem_file *f = host_files(h); f; f = f->next) {
+		struct ipt_vm_info info;
+		json_t *o = json_object();
+		json_t *path = json_string(f->path);
+		json_object_set_new(o, "path", path ? path : json_string("(not text)"));
+		put(o, "bytes", f->bytes);
+		put(o, "guests", f->users);
+		bool known = ipt_vm_info(host_table(h), f->id, &info) == 0;
+		put(o, "frames", known ? info.frames[IPT_PRIVATE] : 0);
+		json_array_append_new(files, o);
+	}
+	return files;
+}
+
 json_t *stats_take(struct host *h, bool processes)
 {
 	json_t *o = json_object(), *vms = json_array();
 	json_object_set_new(o, "pool", pool_stats(h));
 	json_object_set_new(o, "table", table_stats(host_table(h)));
+	json_object_set_new(o, "files", files_stats(h));
 	json_object_set_new(o, "host", host_stats());
 	json_object_set_new(o, "vms", vms);
 	struct host_vm *vm;

@@ -73,6 +73,15 @@ static void sample(struct vm *vm)
 	mb->disk_reads = reads;
 	mb->disk_writes = writes;
 	mb->disk_errors = errors;
+	uint64_t flushes = errors = 0;
+	for (unsigned i = 0; i < vm->config.pmems; i++) {
+		struct virtio_pmem_stats s;
+		virtio_pmem_stats(vm->pmem[i], &s);
+		flushes += s.flushes;
+		errors += s.errors;
+	}
+	mb->pmem_flushes = flushes;
+	mb->pmem_errors = errors;
 }
 
 /* Stops everything while the loop still runs, since devices finish their I/O on it. */

@@ -93,7 +93,7 @@ struct vm {
 	struct virtio_dev *device[MACHINE_MAX_VIRTIO];
 	struct vm_slot slot[MACHINE_MAX_VIRTIO];
 	unsigned devices;
-	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS];
+	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS], *pmem[VM_MAX_PMEM];
 	struct outlet outlet, agent_outlet;
 	struct inlet inlet, agent_inlet;
 	struct idle idle;
