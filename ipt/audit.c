@@ -89,6 +89,11 @@ static void audit_zone(struct audit *a, unsigned zi, uint8_t *seen)
 	struct ipt *t = a->t;
 	uint32_t sum = 0, mark = zone_mark(t, zi);
 
+	const unsigned frames =
+		1u << IPT_FREE | 1u << IPT_LIMBO | 1u << IPT_SHARED | 1u << IPT_PRIVATE;
+	const unsigned slots = 1u << IPT_FREE | 1u << IPT_SPARE | 1u << IPT_ALIAS | 1u << IPT_TOMB;
+	unsigned allowed = zi == t->config.nodes ? slots : frames;
+
 	for (unsigned order = 0; order < TABLE_ORDERS; order++) {
 		for (unsigned colour = 0; colour < IPT_MAX_COLOURS; colour++)
 			sum += audit_list(a, zi, order, colour, seen);
@@ -97,7 +102,7 @@ static void audit_zone(struct audit *a, unsigned zi, uint8_t *seen)
 		bool listed = seen[f / 8] & 1u << f % 8;
 		uint64_t w = load_relaxed64(&t->words[f]);
 
-		if (word_state(w) >= IPT_NSTATES)
+		if (!(allowed & 1u << word_state(w)))
 			audit_fail(a, "I1: frame %u has word %#lx", f, (unsigned long)w);
 		else if ((word_state(w) == IPT_FREE) != listed)
 			audit_fail(a, "I1: frame %u is %son a free list and its word is %#lx", f,
@@ -112,9 +117,9 @@ static void audit_zone(struct audit *a, unsigned zi, uint8_t *seen)
 void audit_zones(struct audit *a)
 {
 	struct ipt *t = a->t;
-	uint8_t *seen = calloc(t->frames / 8 + 1, 1);
+	uint8_t *seen = calloc(t->layout.slot_end / 8 + 1, 1);
 
-	for (unsigned zi = 0; zi < t->config.nodes; zi++) {
+	for (unsigned zi = 0; zi < zone_count(t); zi++) {
 		uint64_t start, end;
 
 		if (!seen) {
@@ -147,14 +152,16 @@ static void audit_word(struct audit *a, uint32_t f, uint64_t w, uint32_t (*count
 	struct ipt *t = a->t;
 	uint32_t vm = word_vm(w);
 
+	if (word_state(w) == IPT_SHARED)
+		return; /* audit_chains looks at it */
 	if (!registry_slot(t, vmid(vm), VM_NONE)) {
 		audit_fail(a, "I4: frame %u belongs to VM %u, which is not registered", f, vm);
 		return;
 	}
 	count[vm][word_state(w)]++;
-	if (word_state(w) == IPT_LIMBO && w != word_limbo(vm))
+	if (!word_is_mapped(w) && w != word_limbo(vm) && w != word_spare(vm))
 		audit_fail(a, "I1: limbo frame %u has word %#lx", f, (unsigned long)w);
-	if (word_state(w) != IPT_PRIVATE)
+	if (!word_is_mapped(w))
 		return;
 	if (!forward_key_valid(t, vm, word_gfn(w))) {
 		audit_fail(a, "I2: frame %u has gfn %#lx", f, (unsigned long)word_gfn(w));
@@ -176,7 +183,7 @@ void audit_words(struct audit *a)
 		audit_fail(a, "I2, I4: no memory to check them");
 		return;
 	}
-	for (unsigned z = 0; z < t->config.nodes; z++) {
+	for (unsigned z = 0; z < zone_count(t); z++) {
 		for (uint32_t f = zone_start(t, z); f < zone_mark(t, z); f++) {
 			uint64_t w = load_acquire64(&t->words[f]);
 
@@ -259,6 +266,7 @@ int ipt_audit(struct ipt *t, ipt_say_fn *say, void *ctx)
 		audit_index(&a);
 	else
 		audit_radix(&a);
+	audit_chains(&a);
 	audit_zones(&a);
 	audit_words(&a);
 	audit_side(&a);

@@ -20,6 +20,8 @@ void audit_words(struct audit *a);
 /* I5: forward elements against words, and the counts that readers rely on. */
 void audit_index(struct audit *a);
 void audit_radix(struct audit *a);
+/* I7: chains of aliases against words of frames and slots. */
+void audit_chains(struct audit *a);
 /* I6: pins of free frames. */
 void audit_side(struct audit *a);
 /* Lineage: parents are registered, children are counted. */

@@ -22,7 +22,7 @@ static void audit_cluster(struct audit *a, uint32_t s, uint32_t at, unsigned slo
 	uint64_t h = hash_group(&t->keys, vm, group);
 	unsigned confirmed = 0;
 
-	if (stripe_of(t, h) != s || base >= t->frames) {
+	if (stripe_of(t, h) != s || base >= t->layout.slot_end) {
 		audit_fail(a, "I5: stripe %u has the cluster of VM %u, group %#lx, base %u", s, vm,
 			   (unsigned long)group, base);
 		return;
@@ -81,7 +81,7 @@ static void audit_single(struct audit *a, uint32_t s, uint32_t at, unsigned slot
 	uint32_t word = load_relaxed32(&l->slot[slot]), f = word & SINGLE_FRAME_MASK;
 	uint32_t nlines = load_relaxed32(&t->stripes[s].single_lines);
 
-	if (f >= t->frames) {
+	if (f >= t->layout.slot_end) {
 		audit_fail(a, "I5: stripe %u has a single of frame %u", s, f);
 		return;
 	}
@@ -91,7 +91,7 @@ static void audit_single(struct audit *a, uint32_t s, uint32_t at, unsigned slot
 	uint64_t w = load_relaxed64(&t->words[f]), g = word_gfn(w);
 	uint64_t h = hash_group(&t->keys, word_vm(w), g >> IPT_CLUSTER_ORDER);
 	uint64_t hs = hash_gfn(&t->keys, h, g);
-	if ((w & (WORD_STATE | WORD_FLAG)) != IPT_PRIVATE || stripe_of(t, h) != s ||
+	if (!word_is_mapped(w) || w & WORD_FLAG || stripe_of(t, h) != s ||
 	    single_tag4(hs) != (word & ~SINGLE_FRAME_MASK) ||
 	    single_tag(hs) != atomic_load_explicit(&l->tag[slot], memory_order_relaxed))
 		audit_fail(a, "I5: the single of frame %u in stripe %u is not confirmed by %#lx", f,
@@ -126,7 +126,7 @@ static void audit_singles(struct audit *a, uint32_t s, uint8_t *seen)
 
 void audit_index(struct audit *a)
 {
-	uint8_t *seen = calloc(a->t->frames / 8 + 1, 1);
+	uint8_t *seen = calloc(a->t->layout.slot_end / 8 + 1, 1);
 
 	if (!seen) {
 		audit_fail(a, "I5: no memory to check it");

@@ -159,7 +159,7 @@ static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 	if (!all)
 		return false;
 	n = gather(lines, nlines, all);
-	stripe_open(st);
+	bool opened = stripe_open(st);
 	/* The size first: whatever a dead process leaves lies within it. */
 	store_release32(&st->cluster_lines, to);
 	ipt_step();
@@ -171,7 +171,8 @@ static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 
 		place(lines, to, h, key, all[i].base, all[i].full);
 	}
-	stripe_close(st);
+	if (opened)
+		stripe_close(st);
 	free(all);
 	return true;
 }

@@ -8,9 +8,8 @@
  * on mapping too: what it maps first stays, and the template's frame for it is freed.
  */
 #include "ipt/collapse.h"
-#include "ipt/forward.h"
+#include "ipt/map.h"
 #include "ipt/reap.h"
-#include "ipt/registry.h"
 #include "ipt/zone.h"
 #include <errno.h>
 
@@ -18,7 +17,7 @@ static bool has(const struct ipt *t, uint32_t vm, uint32_t f)
 {
 	uint64_t w = load_acquire64(&t->words[f]);
 
-	return word_state(w) == IPT_PRIVATE && word_vm(w) == vm;
+	return word_is_mapped(w) && word_vm(w) == vm;
 }
 
 /* How many of the n frames from f on are not vm's any more. */
@@ -54,12 +53,13 @@ void collapse_mend(struct ipt *t)
 static int move_piece(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f, unsigned n)
 {
 	struct table_header *h = t->header;
-	_Atomic uint32_t *adopted = &t->vms[to].adopted[IPT_PRIVATE];
+	enum ipt_state state = word_state(load_acquire64(&t->words[f]));
+	_Atomic uint32_t *adopted = &t->vms[to].adopted[state];
 
 	store_relaxed32(&h->move.to, to);
 	store_relaxed32(&h->move.first, f);
 	store_relaxed32(&h->move.count, n);
-	store_relaxed32(&h->move.state, IPT_PRIVATE);
+	store_relaxed32(&h->move.state, state);
 	store_relaxed32(&h->move.base, load_relaxed32(adopted));
 	ipt_step();
 	store_release32(&h->move.from, from);
@@ -68,7 +68,7 @@ static int move_piece(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uin
 	lineage_open(t);
 	int err = forward_move(t, from, to, g, f, n);
 	lineage_close(t);
-	add_relaxed32(&t->vms[from].frames[IPT_PRIVATE], -count_gone(t, from, f, n));
+	add_relaxed32(&t->vms[from].frames[state], -count_gone(t, from, f, n));
 	collapse_mend(t);
 	return err;
 }
@@ -76,7 +76,6 @@ static int move_piece(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uin
 /* The child may have died, or have been collapsed into its own. */
 static int piece(struct ipt *t, vmid_t vm, vmid_t child, uint64_t g, uint32_t f, unsigned n)
 {
-	struct vm_slot *s = &t->vms[vm.v];
 	uint32_t frames[IPT_CLUSTER_FRAMES];
 	int err = -EBUSY;
 
@@ -85,12 +84,9 @@ static int piece(struct ipt *t, vmid_t vm, vmid_t child, uint64_t g, uint32_t f,
 		err = move_piece(t, vm.v, child.v, g, f, n);
 	registry_unlock(t);
 	for (unsigned i = 0; !err && i < n; i++) {
-		if (!has(t, vm.v, f + i))
-			continue;
 		/* The child has its own. */
-		forward_unmap(t, vm.v, g + i, 1, frames);
-		add_relaxed32(&s->frames[IPT_PRIVATE], UINT32_MAX); /* minus one */
-		add_relaxed32(&s->frames[IPT_LIMBO], 1);
+		if (has(t, vm.v, f + i))
+			map_remove(t, vm, g + i, 1, frames);
 	}
 	return err;
 }
@@ -108,7 +104,8 @@ static int pieces(struct ipt *t, vmid_t vm, vmid_t child, uint32_t from, uint32_
 			continue;
 		}
 		while (f + n < to && (g + n) % IPT_CLUSTER_FRAMES &&
-		       word_maps(load_acquire64(&t->words[f + n]), vm.v, g + n))
+		       (load_acquire64(&t->words[f + n]) & ~WORD_FLAG) ==
+			       word_mapped(word_state(w), vm.v, g + n))
 			n++;
 		err = piece(t, vm, child, g, f, n);
 		f += n;
@@ -127,13 +124,14 @@ int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
 	if (!child.v)
 		return ipt_vm_reap(t, vm, clean, ctx);
 	reap_mend(t);
-	for (unsigned z = 0; !err && z < t->config.nodes; z++)
+	for (unsigned z = 0; !err && z < zone_count(t); z++)
 		err = pieces(t, vm, child, zone_start(t, z), zone_mark(t, z));
 	if (err)
 		return err;
+	reap_slots(t, vm); /* spare ones */
 	err = reap_limbo(t, vm, false, clean, ctx, &kept);
-	store_relaxed32(&t->vms[vm.v].frames[IPT_PRIVATE], 0);
-	store_relaxed32(&t->vms[vm.v].frames[IPT_LIMBO], kept);
+	for (int i = 0; i < IPT_NSTATES; i++)
+		store_relaxed32(&t->vms[vm.v].frames[i], i == IPT_LIMBO ? kept : 0);
 	if (err)
 		return err;
 	registry_skip(t, vm, child);

@@ -20,9 +20,19 @@ static inline uint32_t forward_find(struct ipt *t, uint32_t vm, uint64_t g)
 	return t->kind == IPT_INDEX ? index_find(t, vm, g) : radix_find(t, vm, g);
 }
 
-static inline int forward_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n)
+/* Map n frames or slots from f on, all in one group, in that state (PRIVATE, ALIAS or TOMB). 0, or, with
+ * nothing changed, -EEXIST, -ENOSPC, -ENOMEM. */
+static inline int forward_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n,
+			      enum ipt_state state)
 {
-	return t->kind == IPT_INDEX ? index_map(t, vm, g, f, n) : radix_map(t, vm, g, f, n);
+	return t->kind == IPT_INDEX ? index_map(t, vm, g, f, n, state) : radix_map(t, vm, g, f, n);
+}
+
+/* See index_swap: where there are slots, there is an index. */
+static inline int forward_swap(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n,
+			       enum ipt_state state, unsigned replaces, uint32_t *old)
+{
+	return index_swap(t, vm, g, f, n, state, replaces, old);
 }
 
 static inline unsigned forward_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n,

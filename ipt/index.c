@@ -204,9 +204,11 @@ static bool insert_cluster(struct ipt *t, struct piece *p, uint32_t base)
 	return true;
 }
 
-static bool has_own(struct ipt *t, const struct piece *p, uint64_t g)
+static uint32_t find_own(struct ipt *t, const struct piece *p, uint64_t g)
 {
-	return find_clustered(t, p, g) != NO_FRAME || find_single(t, p, g) != NO_FRAME;
+	uint32_t f = find_clustered(t, p, g);
+
+	return f != NO_FRAME ? f : find_single(t, p, g);
 }
 
 /* Put in what will lead to the frames f + i at gfns g + i, for each bit i of which; their words don't
@@ -249,67 +251,114 @@ static void gather_cluster(struct ipt *t, struct piece *p, uint64_t g, uint32_t 
 		absorb(t, p, base);
 }
 
-static int map_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, unsigned n)
+/* What a frame's or slot's word is when no gfn leads to it any more. */
+static uint64_t unmapped(const struct ipt *t, uint32_t vm, uint32_t f)
 {
-	bool clustered;
+	return f < t->frames ? word_limbo(vm) : word_spare(vm);
+}
+
+static unsigned unmap_locked(struct ipt *t, struct piece *p, uint64_t g, unsigned n,
+			     uint32_t *frames)
+{
+	uint32_t base = p->element.line ? cluster_base(p->element) : 0;
+	unsigned gone = 0;
+	bool touched = false;
 
 	for (unsigned i = 0; i < n; i++) {
-		if (has_own(t, p, g + i))
-			return -EEXIST;
+		uint32_t f = find_clustered(t, p, g + i);
+
+		if (f != NO_FRAME && !touched) {
+			/* Before the first word goes the element is no proof any more. */
+			cluster_set_full(p->element, false);
+			touched = true;
+			ipt_step();
+		}
+		if (f != NO_FRAME) {
+			store_release64(&t->words[f], unmapped(t, p->vm, f));
+		} else if ((f = find_single(t, p, g + i)) != NO_FRAME) {
+			store_release64(&t->words[f], unmapped(t, p->vm, f));
+			ipt_step();
+			single_remove(t, p->s, hash_gfn(&t->keys, p->hash, g + i), f);
+		}
+		ipt_step();
+		frames[i] = f;
+		gone += f != NO_FRAME;
 	}
+	if (touched && count_words(t, p, base, true) == 0)
+		cluster_remove(t, p->s, p->hash, CLUSTER_KEY(p->vm, p->group));
+	piece_find(t, p);
+	return gone;
+}
+
+unsigned index_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_t *frames)
+{
+	struct piece p = piece_lock(t, vm, g);
+	unsigned gone = unmap_locked(t, &p, g, n, frames);
+
+	stripe_unlock(t, p.s);
+	return gone;
+}
+
+static int map_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, unsigned n,
+		      enum ipt_state state)
+{
+	bool clustered;
 	int err = insert_elements(t, p, g, f, (1u << n) - 1, &clustered);
+
 	if (err)
 		return err;
 	for (unsigned i = 0; i < n; i++) {
 		/* The commit point. */
 		store_release64(&t->words[f + i],
-				word_private(p->vm, g + i) | (clustered ? WORD_FLAG : 0));
+				word_mapped(state, p->vm, g + i) | (clustered ? WORD_FLAG : 0));
 		ipt_step();
 	}
 	gather_cluster(t, p, g, f, clustered);
 	return 0;
 }
 
-int index_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n)
+int index_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n, enum ipt_state state)
 {
 	struct piece p = piece_lock(t, vm, g);
-	int err = map_locked(t, &p, g, f, n);
+	int err = 0;
 
+	for (unsigned i = 0; !err && i < n; i++)
+		err = find_own(t, &p, g + i) != NO_FRAME ? -EEXIST : 0;
+	if (!err)
+		err = map_locked(t, &p, g, f, n, state);
 	stripe_unlock(t, p.s);
 	return err;
 }
 
-unsigned index_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_t *frames)
+static int swap_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, unsigned n,
+		       enum ipt_state state, unsigned replaces, uint32_t *old)
+{
+	for (unsigned i = 0; i < n; i++) {
+		uint32_t is = find_own(t, p, g + i);
+
+		if (is != NO_FRAME && !(replaces & 1u << word_state(load_relaxed64(&t->words[is]))))
+			return -EEXIST;
+	}
+	/* Room as singles is room enough, however they will go in. */
+	int err = single_reserve(t, p->s, n);
+	if (err)
+		return err;
+	bool opened = stripe_open(&t->stripes[p->s]);
+	unmap_locked(t, p, g, n, old);
+	err = map_locked(t, p, g, f, n, state);
+	if (opened)
+		stripe_close(&t->stripes[p->s]);
+	return err;
+}
+
+int index_swap(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n, enum ipt_state state,
+	       unsigned replaces, uint32_t *old)
 {
 	struct piece p = piece_lock(t, vm, g);
-	uint32_t base = p.element.line ? cluster_base(p.element) : 0;
-	unsigned gone = 0;
-	bool touched = false;
+	int err = swap_locked(t, &p, g, f, n, state, replaces, old);
 
-	for (unsigned i = 0; i < n; i++) {
-		uint32_t f = find_clustered(t, &p, g + i);
-
-		if (f != NO_FRAME && !touched) {
-			/* Before the first word goes the element is no proof any more. */
-			cluster_set_full(p.element, false);
-			touched = true;
-			ipt_step();
-		}
-		if (f != NO_FRAME) {
-			store_release64(&t->words[f], word_limbo(vm));
-		} else if ((f = find_single(t, &p, g + i)) != NO_FRAME) {
-			store_release64(&t->words[f], word_limbo(vm));
-			ipt_step();
-			single_remove(t, p.s, hash_gfn(&t->keys, p.hash, g + i), f);
-		}
-		ipt_step();
-		frames[i] = f;
-		gone += f != NO_FRAME;
-	}
-	if (touched && count_words(t, &p, base, true) == 0)
-		cluster_remove(t, p.s, p.hash, CLUSTER_KEY(vm, p.group));
 	stripe_unlock(t, p.s);
-	return gone;
+	return err;
 }
 
 static int move_locked(struct ipt *t, struct piece *from, struct piece *to, uint64_t g, uint32_t f,
@@ -322,7 +371,7 @@ static int move_locked(struct ipt *t, struct piece *from, struct piece *to, uint
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t w = load_relaxed64(&t->words[f + i]);
 
-		if (!word_maps(w, from->vm, g + i) || has_own(t, to, g + i))
+		if (!word_maps(w, from->vm, g + i) || find_own(t, to, g + i) != NO_FRAME)
 			continue;
 		which |= 1u << i;
 		flagged |= w & WORD_FLAG ? 1u << i : 0;
@@ -337,9 +386,10 @@ static int move_locked(struct ipt *t, struct piece *from, struct piece *to, uint
 	for (unsigned i = 0; i < n; i++) {
 		if (!(which & 1u << i))
 			continue;
+		enum ipt_state state = word_state(load_relaxed64(&t->words[f + i]));
 		/* The commit point. */
 		store_release64(&t->words[f + i],
-				word_private(to->vm, g + i) | (clustered ? WORD_FLAG : 0));
+				word_mapped(state, to->vm, g + i) | (clustered ? WORD_FLAG : 0));
 		ipt_step();
 		if (!(flagged & 1u << i))
 			single_remove(t, from->s, hash_gfn(&t->keys, from->hash, g + i), f + i);
@@ -386,12 +436,12 @@ void index_rebuild(struct ipt *t, uint32_t s)
 	stripe_open(&t->stripes[s]);
 	cluster_clear(t, s);
 	single_clear(t, s);
-	for (unsigned z = 0; z < t->config.nodes; z++) {
+	for (unsigned z = 0; z < zone_count(t); z++) {
 		uint32_t mark = zone_mark(t, z);
 
 		for (uint32_t f = zone_start(t, z); f < mark; f++) {
 			uint64_t w = load_acquire64(&t->words[f]);
-			if (word_state(w) != IPT_PRIVATE)
+			if (!word_is_mapped(w))
 				continue;
 			struct piece p = piece_of(t, word_vm(w), word_gfn(w));
 			if (p.s == s)

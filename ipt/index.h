@@ -62,10 +62,16 @@ static inline uint32_t index_find(struct ipt *t, uint32_t vm, uint64_t g)
 void index_find_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n);
 
 /*
- * Map n gfns from g on, all in one group of 16, at n limbo frames of vm from f on. 0 or, with nothing
- * changed, -EEXIST, -ENOSPC, -ENOMEM. Takes the stripe lock.
+ * Map n gfns from g on, all in one group of 16, at n limbo frames or spare slots of vm from f on. 0 or, with
+ * nothing changed, -EEXIST, -ENOSPC, -ENOMEM. Takes the stripe lock.
  */
-int index_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n);
+int index_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n, enum ipt_state state);
+/*
+ * The same where something may stand already, in one of the states whose bits are in `replaces` (else
+ * -EEXIST): it is unmapped, and no reader misses meanwhile. old[i] is what was at g + i, or NO_FRAME.
+ */
+int index_swap(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n, enum ipt_state state,
+	       unsigned replaces, uint32_t *old);
 /* Unmap n gfns from g on, all in one group; frames[i] is what was at g + i or NO_FRAME. Returns how
  * many there were. Takes the stripe lock. */
 unsigned index_unmap(struct ipt *t, uint32_t vm, uint64_t g, unsigned n, uint32_t *frames);

@@ -7,13 +7,17 @@
  *   cluster  16 frames, aligned in both gfn and frame (64 KiB): one index element for all of them
  *   block    2^order free or allocated frames, naturally aligned, order 0 to IPT_MAX_ORDER
  *   limbo    a frame that left the free lists for a VM but backs no gfn (yet, or any more)
+ *   shared   of a frame: it belongs to no VM; those who see it have aliases
+ *   slot     a word of the array beyond the pool's frames, for what a VM has at a gfn without owning a
+ *            frame: an alias (of a shared frame) or a tomb (void, whatever the ancestors have)
  *   template a VM that was frozen: it changes no more, and other VMs begin as it was
  *   lineage  a VM, its parent, that one's parent...: what a VM doesn't have itself it has from the
  *            nearest of them that does
  *
  * Three parts, all in one memfd that every process maps shared:
  *   array    ipt[frame], one atomic 64-bit word {state, vm, gfn}: the truth and the commit point of
- *            every change; 4 bytes beside it (pins, age) in an array of their own
+ *            every change; 4 bytes beside it (pins, age) in an array of their own. As many words again
+ *            for slots, with 8 bytes beside those that are aliases; what isn't used has no memory
  *   forward  (vm, gfn) -> frame, a cache of the array that can be rebuilt from it. Two kinds with
  *            one interface: the hash index (IPT_INDEX) and per-VM radix tables (IPT_RADIX, for which
  *            the array is the reverse map)
@@ -21,13 +25,15 @@
  *
  * Invariants (ipt_audit checks every one)
  *   I1  every frame is in exactly one of: beyond its zone's wilderness mark, a free block on a list,
- *       limbo, mapped
- *   I2  word(f) = {PRIVATE, vm, gfn}  <=>  lookup(vm, gfn) = f, and at most one such f per (vm, gfn)
+ *       limbo, mapped, shared; every slot in the same but for shared (a spare one is in limbo)
+ *   I2  word(f) = {PRIVATE, ALIAS or TOMB, vm, gfn}  <=>  forward(vm, gfn) = f, and at most one such frame
+ *       or slot f per (vm, gfn)
  *   I3  zone.free = sum of the free blocks' sizes + frames beyond the wilderness mark
  *   I4  vm.frames[state] = number of words with that vm and state; only a live or dying VM has any
  *   I5  every forward element leads to a word that confirms it for at least one gfn; no element
  *       stands twice
  *   I6  a free frame has no pins
+ *   I7  slot s is an ALIAS of f  <=>  s is in the chain of f, once; f is SHARED  <=>  its chain is not empty
  *
  * Concurrency
  *   Readers (lookup, owner) take no lock; writers lock the stripe of the key. Locks are process-shared
@@ -36,7 +42,7 @@
  *   (ipt_vm_reap), and a template's by who collapses it (ipt_vm_collapse): so the only contention is for
  *   stripes and zones, never for one mapping.
  *   Lock order (checked at run time where NDEBUG is not defined; ipt/lock.h):
- *     registry  <  stripe (two only in order of their numbers)  <  zone (one at a time)  <  radix table pages
+ *     registry  <  chain (one at a time)  <  stripe (two only in order of their numbers)  <  zone (one at a time)  <  radix table pages
  *
  * Functions return 0 or -errno and print nothing. A VM that is not registered is -ENOENT everywhere,
  * and so is a dying one where something would be given to it (ipt_alloc, ipt_map); what would change a
@@ -60,9 +66,18 @@
 
 enum ipt_kind { IPT_INDEX, IPT_RADIX };
 
-/* A mapped or unmapped frame's state, as word(f) holds it. FREE is 0 so that untouched, zero table
- * memory says free. */
-enum ipt_state { IPT_FREE, IPT_LIMBO, IPT_PRIVATE, IPT_NSTATES };
+/* A frame's or slot's state, as its word holds it. FREE is 0 so that untouched, zero table memory says
+ * free; a gfn leads to those from PRIVATE on. SPARE, ALIAS and TOMB are slots. */
+enum ipt_state {
+	IPT_FREE,
+	IPT_LIMBO,
+	IPT_SHARED,
+	IPT_SPARE,
+	IPT_PRIVATE,
+	IPT_ALIAS,
+	IPT_TOMB,
+	IPT_NSTATES
+};
 
 struct ipt; /* one process's handle on a table */
 
@@ -95,8 +110,8 @@ struct ipt_vm_info {
 	vmid_t parent; /* the template this VM was cloned from, or INVALID_VMID */
 	char name[IPT_NAME_LEN];
 	bool dying;
-	uint32_t children; /* VMs whose parent this is */
-	uint32_t frames[IPT_NSTATES];
+	uint32_t children;            /* VMs whose parent this is */
+	uint32_t frames[IPT_NSTATES]; /* and slots */
 };
 
 /* Register a VM. Names are unique among the registered: -EEXIST. -ENOENT for an unknown parent,
@@ -165,13 +180,13 @@ int ipt_largest_order(struct ipt *t);
 
 /*
  * Map `count` gfns of vm at consecutive limbo frames of vm, as PRIVATE. Aligned runs of 16 go in as
- * clusters. Prepare/commit: on any error nothing has changed. -EPERM if a frame isn't vm's limbo,
- * -EEXIST if a gfn is mapped already, -EINVAL out of range, -ENOSPC/-ENOMEM when the forward map
+ * clusters. Tombs of vm's there give way. Prepare/commit: on any error nothing has changed. -EPERM if a
+ * frame isn't vm's limbo, -EEXIST if a gfn is mapped already or has an alias, -EINVAL out of range, -ENOSPC/-ENOMEM when the forward map
  * can't grow. Lock: stripes, one at a time.
  */
 int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count);
-/* Unmap `count` gfns (void ones are skipped); their frames go to limbo. `gone` is told each run of
- * frames that was unmapped (may be NULL). */
+/* Take what vm itself has at `count` gfns away, so that they are what the ancestors have there; its frames,
+ * and shared ones whose last alias went, go to its limbo. `gone` is told each run of these (may be NULL). */
 typedef void ipt_run_fn(void *ctx, gfn_t gfn, frame_t frame, uint32_t count);
 int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn *gone, void *ctx);
 
@@ -187,10 +202,39 @@ void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, u
  * these frames: 0 and INVALID_FRAME if `first` is void. */
 uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, frame_t *out);
 
+/* ---- sharing beside the lineage ------------------------------------------------------------
+ *
+ * Needs the index: a table of kind IPT_RADIX has no slots, and these functions, where they would need one, are
+ * -EOPNOTSUPP. All are for vm's own process alone; a template is -EPERM. *done is how many of the gfns, from
+ * the first on, were done before the error; each is done or not done. -ENOSPC when slots or the index run out.
+ * Locks: for each page a chain, and within it a stripe.
+ */
+
+/* Make [first, first+count) of vm void, whatever its ancestors have: own frames, and shared ones whose last
+ * alias went, go to limbo of vm (`gone` is told, may be NULL); tombs come where an ancestor has something. */
+int ipt_drop(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, uint32_t *done,
+	     ipt_run_fn *gone, void *ctx);
+/* Map over what is there: as ipt_map, but vm's aliases at these gfns give way too. Shared frames that lost
+ * their last alias go to limbo of vm and `gone` is told. On -ENOSPC and -ENOMEM some may be done: ipt_place
+ * tells. */
+int ipt_map_over(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count,
+		 ipt_run_fn *gone, void *ctx);
+/* vm's own frames at these gfns become shared ones, each with vm's alias as its first. -EBUSY if one is pinned,
+ * -ENOENT if there is no frame of vm's own. Nobody may write to them from before the call on. */
+int ipt_publish(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, uint32_t *done);
+/* vm's own frames at these gfns give way to aliases of the shared frames from `frame` on, whose bytes are the
+ * same, and go to limbo of vm; `gone` is told. -EBUSY if an own one is pinned, -ENOENT if there is none,
+ * -ESTALE if a target isn't shared (any more). */
+int ipt_merge(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count, uint32_t *done,
+	      ipt_run_fn *gone, void *ctx);
+
+/* ---- looking up ---------------------------------------------------------------------------- */
+
 enum ipt_place_kind {
 	IPT_VOID,      /* no frame */
 	IPT_OWN,       /* a frame of vm's own */
-	IPT_INHERITED, /* an ancestor's frame */
+	IPT_INHERITED, /* what an ancestor has there, whether its own frame or an alias */
+	IPT_MERGED,    /* a shared frame, by vm's own alias */
 };
 struct ipt_place {
 	enum ipt_place_kind kind;
@@ -206,16 +250,17 @@ uint32_t ipt_place(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, struct i
 /* Who owns a frame: one array read. -EINVAL for a frame outside the pool. */
 struct ipt_owner {
 	enum ipt_state state;
-	vmid_t vm; /* INVALID_VMID when free */
+	vmid_t vm; /* INVALID_VMID when free or shared */
 	gfn_t gfn; /* INVALID_GFN unless mapped */
 	uint32_t pins;
 };
 int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out);
 
 /*
- * Tell everyone who sees a frame, that is, to whose gfn a look-up gives it: its owner (OWN), and the
- * descendants of that without something of their own there (INHERITED); VMs and templates alike. `fn` says
- * whether to go on. -EINVAL for a frame outside the pool. Costs a look-up for each VM. Others' changes
+ * Tell everyone who sees a frame, that is, to whose gfn a look-up gives it: its owner (OWN) or those who have
+ * an alias of it (MERGED), and the descendants of these without something of their own there (INHERITED); VMs
+ * and templates alike. `fn` says whether to go on. -EINVAL for a frame outside the pool, -ENOMEM. Costs a
+ * look-up for each VM, and again for each alias that a template has. Others' changes
  * meanwhile may or may not be seen; no lock is held.
  */
 typedef bool ipt_viewer_fn(void *ctx, vmid_t vm, gfn_t gfn, enum ipt_place_kind how);
@@ -233,6 +278,7 @@ void ipt_unpin(struct ipt *t, frame_t f);
 struct ipt_bytes {        /* memory the table really has (populated pages of the memfd), bytes */
 	uint64_t array;   /* the words */
 	uint64_t side;    /* the 4 bytes beside each */
+	uint64_t slots;   /* the words of slots and the 8 bytes beside aliases */
 	uint64_t forward; /* index or radix tables, with their stripes' headers and locks */
 	uint64_t other;   /* header, registry, zones */
 };
@@ -246,7 +292,7 @@ struct ipt_counts {
 };
 void ipt_counts(struct ipt *t, struct ipt_counts *out);
 
-/* Check I1 to I6 over everything. Takes every lock in turn, so may run beside others only if they
+/* Check I1 to I7 over everything. Takes every lock in turn, so may run beside others only if they
  * are quiet (it reports in-between states otherwise). Returns the number of violations; each is told
  * to `say` as one line of text (may be NULL). */
 typedef void ipt_say_fn(void *ctx, const char *line);

@@ -1,8 +1,10 @@
 /* Mapping and unmapping. */
-#include "ipt/forward.h"
-#include "ipt/registry.h"
+#include "ipt/map.h"
+#include "ipt/chain.h"
+#include "ipt/run.h"
 #include "ipt/zone.h"
 #include <errno.h>
+#include <stdlib.h>
 
 /* The frames of [f, f + n) are limbo of vm. Reads no word beyond the mark. */
 static bool all_limbo(struct ipt *t, uint32_t vm, uint32_t f, uint32_t n)
@@ -16,103 +18,178 @@ static bool all_limbo(struct ipt *t, uint32_t vm, uint32_t f, uint32_t n)
 	return true;
 }
 
-/* How many of n gfns from g on lie in g's group. */
-static unsigned piece_len(uint64_t g, uint64_t n)
+int map_check(struct ipt *t, vmid_t vm, gfn_t first, frame_t f, uint32_t count)
 {
-	unsigned room = IPT_CLUSTER_FRAMES - (unsigned)(g & (IPT_CLUSTER_FRAMES - 1));
+	struct vm_slot *s;
+	int err = registry_changes(t, vm, &s);
 
-	return n < room ? (unsigned)n : room;
+	if (!map_range_valid(first, count) || f.v >= t->frames || count > t->frames - f.v)
+		return -EINVAL;
+	if (err)
+		return err;
+	return all_limbo(t, vm.v, f.v, count) ? 0 : -EPERM;
 }
 
-static void moved(struct vm_slot *s, enum ipt_state from, enum ipt_state to, uint32_t n)
+void map_free_tombs(struct ipt *t, vmid_t vm, const uint32_t *slots, uint32_t n)
 {
-	add_relaxed32(&s->frames[from], -n);
-	add_relaxed32(&s->frames[to], n);
+	for (uint32_t i = 0, run; i < n; i += run) {
+		run = 1;
+		if (slots[i] == NO_SLOT)
+			continue;
+		while (i + run < n && slots[i + run] == slots[i] + run)
+			run++;
+		slot_count(t, vm, IPT_TOMB, IPT_SPARE, run);
+		zone_free(t, t->config.nodes, vm, slots[i], run);
+	}
 }
 
-static bool range_valid(gfn_t first, uint32_t count)
+/* Put things back as they were: frames were mapped at `done` gfns, in the place of these tombs. */
+static void undo(struct ipt *t, vmid_t vm, uint64_t g, uint32_t done, const uint32_t *tombs)
 {
-	return count && first.v < IPT_MAX_GFN && count <= IPT_MAX_GFN - first.v;
+	uint32_t frames[IPT_CLUSTER_FRAMES];
+
+	for (uint32_t back = 0, n; back < done; back += n) { /* taking out can't fail */
+		n = map_piece_len(g + back, done - back);
+		if (!tombs) {
+			forward_unmap(t, vm.v, g + back, n, frames);
+			continue;
+		}
+		for (uint32_t i = back; i < back + n; i++) {
+			if (tombs[i] == NO_SLOT)
+				forward_unmap(t, vm.v, g + i, 1, frames);
+			else /* there was room for it before */
+				forward_swap(t, vm.v, g + i, tombs[i], 1, IPT_TOMB,
+					     1u << IPT_PRIVATE, frames);
+		}
+	}
+}
+
+int map_frames(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t count)
+{
+	bool over_tombs = registry_count(t, vm.v, IPT_TOMB);
+	uint32_t *tombs = over_tombs ? malloc(count * sizeof(*tombs)) : NULL;
+	int err = over_tombs && !tombs ? -ENOMEM : 0;
+
+	for (uint32_t done = 0, n; !err && done < count; done += n) {
+		n = map_piece_len(g + done, count - done);
+		if (over_tombs)
+			err = forward_swap(t, vm.v, g + done, f + done, n, IPT_PRIVATE,
+					   1u << IPT_TOMB, tombs + done);
+		else
+			err = forward_map(t, vm.v, g + done, f + done, n, IPT_PRIVATE);
+		if (err)
+			undo(t, vm, g, done, tombs);
+	}
+	if (!err) {
+		slot_count(t, vm, IPT_LIMBO, IPT_PRIVATE, count);
+		if (tombs)
+			map_free_tombs(t, vm, tombs, count);
+	}
+	free(tombs);
+	return err;
 }
 
 int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t count)
 {
-	struct vm_slot *s;
-	uint32_t frames[IPT_CLUSTER_FRAMES];
-	int err = registry_changes(t, vm, &s);
+	int err = map_check(t, vm, first, fr, count);
 
-	if (!range_valid(first, count) || fr.v >= t->frames || count > t->frames - fr.v)
-		return -EINVAL;
+	return err ? err : map_frames(t, vm, first.v, fr.v, count);
+}
+
+uint32_t map_alias(struct ipt *t, vmid_t vm, uint64_t g)
+{
+	uint32_t slot, target;
+
+	if (!registry_count(t, vm.v, IPT_ALIAS))
+		return NO_SLOT;
+	slot = forward_find(t, vm.v, g);
+	return slot_is(t, slot) && slot_read(t, slot, vm.v, g, &target) == IPT_ALIAS ? slot
+										     : NO_SLOT;
+}
+
+int map_replace_alias(struct ipt *t, vmid_t vm, uint64_t g, uint32_t slot, uint32_t with,
+		      enum ipt_state state, uint32_t *lost)
+{
+	uint32_t f = slot_target(t, slot), old;
+	int err = 0;
+
+	*lost = NO_FRAME;
+	chain_lock(t, f);
+	if (with == NO_FRAME)
+		forward_unmap(t, vm.v, g, 1, &old);
+	else
+		err = forward_swap(t, vm.v, g, with, 1, state, 1u << IPT_ALIAS, &old);
+	if (!err && chain_remove(t, f, slot, vm))
+		*lost = f;
+	chain_unlock(t, f);
 	if (err)
 		return err;
-	if (!all_limbo(t, vm.v, fr.v, count))
-		return -EPERM;
-	for (uint32_t done = 0; done < count;) {
-		uint64_t g = first.v + done;
-		unsigned n = piece_len(g, count - done);
-
-		err = forward_map(t, vm.v, g, fr.v + done, n);
-		if (!err) {
-			done += n;
-			continue;
-		}
-		for (uint32_t back = 0; back < done; back += n) { /* taking out can't fail */
-			n = piece_len(first.v + back, done - back);
-			forward_unmap(t, vm.v, first.v + back, n, frames);
-		}
-		return err;
-	}
-	moved(s, IPT_LIMBO, IPT_PRIVATE, count);
+	slot_count(t, vm, IPT_ALIAS, IPT_SPARE, 1);
+	if (*lost != NO_FRAME)
+		add_relaxed32(&t->vms[vm.v].frames[IPT_LIMBO], 1);
+	zone_free(t, t->config.nodes, vm, slot, 1);
 	return 0;
 }
 
-/* A run of frames that is being reported as it grows. */
-struct run {
-	uint64_t g;
-	uint32_t f, n;
-};
-
-static void run_flush(struct run *r, ipt_run_fn *gone, void *ctx)
+/* Unmap what is there, but for aliases. */
+static void remove_plain(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t *frames)
 {
-	if (r->n && gone)
-		gone(ctx, gfn(r->g), frame(r->f), r->n);
-	r->n = 0;
+	uint32_t tombs[IPT_CLUSTER_FRAMES];
+	unsigned had = forward_unmap(t, vm.v, g, n, frames), ntombs = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		if (slot_is(t, frames[i])) {
+			tombs[ntombs++] = frames[i];
+			frames[i] = NO_FRAME;
+		}
+	}
+	slot_count(t, vm, IPT_PRIVATE, IPT_LIMBO, had - ntombs);
+	map_free_tombs(t, vm, tombs, ntombs);
 }
 
-static void run_add(struct run *r, uint64_t g, uint32_t f, ipt_run_fn *gone, void *ctx)
+void map_remove(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t *frames)
 {
-	if (r->n && (f == NO_FRAME || f != r->f + r->n || g != r->g + r->n))
-		run_flush(r, gone, ctx);
-	if (f == NO_FRAME)
+	if (!registry_count(t, vm.v, IPT_ALIAS)) {
+		remove_plain(t, vm, g, n, frames);
 		return;
-	if (!r->n)
-		*r = (struct run){g, f, 0};
-	r->n++;
+	}
+	for (unsigned i = 0; i < n; i++) {
+		uint32_t slot = map_alias(t, vm, g + i);
+
+		if (slot == NO_SLOT)
+			remove_plain(t, vm, g + i, 1, &frames[i]);
+		else
+			map_replace_alias(t, vm, g + i, slot, NO_FRAME, IPT_FREE, &frames[i]);
+	}
+}
+
+static bool has_own(const struct ipt *t, vmid_t vm)
+{
+	return registry_count(t, vm.v, IPT_PRIVATE) || registry_count(t, vm.v, IPT_ALIAS) ||
+	       registry_count(t, vm.v, IPT_TOMB);
 }
 
 int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn *gone, void *ctx)
 {
 	struct vm_slot *s = registry_slot(t, vm, VM_NONE);
 	uint32_t frames[IPT_CLUSTER_FRAMES];
-	struct run run = {0};
+	struct run run = {.gone = gone, .ctx = ctx};
 
-	if (!range_valid(first, count))
+	if (!map_range_valid(first, count))
 		return -EINVAL;
 	if (!s)
 		return -ENOENT;
 	if (load_relaxed32(&s->kind) == IPT_TEMPLATE)
 		return -EPERM;
 	/* A range may be far larger than what is mapped in it: done when the VM has nothing left. */
-	for (uint64_t g = first.v, end = g + count;
-	     g < end && load_relaxed32(&s->frames[IPT_PRIVATE]);) {
-		unsigned n = piece_len(g, end - g);
-		unsigned had = forward_unmap(t, vm.v, g, n, frames);
+	for (uint64_t g = first.v, end = g + count; g < end && has_own(t, vm);) {
+		unsigned n = map_piece_len(g, end - g);
 
-		moved(s, IPT_PRIVATE, IPT_LIMBO, had);
+		map_remove(t, vm, g, n, frames);
 		for (unsigned i = 0; i < n; i++)
-			run_add(&run, g + i, frames[i], gone, ctx);
+			run_add(&run, g + i, frames[i]);
 		g += n;
 	}
-	run_flush(&run, gone, ctx);
+	run_flush(&run);
 	return 0;
 }

@@ -1,34 +1,63 @@
 /* Looking up: what a gfn is, for a VM and its lineage; who owns a frame. */
 #include "ipt/forward.h"
 #include "ipt/registry.h"
+#include "ipt/slot.h"
 #include "ipt/zone.h"
 #include <errno.h>
 #include <sched.h>
 
 #define PLACE_SPINS 200
 
+/* What stands at a gfn: nothing, a frame, or an alias of one, which VM `at` has. */
+struct standing {
+	enum ipt_place_kind kind; /* VOID, OWN, INHERITED, MERGED */
+	uint32_t at;              /* 0 if no VM of the lineage says anything, not even a tomb */
+	uint32_t f;
+};
+
 /* Does a VM have anything of its own? If not, its forward map needn't be asked. */
 static bool has_own(const struct ipt *t, uint32_t vm)
 {
-	return registry_count(t, vm, IPT_PRIVATE) != 0;
+	return registry_count(t, vm, IPT_PRIVATE) || registry_count(t, vm, IPT_ALIAS) ||
+	       registry_count(t, vm, IPT_TOMB);
+}
+
+/* What VM `at` itself has: false if nothing, true also for a tomb (NO_FRAME). */
+static bool find_own(struct ipt *t, uint32_t at, uint64_t g, uint32_t *f, bool *alias)
+{
+	for (;;) {
+		uint32_t target, n = forward_find(t, at, g);
+
+		*f = n;
+		*alias = false;
+		if (!slot_is(t, n))
+			return n != NO_FRAME;
+		enum ipt_state state = slot_read(t, n, at, g, &target);
+		if (state == IPT_FREE)
+			continue; /* changed meanwhile */
+		*alias = state == IPT_ALIAS;
+		*f = *alias ? target : NO_FRAME;
+		return true;
+	}
 }
 
 /*
- * The lineage: what a VM doesn't have itself it has from its nearest ancestor that does. *at is the VM that
- * has it, from `from` on upwards. Right only if no lineage changed meanwhile.
+ * The lineage of vm from `from` on: what a VM doesn't have itself it has from its nearest ancestor that does.
+ * Right only if no lineage changed meanwhile.
  */
-static uint32_t walk(struct ipt *t, uint32_t from, uint64_t g, uint32_t *at)
+static struct standing walk(struct ipt *t, uint32_t vm, uint32_t from, uint64_t g)
 {
-	for (uint32_t vm = from; vm; vm = registry_parent(t, vm)) {
-		uint32_t f = forward_find(t, vm, g);
+	for (uint32_t at = from; at; at = registry_parent(t, at)) {
+		enum ipt_place_kind kind;
+		uint32_t f;
+		bool alias;
 
-		if (f != NO_FRAME) {
-			*at = vm;
-			return f;
-		}
+		if (!has_own(t, at) || !find_own(t, at, g, &f, &alias))
+			continue;
+		kind = at == vm ? (alias ? IPT_MERGED : IPT_OWN) : IPT_INHERITED;
+		return (struct standing){f == NO_FRAME ? IPT_VOID : kind, at, f};
 	}
-	*at = 0;
-	return NO_FRAME;
+	return (struct standing){IPT_VOID, 0, NO_FRAME};
 }
 
 /*
@@ -59,28 +88,30 @@ static bool attempt_next(struct ipt *t, struct attempt *a)
 	return true;
 }
 
-static uint32_t find(struct ipt *t, uint32_t vm, uint64_t g, uint32_t *at)
+static uint32_t find(struct ipt *t, uint32_t vm, uint64_t g)
 {
-	uint32_t f = NO_FRAME;
+	struct standing s = {IPT_VOID, 0, NO_FRAME};
 
-	for (struct attempt a = {0}; attempt_next(t, &a); a.own = *at == vm)
-		f = walk(t, vm, g, at);
-	return f;
+	for (struct attempt a = {0}; attempt_next(t, &a); a.own = s.at == vm)
+		s = walk(t, vm, vm, g);
+	return s.f;
 }
 
 frame_t ipt_lookup(struct ipt *t, vmid_t vm, gfn_t g)
 {
-	uint32_t seq = lineage_read(t), at;
+	uint32_t seq = lineage_read(t);
 
 	if (!forward_key_valid(t, vm.v, g.v))
 		return INVALID_FRAME;
 	uint32_t f = forward_find(t, vm.v, g.v);
-	if (f != NO_FRAME)
+	if (f < t->frames)
 		return frame(f);
-	f = walk(t, registry_parent(t, vm.v), g.v, &at);
-	if (lineage_still(t, seq))
-		return frame(f);
-	return frame(find(t, vm.v, g.v, &at));
+	if (f == NO_FRAME) {
+		f = walk(t, vm.v, registry_parent(t, vm.v), g.v).f;
+		if (lineage_still(t, seq))
+			return frame(f);
+	}
+	return frame(find(t, vm.v, g.v));
 }
 
 void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n)
@@ -90,7 +121,7 @@ void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, u
 	else
 		radix_find_batch(t, keys, out, n);
 	for (unsigned i = 0; i < n; i++) {
-		if (!frame_valid(out[i]))
+		if (out[i].v >= t->frames)
 			out[i] = ipt_lookup(t, keys[i].vm, keys[i].gfn);
 	}
 }
@@ -105,41 +136,30 @@ static bool overridden(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g)
 	return false;
 }
 
-/* How many gfns from g on, which is at frame f of VM `at`, go on at the next frames. The next frame's word
- * says whether they do: no need to look its gfn up. */
-static uint32_t run_length(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g, uint32_t f,
-			   uint32_t max)
+/* Does g have, as the next frame's word says, what VM `at` has there at frame f? Then there is no need to look
+ * it up, but for what overrides it. */
+static bool word_says(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g, uint32_t f)
 {
-	uint32_t n = 1;
-
-	while (n < max && f + n < t->frames && g + n < IPT_MAX_GFN &&
-	       ((f + n) % IPT_CLUSTER_FRAMES || f + n < zone_mark(t, zone_of(t, f + n))) &&
-	       word_maps(load_acquire64(&t->words[f + n]), at, g + n) &&
-	       !overridden(t, vm, at, g + n))
-		n++;
-	return n;
-}
-
-uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, frame_t *out)
-{
-	struct ipt_place p;
-	uint32_t n = ipt_place(t, vm, first, max, &p);
-
-	*out = p.frame;
-	return p.kind == IPT_VOID ? 0 : n;
+	return f < t->frames && f < zone_mark(t, zone_of(t, f)) &&
+	       word_maps(load_acquire64(&t->words[f]), at, g) && !overridden(t, vm, at, g);
 }
 
 static uint32_t place(struct ipt *t, uint32_t vm, uint64_t g, uint32_t max, struct ipt_place *out)
 {
-	uint32_t at, n = 1, f = walk(t, vm, g, &at);
+	struct standing s = walk(t, vm, vm, g);
+	bool by_words = s.kind == IPT_OWN || s.kind == IPT_INHERITED;
+	uint32_t n = 1;
 
-	if (f != NO_FRAME) {
-		*out = (struct ipt_place){at == vm ? IPT_OWN : IPT_INHERITED, vmid(at), frame(f)};
-		return run_length(t, vm, at, g, f, max);
+	*out = (struct ipt_place){s.kind, vmid(s.f == NO_FRAME ? 0 : s.at), frame(s.f)};
+	for (; n < max && g + n < IPT_MAX_GFN; n++) {
+		if (by_words && word_says(t, vm, s.at, g + n, s.f + n))
+			continue;
+		struct standing next = walk(t, vm, vm, g + n);
+		if (next.kind != s.kind)
+			break;
+		if (s.kind != IPT_VOID && (next.at != s.at || next.f != s.f + n))
+			break;
 	}
-	*out = (struct ipt_place){IPT_VOID, INVALID_VMID, INVALID_FRAME};
-	while (n < max && g + n < IPT_MAX_GFN && !overridden(t, vm, 0, g + n))
-		n++;
 	return n;
 }
 
@@ -150,9 +170,19 @@ uint32_t ipt_place(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, struct i
 	*out = (struct ipt_place){IPT_VOID, INVALID_VMID, INVALID_FRAME};
 	if (!max || !forward_key_valid(t, vm.v, first.v))
 		return 0;
-	for (struct attempt a = {0}; attempt_next(t, &a); a.own = out->kind == IPT_OWN)
+	for (struct attempt a = {0}; attempt_next(t, &a);
+	     a.own = out->kind == IPT_OWN || out->kind == IPT_MERGED)
 		n = place(t, vm.v, first.v, max, out);
 	return n;
+}
+
+uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, frame_t *out)
+{
+	struct ipt_place p;
+	uint32_t n = ipt_place(t, vm, first, max, &p);
+
+	*out = p.frame;
+	return p.kind == IPT_VOID ? 0 : n;
 }
 
 int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out)
@@ -166,7 +196,8 @@ int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out)
 	out->state = word_state(w);
 	if (out->state == IPT_FREE)
 		return 0;
-	out->vm = vmid(word_vm(w));
+	if (out->state != IPT_SHARED)
+		out->vm = vmid(word_vm(w));
 	if (out->state == IPT_PRIVATE)
 		out->gfn = gfn(word_gfn(w));
 	out->pins = load_relaxed32(&t->side[f.v]) & SIDE_PINS;

@@ -251,7 +251,7 @@ int radix_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n)
 	for (unsigned i = 0; !err && i < n; i++) {
 		store_release64(&entries[i], (uint64_t)(f + i) << RADIX_SHIFT | RADIX_PRESENT);
 		ipt_step();
-		store_release64(&t->words[f + i], word_private(vm, g + i));
+		store_release64(&t->words[f + i], word_mapped(IPT_PRIVATE, vm, g + i));
 		ipt_step();
 	}
 	stripe_unlock(t, s);
@@ -310,7 +310,7 @@ int radix_move(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f
 			continue;
 		store_release64(&new[i], (uint64_t)(f + i) << RADIX_SHIFT | RADIX_PRESENT);
 		ipt_step();
-		store_release64(&t->words[f + i], word_private(to, g + i));
+		store_release64(&t->words[f + i], word_mapped(IPT_PRIVATE, to, g + i));
 		ipt_step();
 		store_release64(&old[i], 0);
 		ipt_step();

@@ -1,7 +1,7 @@
 /* Freeing what a dead VM owned. */
 #include "ipt/reap.h"
-#include "ipt/forward.h"
-#include "ipt/registry.h"
+#include "ipt/chain.h"
+#include "ipt/map.h"
 #include "ipt/zone.h"
 #include <errno.h>
 
@@ -11,7 +11,11 @@ void reap_mend(struct ipt *t)
 		stripe_lock(t, s);
 		stripe_unlock(t, s);
 	}
-	for (unsigned z = 0; z < t->config.nodes; z++) {
+	for (unsigned c = 0; c < TABLE_CHAINS; c++) {
+		chain_lock(t, c);
+		chain_unlock(t, c);
+	}
+	for (unsigned z = 0; z < zone_count(t); z++) {
 		zone_lock(t, z);
 		zone_unlock(t, z);
 	}
@@ -28,7 +32,7 @@ static void unmap_words(struct ipt *t, vmid_t vm, uint32_t from, uint32_t to)
 		uint64_t w = load_acquire64(&t->words[f]), g = word_gfn(w);
 		unsigned n = 1;
 
-		if (word_state(w) != IPT_PRIVATE || word_vm(w) != vm.v) {
+		if (!word_is_mapped(w) || word_vm(w) != vm.v) {
 			f++;
 			continue;
 		}
@@ -37,6 +41,26 @@ static void unmap_words(struct ipt *t, vmid_t vm, uint32_t from, uint32_t to)
 			n++;
 		forward_unmap(t, vm.v, g, n, frames);
 		f += n;
+	}
+}
+
+void reap_slots(struct ipt *t, vmid_t vm)
+{
+	unsigned z = t->config.nodes;
+
+	for (uint32_t slot = zone_start(t, z), mark = zone_mark(t, z); slot < mark; slot++) {
+		uint64_t w = load_acquire64(&t->words[slot]);
+		uint32_t lost;
+
+		if (word_state(w) == IPT_FREE || word_vm(w) != vm.v)
+			continue;
+		if (word_state(w) == IPT_ALIAS) {
+			map_replace_alias(t, vm, word_gfn(w), slot, NO_FRAME, IPT_FREE, &lost);
+		} else {
+			if (word_is_mapped(w))
+				forward_unmap(t, vm.v, word_gfn(w), 1, &lost);
+			zone_free(t, z, vm, slot, 1);
+		}
 	}
 }
 
@@ -114,6 +138,7 @@ int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
 	if (err)
 		return err;
 	reap_mend(t);
+	reap_slots(t, vm);
 	for (unsigned z = 0; z < t->config.nodes; z++)
 		unmap_words(t, vm, zone_start(t, z), zone_mark(t, z));
 	err = reap_limbo(t, vm, true, clean, ctx, &kept);

@@ -6,6 +6,8 @@
 
 /* Take every lock once: whoever died holding one left it to be mended. */
 void reap_mend(struct ipt *t);
+/* Free all slots of a dying vm; frames that lose their last alias become its limbo. */
+void reap_slots(struct ipt *t, vmid_t vm);
 /*
  * Clean and free all limbo frames of a dying vm. Pins are taken off if nobody can be left who would
  * (`orphaned`), else pinned frames stay. *kept counts what stays; the first error, -EBUSY for a pin.

@@ -117,7 +117,7 @@ static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 	if (!all)
 		return false;
 	n = gather(lines, nlines, all);
-	stripe_open(st);
+	bool opened = stripe_open(st);
 	/* The size first: whatever a dead process leaves lies within it. */
 	store_release32(&st->single_lines, to);
 	ipt_step();
@@ -131,7 +131,8 @@ static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 
 		place(lines, to, hash_gfn(&t->keys, h, g), all[i]);
 	}
-	stripe_close(st);
+	if (opened)
+		stripe_close(st);
 	free(all);
 	return true;
 }

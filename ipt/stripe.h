@@ -18,13 +18,17 @@ static inline uint32_t stripe_of(const struct ipt *t, uint64_t group_hash)
 	return (uint32_t)(group_hash >> 40) & t->stripe_mask;
 }
 
-/* Elements move between these two: a reader's miss doesn't count. The first is a read-modify-write
+/* Elements move between these two: a reader's miss doesn't count. Who opens closes. The first is a read-modify-write
  * with acquire, so that no element's store moves before it. */
-static inline void stripe_open(struct stripe *st)
+static inline bool stripe_open(struct stripe *st)
 {
-	if (!(load_relaxed32(&st->seq) & 1)) /* odd already: a dead process was in here */
+	/* Odd already: we are in the middle of a greater change, or a dead process was. */
+	bool opens = !(load_relaxed32(&st->seq) & 1);
+
+	if (opens)
 		atomic_fetch_add_explicit(&st->seq, 1, memory_order_acq_rel);
 	ipt_step();
+	return opens;
 }
 
 static inline void stripe_close(struct stripe *st)

@@ -35,13 +35,27 @@ static uint32_t zone_frames(const struct ipt_config *c)
 	return (uint32_t)round_up((c->frames + c->nodes - 1) / c->nodes, grain);
 }
 
-/* Room for twice a stripe's share of singles (every frame mapped alone), and of half its share in
+/* As many slots as frames, on pages of the array that they have for themselves, as far as numbers go. Radix
+ * tables have none. */
+static void slots_layout(struct table_layout *l, const struct ipt_config *c)
+{
+	uint32_t first = (uint32_t)round_up(c->frames, PAGE_SIZE / 8);
+
+	l->slot_first = c->kind == IPT_INDEX ? first : c->frames;
+	l->slot_end = l->slot_first;
+	if (c->kind == IPT_INDEX)
+		l->slot_end +=
+			c->frames < IPT_MAX_FRAMES - first ? c->frames : IPT_MAX_FRAMES - first;
+}
+
+/* Room for twice a stripe's share of singles (every frame mapped alone, every slot used), and of half its share in
  * clusters of four frames; beyond that clusters go in as singles. A single stripe gets everything
  * that can come, so twice its share too. */
 static void index_layout(struct table_layout *l, const struct ipt_config *c)
 {
 	const uint64_t lines_per_page = PAGE_SIZE / TABLE_LINE;
-	uint64_t share = (c->frames + l->nstripes - 1) / l->nstripes;
+	uint64_t all = (uint64_t)c->frames + l->slot_end - l->slot_first;
+	uint64_t share = (all + l->nstripes - 1) / l->nstripes;
 
 	l->single_cap = (uint32_t)round_up(share * 2 / SINGLE_SLOTS + 1, lines_per_page);
 	l->cluster_cap = (uint32_t)round_up(share / 4 * 2 / CLUSTER_SLOTS + 1, lines_per_page);
@@ -71,14 +85,17 @@ int table_layout(struct table_layout *l, const struct ipt_config *c)
 	       (uint64_t)l->nstripes * TABLE_STRIPE_FRAMES < c->frames)
 		l->nstripes *= 2;
 	l->zone_frames = zone_frames(c);
+	slots_layout(l, c);
 
 	l->vms = round_up(sizeof(struct table_header), PAGE_SIZE);
 	l->names = l->vms + round_up((c->max_vms + 1) * sizeof(struct vm_slot), PAGE_SIZE);
 	l->stripes = l->names + round_up((c->max_vms + 1) * sizeof(uint32_t), PAGE_SIZE);
 	l->zones = l->stripes + round_up(l->nstripes * sizeof(struct stripe), PAGE_SIZE);
-	l->words = l->zones + round_up(c->nodes * sizeof(struct zone), PAGE_SIZE);
-	l->side = l->words + round_up((uint64_t)c->frames * 8, PAGE_SIZE);
-	l->forward = l->side + round_up((uint64_t)c->frames * 4, PAGE_SIZE);
+	l->chains = l->zones + round_up((c->nodes + 1) * sizeof(struct zone), PAGE_SIZE);
+	l->words = l->chains + round_up(TABLE_CHAINS * sizeof(struct chain), PAGE_SIZE);
+	l->side = l->words + round_up((uint64_t)l->slot_end * 8, PAGE_SIZE);
+	l->links = l->side + round_up((uint64_t)c->frames * 4, PAGE_SIZE);
+	l->forward = l->links + round_up((uint64_t)(l->slot_end - l->slot_first) * 8, PAGE_SIZE);
 	if (c->kind == IPT_INDEX)
 		index_layout(l, c);
 	else
@@ -100,10 +117,12 @@ static int header_init(struct ipt *t)
 		err = lock_init(&h->pages);
 	for (uint32_t s = 0; !err && s < t->layout.nstripes; s++)
 		err = lock_init(&t->stripes[s].lock);
-	for (unsigned z = 0; !err && z < t->config.nodes; z++) {
+	for (unsigned z = 0; !err && z < zone_count(t); z++) {
 		err = lock_init(&t->zones[z].lock);
 		zone_init(t, z);
 	}
+	for (unsigned c = 0; !err && c < TABLE_CHAINS; c++)
+		err = lock_init(&t->chains[c].lock);
 	return err;
 }
 
@@ -120,6 +139,8 @@ static int map_parts(struct ipt *t)
 	t->names = (_Atomic uint32_t *)(base + t->layout.names);
 	t->stripes = (struct stripe *)(base + t->layout.stripes);
 	t->zones = (struct zone *)(base + t->layout.zones);
+	t->chains = (struct chain *)(base + t->layout.chains);
+	t->links = (_Atomic uint64_t *)(base + t->layout.links);
 	t->words = (_Atomic uint64_t *)(base + t->layout.words);
 	t->side = (_Atomic uint32_t *)(base + t->layout.side);
 	t->forward = base + t->layout.forward;
@@ -271,8 +292,11 @@ int ipt_bytes(struct ipt *t, struct ipt_bytes *out)
 {
 	const struct table_layout *l = &t->layout;
 
-	out->array = populated_bytes(t, l->words, l->side);
-	out->side = populated_bytes(t, l->side, l->forward);
+	uint64_t slots = l->words + (uint64_t)l->slot_first * 8;
+
+	out->array = populated_bytes(t, l->words, slots < l->side ? slots : l->side);
+	out->side = populated_bytes(t, l->side, l->links);
+	out->slots = populated_bytes(t, slots, l->side) + populated_bytes(t, l->links, l->forward);
 	out->forward =
 		populated_bytes(t, l->forward, l->end) + populated_bytes(t, l->stripes, l->zones);
 	out->other = populated_bytes(t, 0, l->stripes) + populated_bytes(t, l->zones, l->words);

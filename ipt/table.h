@@ -1,7 +1,7 @@
 /*
  * The table's memory: what the memfd holds, and one process's view of it.
  *
- *   header | VM slots | names | stripes | zones | array | side | forward area
+ *   header | VM slots | names | stripes | zones | chains | array | side | links | forward area
  *
  * Every part begins on a page. The layout follows from the configuration alone; all of it is zero
  * until used, and zero is a valid state of each part (no VM, an empty stripe, frames that were never
@@ -21,6 +21,7 @@
 #define TABLE_LAYOUT        UINT32_C(5)
 #define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
 #define TABLE_MAX_STRIPES   512
+#define TABLE_CHAINS        64 /* locks of chains of aliases */
 #define TABLE_ORDERS        (IPT_MAX_ORDER + 1)
 
 enum vm_state { VM_NONE, VM_LIVE, VM_DYING };
@@ -48,7 +49,13 @@ struct stripe {
 	_Atomic uint32_t single_lines, singles;
 };
 
-/* A zone of the allocator. Equation: free = sum of the listed blocks' frames + (end - mark). */
+/* The chains of the frames that fall to this lock, and how many these are. */
+struct chain {
+	_Alignas(TABLE_LINE) struct lock lock;
+	_Atomic uint32_t frames; /* SHARED */
+};
+
+/* A zone of the allocator; the last one's frames are the slots, see slot.h. Equation: free = sum of the listed blocks' frames + (end - mark). */
 struct zone {
 	_Alignas(TABLE_LINE) struct lock lock;
 	_Atomic uint32_t free; /* frames */
@@ -87,7 +94,8 @@ struct table_header {
 
 /* Byte offsets and sizes within the memfd. */
 struct table_layout {
-	uint64_t vms, names, stripes, zones, words, side, forward, end;
+	uint64_t vms, names, stripes, zones, chains, words, side, links, forward, end;
+	uint32_t slot_first, slot_end; /* numbers of the slots, see slot.h */
 	uint32_t nstripes;
 	uint32_t zone_frames;             /* frames to a zone, the last may have fewer */
 	uint32_t cluster_cap, single_cap; /* lines to a stripe, at most */
@@ -108,6 +116,8 @@ struct ipt {
 	struct vm_slot *vms;
 	_Atomic uint32_t *names; /* a hash of each VM's name, 0 for none */
 	struct zone *zones;
+	struct chain *chains;
+	_Atomic uint64_t *links; /* of the slots, from the first on */
 	struct table_header *header;
 	struct table_layout layout;
 	struct ipt_config config;

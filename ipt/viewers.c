@@ -1,27 +1,91 @@
 /* Who sees a frame. */
-#include "ipt/ipt.h"
+#include "ipt/chain.h"
+#include "ipt/zone.h"
 #include <errno.h>
+#include <stdlib.h>
 
-/* Tell vm if it sees f at g; false to stop. */
-static bool tell(struct ipt *t, vmid_t vm, gfn_t g, frame_t f, ipt_viewer_fn *fn, void *ctx)
+struct telling {
+	struct ipt *t;
+	frame_t f;
+	ipt_viewer_fn *fn;
+	void *ctx;
+};
+
+/* Tell vm if it sees the frame at g; false to stop. */
+static bool tell(const struct telling *c, vmid_t vm, gfn_t g)
 {
 	struct ipt_place p;
 
-	return !ipt_place(t, vm, g, 1, &p) || p.frame.v != f.v || fn(ctx, vm, g, p.kind);
+	return !ipt_place(c->t, vm, g, 1, &p) || p.frame.v != c->f.v ||
+	       c->fn(c->ctx, vm, g, p.kind);
+}
+
+/* Tell the VM that has the frame at g, and its descendants. */
+static bool tell_family(const struct telling *c, vmid_t owner, gfn_t g)
+{
+	struct ipt_vm_info info;
+
+	if (!tell(c, owner, g))
+		return false;
+	if (ipt_vm_info(c->t, owner, &info) || !info.children)
+		return true;
+	for (vmid_t vm = ipt_vm_next(c->t, INVALID_VMID); vm.v; vm = ipt_vm_next(c->t, vm)) {
+		struct ipt_place p;
+
+		if (vm.v == owner.v || !ipt_place(c->t, vm, g, 1, &p) || p.at.v != owner.v)
+			continue;
+		if (!tell(c, vm, g))
+			return false;
+	}
+	return true;
+}
+
+/* The aliases of f, as keys: their number, or -ENOMEM. */
+static int gather(struct ipt *t, uint32_t f, struct ipt_key **out)
+{
+	uint32_t n = 0, room = 0;
+	int err = 0;
+
+	*out = NULL;
+	chain_lock(t, f);
+	uint64_t w = load_relaxed64(&t->words[f]);
+	uint32_t slot = word_state(w) == IPT_SHARED ? (uint32_t)word_gfn(w) : 0;
+	for (; slot; slot = slot_next(t, slot)) {
+		uint64_t s = load_relaxed64(&t->words[slot]);
+
+		if (n == room) {
+			struct ipt_key *more;
+
+			room = room ? room * 2 : 16;
+			more = realloc(*out, room * sizeof(*more));
+			if (!more) {
+				err = -ENOMEM;
+				break;
+			}
+			*out = more;
+		}
+		(*out)[n++] = (struct ipt_key){vmid(word_vm(s)), gfn(word_gfn(s))};
+	}
+	chain_unlock(t, f);
+	return err ? err : (int)n;
 }
 
 int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx)
 {
+	struct telling c = {t, f, fn, ctx};
+	struct ipt_key *keys;
 	struct ipt_owner o;
 	int err = ipt_owner(t, f, &o);
 
-	if (err || o.state != IPT_PRIVATE)
+	if (err)
 		return err;
-	if (!tell(t, o.vm, o.gfn, f, fn, ctx))
+	if (o.state == IPT_PRIVATE)
+		tell_family(&c, o.vm, o.gfn);
+	if (o.state != IPT_SHARED)
 		return 0;
-	for (vmid_t vm = ipt_vm_next(t, INVALID_VMID); vm.v; vm = ipt_vm_next(t, vm)) {
-		if (vm.v != o.vm.v && !tell(t, vm, o.gfn, f, fn, ctx))
-			break;
-	}
-	return 0;
+	int n = gather(t, f.v, &keys);
+	for (int i = 0; i < n && tell_family(&c, keys[i].vm, keys[i].gfn); i++)
+		;
+	free(keys);
+	return n < 0 ? n : 0;
 }

@@ -2,6 +2,7 @@
  * The array's 64-bit words, and the 32-bit side entries beside them.
  *
  *   mapped, limbo   gfn:40 | vm:20 | flag:1 | state:3      flag: backed by a cluster element
+ *   shared          head:40 | 0:20 | flag:1 | state:3      head: slot of the first alias, see chain.h
  *   free            prev:28 | next:28 | order:4 | flag:1 | state:3 (0)
  *                   flag: head of a free block; the links are frames, a link to the block itself is
  *                   the end of the list. A free word that is no head is 0.
@@ -17,6 +18,7 @@
 
 #define WORD_STATE      UINT64_C(7)
 #define WORD_FLAG       UINT64_C(8)
+#define WORD_MAPPED     UINT64_C(4) /* of the state: a gfn leads here */
 #define WORD_VM_SHIFT   4
 #define WORD_GFN_SHIFT  24
 #define WORD_NEXT_SHIFT 8
@@ -76,9 +78,19 @@ static inline uint64_t word_limbo(uint32_t vm)
 	return IPT_LIMBO | (uint64_t)vm << WORD_VM_SHIFT;
 }
 
-static inline uint64_t word_private(uint32_t vm, uint64_t g)
+static inline uint64_t word_spare(uint32_t vm)
 {
-	return IPT_PRIVATE | (uint64_t)vm << WORD_VM_SHIFT | g << WORD_GFN_SHIFT;
+	return IPT_SPARE | (uint64_t)vm << WORD_VM_SHIFT;
+}
+
+static inline uint64_t word_mapped(enum ipt_state state, uint32_t vm, uint64_t g)
+{
+	return state | (uint64_t)vm << WORD_VM_SHIFT | g << WORD_GFN_SHIFT;
+}
+
+static inline uint64_t word_shared(uint32_t head)
+{
+	return IPT_SHARED | (uint64_t)head << WORD_GFN_SHIFT;
 }
 
 static inline enum ipt_state word_state(uint64_t w)
@@ -96,16 +108,23 @@ static inline uint64_t word_gfn(uint64_t w)
 	return w >> WORD_GFN_SHIFT;
 }
 
-/* Is w the word of a frame mapped at (vm, g), whatever kind of element leads to it? */
+static inline bool word_is_mapped(uint64_t w)
+{
+	return w & WORD_MAPPED;
+}
+
+/* Is w the word of a frame or slot at (vm, g), whatever kind of element leads to it? */
 static inline bool word_maps(uint64_t w, uint32_t vm, uint64_t g)
 {
-	return (w & ~WORD_FLAG) == word_private(vm, g);
+	const uint64_t any = WORD_FLAG | (WORD_STATE & ~WORD_MAPPED);
+
+	return (w & ~any) == (WORD_MAPPED | (uint64_t)vm << WORD_VM_SHIFT | g << WORD_GFN_SHIFT);
 }
 
 /* Is w the word of a frame that a cluster element backs, of the 16 gfns from group * 16 on? */
 static inline bool word_in_cluster(uint64_t w, uint32_t vm, uint64_t group)
 {
-	return (w & (WORD_STATE | WORD_FLAG)) == (IPT_PRIVATE | WORD_FLAG) && word_vm(w) == vm &&
+	return (w & (WORD_MAPPED | WORD_FLAG)) == (WORD_MAPPED | WORD_FLAG) && word_vm(w) == vm &&
 	       word_gfn(w) >> IPT_CLUSTER_ORDER == group;
 }
 

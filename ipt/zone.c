@@ -13,16 +13,22 @@ uint32_t zone_start(const struct ipt *t, unsigned z)
 {
 	uint64_t start = (uint64_t)t->layout.zone_frames * z;
 
+	if (z == t->config.nodes)
+		return t->layout.slot_first;
 	return start < t->frames ? (uint32_t)start : t->frames;
 }
 
 uint32_t zone_end(const struct ipt *t, unsigned z)
 {
+	if (z == t->config.nodes)
+		return t->layout.slot_end;
 	return z + 1 == t->config.nodes ? t->frames : zone_start(t, z + 1);
 }
 
 unsigned zone_of(const struct ipt *t, uint32_t f)
 {
+	if (f >= t->frames)
+		return t->config.nodes;
 	unsigned z = t->config.nodes == 1 ? 0 : f / t->layout.zone_frames;
 
 	return z < t->config.nodes ? z : t->config.nodes - 1;
@@ -341,6 +347,7 @@ static uint32_t zone_take(struct ipt *t, unsigned zi, unsigned order, const stru
 static uint32_t zone_alloc(struct ipt *t, unsigned zi, struct vm_slot *s, vmid_t vm, unsigned order,
 			   const struct ipt_hint *hint)
 {
+	bool slots = zi == t->config.nodes;
 	struct zone *z = &t->zones[zi];
 
 	if (load_relaxed32(&z->free) < 1u << order)
@@ -349,14 +356,20 @@ static uint32_t zone_alloc(struct ipt *t, unsigned zi, struct vm_slot *s, vmid_t
 	uint32_t f = zone_take(t, zi, order, hint);
 	if (f != NO_BLOCK) {
 		for (uint32_t i = 0; i < 1u << order; i++) {
-			store_release64(&t->words[f + i], word_limbo(vm.v));
+			store_release64(&t->words[f + i],
+					slots ? word_spare(vm.v) : word_limbo(vm.v));
 			ipt_step();
 		}
 		add_relaxed32(&z->free, -(1u << order));
-		add_relaxed32(&s->frames[IPT_LIMBO], 1u << order);
+		add_relaxed32(&s->frames[slots ? IPT_SPARE : IPT_LIMBO], 1u << order);
 	}
 	zone_unlock(t, zi);
 	return f;
+}
+
+uint32_t zone_alloc_slots(struct ipt *t, vmid_t vm, unsigned order)
+{
+	return zone_alloc(t, t->config.nodes, &t->vms[vm.v], vm, order, NULL);
 }
 
 int ipt_alloc(struct ipt *t, vmid_t vm, unsigned order, const struct ipt_hint *hint, frame_t *out)
@@ -401,6 +414,25 @@ static int side_close(struct ipt *t, uint32_t f)
 	return 0;
 }
 
+void zone_free(struct ipt *t, unsigned zi, vmid_t vm, uint32_t f, uint32_t n)
+{
+	bool slots = zi == t->config.nodes;
+	uint64_t owned = slots ? word_spare(vm.v) : word_limbo(vm.v);
+
+	zone_lock(t, zi);
+	for (uint32_t i = f; i < f + n; i++) {
+		assert(load_relaxed64(&t->words[i]) == owned && "freed by two at once");
+		(void)owned;
+		store_release64(&t->words[i], 0);
+		ipt_step();
+	}
+	range_free(t, zi, f, f + n);
+	add_relaxed32(&t->zones[zi].free, n);
+	ipt_step();
+	add_relaxed32(&t->vms[vm.v].frames[slots ? IPT_SPARE : IPT_LIMBO], -n);
+	zone_unlock(t, zi);
+}
+
 int ipt_free(struct ipt *t, vmid_t vm, frame_t first, uint32_t count)
 {
 	struct vm_slot *s = registry_slot(t, vm, VM_NONE);
@@ -425,17 +457,7 @@ int ipt_free(struct ipt *t, vmid_t vm, frame_t first, uint32_t count)
 		unsigned zi = zone_of(t, f);
 		uint32_t end = zone_end(t, zi) < stop ? zone_end(t, zi) : stop;
 
-		zone_lock(t, zi);
-		for (uint32_t i = f; i < end; i++) {
-			assert(load_relaxed64(&t->words[i]) == limbo && "freed by two at once");
-			store_release64(&t->words[i], 0);
-			ipt_step();
-		}
-		range_free(t, zi, f, end);
-		add_relaxed32(&t->zones[zi].free, end - f);
-		ipt_step();
-		add_relaxed32(&s->frames[IPT_LIMBO], -(end - f));
-		zone_unlock(t, zi);
+		zone_free(t, zi, vm, f, end - f);
 		f = end;
 	}
 	return 0;

@@ -20,7 +20,8 @@ struct viewers {
 
 static bool add_viewer(void *ctx, vmid_t vm, gfn_t g, enum ipt_place_kind how)
 {
-	static const char *const words[] = {[IPT_OWN] = "own", [IPT_INHERITED] = "inherited"};
+	static const char *const words[] = {
+		[IPT_OWN] = "own", [IPT_INHERITED] = "inherited", [IPT_MERGED] = "merged"};
 	struct viewers *v = ctx;
 	struct ipt_vm_info info;
 	const char *name = vm_name(v->table, vm, &info);
@@ -33,7 +34,12 @@ static bool add_viewer(void *ctx, vmid_t vm, gfn_t g, enum ipt_place_kind how)
 
 static void take_owner(struct control_request *r, const json_t *o)
 {
-	static const char *const states[IPT_NSTATES] = {"free", "limbo", "private"};
+	static const char *const states[IPT_NSTATES] = {
+		[IPT_FREE] = "free",
+		[IPT_LIMBO] = "limbo",
+		[IPT_SHARED] = "shared",
+		[IPT_PRIVATE] = "private",
+	};
 	struct ipt *t = host_table(control_host(r));
 	const json_t *f = json_object_get(o, "frame");
 	json_int_t n = json_integer_value(f);
@@ -50,7 +56,7 @@ static void take_owner(struct control_request *r, const json_t *o)
 	}
 	json_t *a = json_pack("{s:I, s:s, s:i}", "frame", n, "state", states[owner.state], "pins",
 			      (int)owner.pins);
-	if (owner.state != IPT_FREE) {
+	if (owner.vm.v) {
 		json_object_set_new(a, "vm", json_string(vm_name(t, owner.vm, &info)));
 		json_object_set_new(a, "vm_id", json_integer(owner.vm.v));
 	}

@@ -1,0 +1,71 @@
+/*
+ * Slots: what a VM has at a gfn that is no frame of its own. They are numbered like frames, from the pool's
+ * size on, and their words go on where the frames' end, so that everything that leads to a frame leads to a
+ * slot as well: index, clusters, rebuilding, auditing. A free slot is a block of the last zone, a spare
+ * one a VM's in the middle of something.
+ *
+ *   TOMB     void here, whatever the ancestors have
+ *   ALIAS    here is a SHARED frame; link(slot) says which
+ *
+ *   link     next:32 | target:32     next: slot of the target's next alias, 0 for none (see chain.h)
+ */
+#ifndef IPT_SLOT_H
+#define IPT_SLOT_H
+
+#include "ipt/table.h"
+
+#define NO_SLOT UINT32_MAX
+
+static inline bool slot_is(const struct ipt *t, uint32_t f)
+{
+	return f >= t->frames && f != NO_SLOT;
+}
+
+static inline _Atomic uint64_t *slot_link(const struct ipt *t, uint32_t slot)
+{
+	return &t->links[slot - t->layout.slot_first];
+}
+
+static inline uint32_t slot_target(const struct ipt *t, uint32_t slot)
+{
+	return (uint32_t)load_acquire64(slot_link(t, slot));
+}
+
+static inline uint32_t slot_next(const struct ipt *t, uint32_t slot)
+{
+	return (uint32_t)(load_relaxed64(slot_link(t, slot)) >> 32);
+}
+
+static inline void slot_set(struct ipt *t, uint32_t slot, uint32_t target, uint32_t next)
+{
+	store_release64(slot_link(t, slot), (uint64_t)next << 32 | target);
+}
+
+/* Count n of vm's frames or slots from one state to another. */
+static inline void slot_count(struct ipt *t, vmid_t vm, enum ipt_state from, enum ipt_state to,
+			      uint32_t n)
+{
+	add_relaxed32(&t->vms[vm.v].frames[to], n);
+	add_relaxed32(&t->vms[vm.v].frames[from], -n);
+}
+
+/*
+ * What vm's own entry at g is, when forward_find found a slot there: IPT_ALIAS, and the frame in *target;
+ * IPT_TOMB; IPT_FREE if it is not that slot any more. No lock.
+ */
+static inline enum ipt_state slot_read(const struct ipt *t, uint32_t slot, uint32_t vm, uint64_t g,
+				       uint32_t *target)
+{
+	uint64_t w = load_acquire64(&t->words[slot]);
+
+	if (!word_maps(w, vm, g))
+		return IPT_FREE;
+	if (word_state(w) == IPT_ALIAS) {
+		*target = slot_target(t, slot);
+		if ((load_acquire64(&t->words[slot]) ^ w) & ~WORD_FLAG)
+			return IPT_FREE;
+	}
+	return word_state(w);
+}
+
+#endif
