@@ -61,6 +61,17 @@ int fault_register(int uffd, void *base, uint64_t bytes, bool shared)
 	return ioctl(uffd, UFFDIO_REGISTER, &r) < 0 ? -errno : 0;
 }
 
+int fault_protect(int uffd, void *base, uint64_t bytes)
+{
+	struct uffdio_writeprotect p = {.range = {.start = (uintptr_t)base, .len = bytes},
+					.mode = UFFDIO_WRITEPROTECT_MODE_WP};
+	int rc;
+	do
+		rc = ioctl(uffd, UFFDIO_WRITEPROTECT, &p) < 0 ? -errno : 0;
+	while (rc == -EAGAIN); /* a change of mappings under way */
+	return rc;
+}
+
 uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error)
 {
 	for (;;) {

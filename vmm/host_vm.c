@@ -233,7 +233,8 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 				 .link_fd = ends[0],
 				 .news_fd = h->news_fd,
 				 .console_fd = ends[2],
-				 .agent_fd = ends[3]};
+				 .agent_fd = ends[3],
+				 .merging = host_merge_board(h)};
 	vm_process(&vm->config, &links);
 }
 
@@ -382,6 +383,7 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 		host_vm_unmake(vm);
 		return rc;
 	}
+	host_merge_admit(vm);
 	pid_t parent = getpid();
 	fflush(NULL);
 	vm->pid = fork();

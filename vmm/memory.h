@@ -8,7 +8,8 @@
  *     shared, write  memory_own (share.c): take a frame, copy, commit, map
  *   -> wake
  *
- * Devices come in by the gmem interface (gmem.c) and end at the same functions.
+ * Devices come in by the gmem interface (gmem.c) and end at the same functions; they pin what they use, which is
+ * done under the lock, so that what isn't pinned there stays so for as long as the lock is held.
  * The array is changed before the window: a process that dies in between leaves frames which the
  * table knows it owned.
  */
@@ -42,6 +43,10 @@ struct memory {
 
 	/* Sharing (share.c): has the window pieces that are registered for write protection? */
 	bool shares;
+	/* Merging (merge_vm.c): are there clusters without frames that are marked as touched? How many mappings the
+	 * window may still get before they are counted again, and the last count. */
+	bool gave_back;
+	uint32_t mappings_left, mappings;
 	uint64_t
 		shown_to; /* where the last piece shown ends, gfn, and how long it was: the next one */
 	uint32_t shown_pages; /* that follows it is twice as long */
@@ -69,6 +74,11 @@ frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
 
 /* ---- share.c: frames that others see too ---------------------------------------------------- */
 
+/* With memory.lock held: clean and free limbo frames. */
+void memory_free(struct memory *m, frame_t first, uint32_t n);
+/* With memory.lock held: limbo frames become what is at n gfns, in the table (over aliases) and in the window.
+ * -errno as ipt_map_over, or of mmap. */
+int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n);
 /* Give the gfn a frame of this VM's own, whose bytes are those that it had: populated if it is void, copied if it
  * is shared. 0 or as memory_populate. Same threads. */
 int memory_own(struct memory *m, gfn_t g);
@@ -95,6 +105,8 @@ int fault_open(char *error);
 /* Register [base, base+bytes) for missing faults; a shared piece of the pool for minor and write-protect faults
  * besides. -errno. */
 int fault_register(int uffd, void *base, uint64_t bytes, bool shared);
+/* Write-protect a piece that is registered as shared. -errno. */
+int fault_protect(int uffd, void *base, uint64_t bytes);
 /* Map pages that the pool has into a registered piece, write-protected. How many bytes from base on were dealt with
  * (up to a page that the pool doesn't have, or has to be tried alone); 0 if not even the first: -errno then is in
  * *error. */

@@ -33,13 +33,21 @@ int window_create(struct window *w, const struct machine *machine, const struct 
 	return 0;
 }
 
+static int map(struct window *w, gfn_t first, frame_t f, uint32_t count, int how)
+{
+	void *got = mmap(window_at(w, first), (size_t)count << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+			 how | MAP_FIXED | MAP_NORESERVE, w->pool->fd, (off_t)f.v << PAGE_SHIFT);
+	return got == MAP_FAILED ? -errno : 0;
+}
+
 int window_map(struct window *w, gfn_t first, frame_t f, uint32_t count)
 {
-	uint8_t *at = window_at(w, first);
-	void *got =
-		mmap(at, (size_t)count << PAGE_SHIFT, PROT_READ | PROT_WRITE,
-		     MAP_SHARED | MAP_FIXED | MAP_NORESERVE, w->pool->fd, (off_t)f.v << PAGE_SHIFT);
-	return got == MAP_FAILED ? -errno : 0;
+	return map(w, first, f, count, MAP_SHARED);
+}
+
+int window_map_copied(struct window *w, gfn_t first, frame_t f, uint32_t count)
+{
+	return map(w, first, f, count, MAP_PRIVATE);
 }
 
 uint8_t *window_at(const struct window *w, gfn_t g)
