@@ -31,12 +31,14 @@ struct merge_request {
 	uint64_t gfn;
 	uint32_t count; /* 1 to MERGE_RUN */
 	uint32_t frame; /* of MERGE_MERGE */
+	uint32_t domain;
 };
 
 struct merge_answer {
-	int32_t status; /* -ENOSPC: the VM has as many mappings as it may have; -EINVAL */
-	uint64_t done;  /* bit i: page i was done */
-	uint64_t ns;    /* of a CPU */
+	/* -ENOSPC: the VM has as many mappings as it may have; -EPERM: it is in another domain; -EINVAL */
+	int32_t status;
+	uint64_t done; /* bit i: page i was done */
+	uint64_t ns;   /* of a CPU */
 };
 
 struct merge_counters { /* written by the merger only */

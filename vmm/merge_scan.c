@@ -19,9 +19,9 @@
 #define NO_FRAME_V UINT32_MAX
 
 struct merge_vm {
-	uint32_t pass;   /* when this was found out */
-	uint32_t domain; /* 0: not a VM, or not to be merged */
-	bool left;       /* alone */
+	uint32_t pass; /* when this was found out */
+	bool runs;     /* a VM, not a template */
+	bool left;     /* alone */
 };
 
 int merge_scan_create(struct merge_scan *s)
@@ -29,10 +29,11 @@ int merge_scan_create(struct merge_scan *s)
 	uint32_t frames = ipt_config(s->table)->frames;
 	/* calloc of large sizes is memory that is there only once it is used. */
 	s->tag = calloc(frames, sizeof *s->tag);
+	s->domain = calloc(frames, sizeof *s->domain);
 	s->vm = calloc(s->board->vms, sizeof *s->vm);
 	s->bytes = malloc(MERGE_STEP * PAGE_SIZE);
 	s->seen.most = SEEN_MOST;
-	if (s->tag && s->vm && s->bytes)
+	if (s->tag && s->domain && s->vm && s->bytes)
 		return 0;
 	merge_scan_destroy(s);
 	return -ENOMEM;
@@ -41,6 +42,7 @@ int merge_scan_create(struct merge_scan *s)
 void merge_scan_destroy(struct merge_scan *s)
 {
 	free(s->tag);
+	free(s->domain);
 	free(s->vm);
 	free(s->bytes);
 	merge_set_free(&s->shared);
@@ -58,11 +60,17 @@ static struct merge_vm *look_at_vm(struct merge_scan *s, uint32_t id)
 	struct merge_vm *vm = &s->vm[id];
 	if (vm->pass != s->pass) {
 		*vm = (struct merge_vm){.pass = s->pass};
-		if (ipt_vm_info(s->table, vmid(id), &info) == 0 && !info.dying &&
-		    info.kind == IPT_VM)
-			vm->domain = merge_domain(s->board, vmid(id));
+		vm->runs = ipt_vm_info(s->table, vmid(id), &info) == 0 && !info.dying &&
+			   info.kind == IPT_VM;
 	}
 	return vm;
+}
+
+/* The domain that a frame's owner is merged in; 0: it isn't. Never remembered: ids are used again. */
+static uint32_t domain_of(struct merge_scan *s, vmid_t id)
+{
+	const struct merge_vm *vm = look_at_vm(s, id.v);
+	return vm->runs && !vm->left ? merge_domain(s->board, id) : 0;
 }
 
 void merge_scan_leave(struct merge_scan *s, uint32_t vm)
@@ -72,49 +80,54 @@ void merge_scan_leave(struct merge_scan *s, uint32_t vm)
 
 /* ---- asking -------------------------------------------------------------------------------- */
 
-/* Frames of the run's target have become shared ones. */
-static void remember_published(struct merge_scan *s, const struct merge_run *r, uint64_t done)
+/* A frame has become a shared one, or is found to be. */
+static void remember_shared(struct merge_scan *s, frame_t f, uint32_t domain)
 {
-	uint32_t domain = look_at_vm(s, r->target_vm)->domain;
+	s->domain[f.v] = domain;
+	merge_set_add(&s->shared, s->tag[f.v], domain, f);
+}
+
+/* It wasn't what its tag said, when it was published. */
+static void forget_shared(struct merge_scan *s, frame_t f)
+{
+	merge_set_remove(&s->shared, s->tag[f.v], s->domain[f.v], f);
+	s->tag[f.v] = 0; /* so that the next pass looks again */
+}
+
+static uint64_t publish(struct merge_scan *s, const struct merge_run *r)
+{
+	const struct merge_request request = {.op = MERGE_PUBLISH,
+					      .vm = r->target_vm,
+					      .gfn = r->target_gfn,
+					      .count = r->count,
+					      .domain = r->domain};
+	uint64_t done = s->ask(s->ctx, &request);
 	for (uint32_t i = 0; i < r->count; i++)
 		if (done >> i & 1)
-			merge_set_add(&s->shared, s->tag[r->target + i], domain,
-				      frame(r->target + i));
+			remember_shared(s, frame(r->target + i), r->domain);
+	return done;
 }
 
 static void flush(struct merge_scan *s)
 {
 	const struct merge_run r = s->run;
-	uint64_t done = UINT64_MAX;
 	bool zero = r.target == NO_FRAME_V;
 	s->run.count = 0;
 	if (!r.count || (!zero && r.count < SHORTEST && !s->short_runs))
 		return;
-	if (r.target_vm) {
-		const struct merge_request publish = {.op = MERGE_PUBLISH,
-						      .vm = r.target_vm,
-						      .gfn = r.target_gfn,
-						      .count = r.count};
-		done = s->ask(s->ctx, &publish);
-		remember_published(s, &r, done);
-	}
-	if (!done)
+	if (r.target_vm && !publish(s, &r))
 		return;
 	const struct merge_request request = {.op = zero ? MERGE_ZERO : MERGE_MERGE,
 					      .vm = r.vm,
 					      .gfn = r.gfn,
 					      .count = r.count,
-					      .frame = r.target};
-	done = s->ask(s->ctx, &request);
+					      .frame = r.target,
+					      .domain = r.domain};
+	uint64_t done = s->ask(s->ctx, &request);
 	s->pages_done += (unsigned)__builtin_popcountll(done);
 	for (uint32_t i = 0; !zero && i < r.count; i++)
-		if (!(done >> i & 1)) {
-			/* Was it published with other contents than we saw? The next pass looks again. */
-			frame_t f = frame(r.target + i);
-			uint32_t domain = look_at_vm(s, r.vm)->domain;
-			merge_set_remove(&s->shared, s->tag[f.v], domain, f);
-			s->tag[f.v] = 0;
-		}
+		if (!(done >> i & 1))
+			forget_shared(s, frame(r.target + i));
 }
 
 static void add(struct merge_scan *s, const struct merge_run *page)
@@ -143,7 +156,8 @@ static frame_t find_shared(struct merge_scan *s, uint32_t tag, uint32_t domain, 
 	struct ipt_owner o;
 	for (;;) {
 		frame_t f = merge_set_find(&s->shared, tag, domain, preferred);
-		if (!frame_valid(f) || (ipt_owner(s->table, f, &o) == 0 && o.state == IPT_SHARED))
+		if (!frame_valid(f) || (ipt_owner(s->table, f, &o) == 0 && o.state == IPT_SHARED &&
+					s->domain[f.v] == domain))
 			return f;
 		merge_set_remove(&s->shared, tag, domain, f);
 	}
@@ -156,19 +170,21 @@ static frame_t find_seen(struct merge_scan *s, uint32_t tag, uint32_t domain, fr
 		frame_t f = merge_set_find(&s->seen, tag, domain, preferred);
 		if (!frame_valid(f))
 			return f;
-		if (ipt_owner(s->table, f, o) == 0 && o->state == IPT_PRIVATE) {
-			struct merge_vm *vm = look_at_vm(s, o->vm.v);
-			if (vm->domain == domain && !vm->left)
-				return f;
-		}
+		if (ipt_owner(s->table, f, o) == 0 && o->state == IPT_PRIVATE &&
+		    domain_of(s, o->vm) == domain)
+			return f;
 		merge_set_remove(&s->seen, tag, domain, f);
 	}
 }
 
 static void match(struct merge_scan *s, frame_t f, const struct ipt_owner *o, uint32_t domain)
 {
-	struct merge_run page = {
-		.count = 1, .vm = o->vm.v, .gfn = o->gfn.v, .frame = f.v, .target = NO_FRAME_V};
+	struct merge_run page = {.count = 1,
+				 .vm = o->vm.v,
+				 .gfn = o->gfn.v,
+				 .frame = f.v,
+				 .target = NO_FRAME_V,
+				 .domain = domain};
 	struct ipt_owner other;
 	uint32_t tag = s->tag[f.v];
 	frame_t preferred = merge_run_target(&s->run, page.vm, page.gfn, f);
@@ -193,19 +209,19 @@ static void match(struct merge_scan *s, frame_t f, const struct ipt_owner *o, ui
 static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_owner *o,
 			    const uint8_t *bytes)
 {
-	const struct merge_vm *vm = look_at_vm(s, o->vm.v);
-	uint32_t was = s->tag[f.v];
+	uint32_t was = s->tag[f.v], domain = domain_of(s, o->vm);
 	s->tag[f.v] = tag_of(bytes);
-	if (s->tag[f.v] != was)
+	if (s->tag[f.v] != was || !domain)
 		return;
 	if (!is_zero(bytes))
-		match(s, f, o, vm->domain);
+		match(s, f, o, domain);
 	else
 		add(s, &(struct merge_run){.count = 1,
 					   .vm = o->vm.v,
 					   .gfn = o->gfn.v,
 					   .frame = f.v,
-					   .target = NO_FRAME_V});
+					   .target = NO_FRAME_V,
+					   .domain = domain});
 }
 
 struct viewer {
@@ -228,7 +244,7 @@ static void look_at_shared(struct merge_scan *s, frame_t f, const uint8_t *bytes
 	struct viewer v = {s->board, 0};
 	s->tag[f.v] = tag_of(bytes);
 	ipt_viewers(s->table, f, take_domain, &v);
-	merge_set_add(&s->shared, s->tag[f.v], v.domain, f);
+	remember_shared(s, f, v.domain);
 }
 
 /* ---- passes -------------------------------------------------------------------------------- */
@@ -246,8 +262,7 @@ static bool is_worth_a_look(struct merge_scan *s, frame_t f, const struct ipt_ow
 		return !s->tag[f.v];
 	if (o->state != IPT_PRIVATE)
 		return false;
-	const struct merge_vm *vm = look_at_vm(s, o->vm.v);
-	return vm->domain && !vm->left;
+	return domain_of(s, o->vm) != 0;
 }
 
 /* Frames from f on up to `end`, of which at least the first has memory. Returns where that ends. */

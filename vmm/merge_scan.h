@@ -19,6 +19,7 @@ struct merge_scan {
 	merge_ask_fn *ask;
 	void *ctx;
 	uint32_t *tag;       /* of each frame's contents when it was last looked at; 0: never */
+	uint32_t *domain;    /* of each frame that is shared */
 	struct merge_vm *vm; /* by id */
 	uint32_t pass;
 	struct merge_set shared; /* frames that are, or were, shared */

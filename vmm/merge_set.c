@@ -110,7 +110,8 @@ bool merge_run_extend(struct merge_run *r, const struct merge_run *n, uint32_t m
 {
 	bool zero = r->target == UINT32_MAX;
 	if (!r->count || r->count >= most || n->vm != r->vm || n->gfn != r->gfn + r->count ||
-	    n->frame != r->frame + r->count || n->target_vm != r->target_vm)
+	    n->frame != r->frame + r->count || n->target_vm != r->target_vm ||
+	    n->domain != r->domain)
 		return false;
 	if (n->target != (zero ? UINT32_MAX : r->target + r->count))
 		return false;

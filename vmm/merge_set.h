@@ -44,6 +44,7 @@ struct merge_run {
 	/* if they have to be published yet: whose they are, and where there */
 	uint32_t target_vm;
 	uint64_t target_gfn;
+	uint32_t domain;
 };
 
 /* Does `next`, of one page, continue the run? Then it has become part of it. */

@@ -326,12 +326,15 @@ static bool begin(struct job *j, const struct merge_request *r)
 	return p.kind == IPT_OWN;
 }
 
-static int obey(struct memory *m, const struct merge_request *r, struct merge_answer *a)
+static int obey(struct memory *m, const struct merge_board *b, const struct merge_request *r,
+		struct merge_answer *a)
 {
 	struct job j = {.m = m, .first = gfn(r->gfn)};
 	int rc = 0;
 	if (!r->count || r->count > MERGE_RUN || r->gfn >= IPT_MAX_GFN || r->op > MERGE_MERGE)
 		a->status = -EINVAL;
+	else if (!r->domain || r->domain != merge_domain(b, m->vm))
+		a->status = -EPERM; /* the request was for one who had our id before */
 	else if (!has_room(m, r->count))
 		a->status = -ENOSPC;
 	if (a->status)
@@ -364,7 +367,7 @@ int merge_take(struct memory *m, struct merge_board *b)
 	const struct merge_request r = b->request;
 	struct merge_answer a = {.status = 0};
 	/* Between the two looks another VM may have been asked: it won't be told, but its page is left as it is. */
-	int rc = r.vm == m->vm.v ? obey(m, &r, &a) : 0;
+	int rc = r.vm == m->vm.v ? obey(m, b, &r, &a) : 0;
 	a.ns = cpu_ns() - began;
 	b->answer = a;
 	atomic_store_explicit(&b->state, MERGE_DONE, memory_order_release);
