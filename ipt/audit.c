@@ -1,6 +1,7 @@
 /* The checker of the invariants in ipt.h: words, zones, registry. */
 #include "ipt/audit.h"
 #include "ipt/forward.h"
+#include "ipt/region.h"
 #include "ipt/registry.h"
 #include "ipt/zone.h"
 #include <stdarg.h>
@@ -241,6 +242,14 @@ void audit_registry(struct audit *a)
 			audit_fail(a, "VM %u can't be found by its name", vm);
 		if (!registry_slot(t, vmid(vm), VM_NONE))
 			continue;
+		for (uint32_t i = 0; i < region_count(t, vm); i++) {
+			uint32_t file = load_relaxed32(&region_of(t, vm)[i].file);
+
+			if (!registry_slot(t, vmid(file), VM_LIVE) ||
+			    load_relaxed32(&t->vms[file].kind) != IPT_FILE)
+				audit_fail(a, "VM %u has a region of %u, which is no file", vm,
+					   file);
+		}
 		if (parent && !registry_slot(t, vmid(parent), VM_NONE))
 			audit_fail(a, "VM %u's parent %u is not registered", vm, parent);
 		else

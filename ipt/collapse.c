@@ -7,9 +7,10 @@
  * template after it left sees by the lineage's counter that it must look again. The child's process goes
  * on mapping too: what it maps first stays, and the template's frame for it is freed.
  */
-#include "ipt/collapse.h"
 #include "ipt/map.h"
+#include "ipt/move.h"
 #include "ipt/reap.h"
+#include "ipt/region.h"
 #include "ipt/zone.h"
 #include <errno.h>
 
@@ -20,56 +21,16 @@ static bool has(const struct ipt *t, uint32_t vm, uint32_t f)
 	return word_is_mapped(w) && word_vm(w) == vm;
 }
 
-/* How many of the n frames from f on are not vm's any more. */
-static uint32_t count_gone(const struct ipt *t, uint32_t vm, uint32_t f, uint32_t n)
-{
-	uint32_t gone = 0;
-
-	for (uint32_t i = 0; i < n; i++)
-		gone += !has(t, vm, f + i);
-	return gone;
-}
-
-/*
- * A template's words change by collapse alone: what is not its own any more went to the child, whatever
- * became of it there since.
- */
-void collapse_mend(struct ipt *t)
-{
-	struct table_header *h = t->header;
-	uint32_t from = load_relaxed32(&h->move.from), to = load_relaxed32(&h->move.to);
-
-	if (!from)
-		return;
-	uint32_t gone =
-		count_gone(t, from, load_relaxed32(&h->move.first), load_relaxed32(&h->move.count));
-	store_relaxed32(&t->vms[to].adopted[load_relaxed32(&h->move.state)],
-			load_relaxed32(&h->move.base) + gone);
-	ipt_step();
-	store_release32(&h->move.from, 0);
-}
-
 /* Move n frames from f on, one piece of `from`'s, with the registry locked. */
 static int move_piece(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f, unsigned n)
 {
-	struct table_header *h = t->header;
 	enum ipt_state state = word_state(load_acquire64(&t->words[f]));
-	_Atomic uint32_t *adopted = &t->vms[to].adopted[state];
 
-	store_relaxed32(&h->move.to, to);
-	store_relaxed32(&h->move.first, f);
-	store_relaxed32(&h->move.count, n);
-	store_relaxed32(&h->move.state, state);
-	store_relaxed32(&h->move.base, load_relaxed32(adopted));
-	ipt_step();
-	store_release32(&h->move.from, from);
-	/* Too many rather than too few: who counts none isn't asked. */
-	add_relaxed32(adopted, n);
+	move_begin(t, from, to, f, n, state);
 	lineage_open(t);
 	int err = forward_move(t, from, to, g, f, n);
 	lineage_close(t);
-	add_relaxed32(&t->vms[from].frames[state], -count_gone(t, from, f, n));
-	collapse_mend(t);
+	add_relaxed32(&t->vms[from].frames[state], -move_end(t));
 	return err;
 }
 
@@ -81,7 +42,7 @@ static int piece(struct ipt *t, vmid_t vm, vmid_t child, uint64_t g, uint32_t f,
 
 	registry_lock(t);
 	if (registry_slot(t, child, VM_LIVE) && registry_parent(t, child.v) == vm.v)
-		err = move_piece(t, vm.v, child.v, g, f, n);
+		err = region_covers(t, child.v, g) ? 0 : move_piece(t, vm.v, child.v, g, f, n);
 	registry_unlock(t);
 	for (unsigned i = 0; !err && i < n; i++) {
 		/* The child has its own. */
@@ -105,7 +66,8 @@ static int pieces(struct ipt *t, vmid_t vm, vmid_t child, uint32_t from, uint32_
 		}
 		while (f + n < to && (g + n) % IPT_CLUSTER_FRAMES &&
 		       (load_acquire64(&t->words[f + n]) & ~WORD_FLAG) ==
-			       word_mapped(word_state(w), vm.v, g + n))
+			       word_mapped(word_state(w), vm.v, g + n) &&
+		       region_covers(t, child.v, g + n) == region_covers(t, child.v, g))
 			n++;
 		err = piece(t, vm, child, g, f, n);
 		f += n;
@@ -130,8 +92,7 @@ int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
 		return err;
 	reap_slots(t, vm); /* spare ones */
 	err = reap_limbo(t, vm, false, clean, ctx, &kept);
-	for (int i = 0; i < IPT_NSTATES; i++)
-		store_relaxed32(&t->vms[vm.v].frames[i], i == IPT_LIMBO ? kept : 0);
+	reap_count(t, vm, kept);
 	if (err)
 		return err;
 	registry_skip(t, vm, child);

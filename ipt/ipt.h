@@ -11,6 +11,8 @@
  *   slot     a word of the array beyond the pool's frames, for what a VM has at a gfn without owning a
  *            frame: an alias (of a shared frame) or a tomb (void, whatever the ancestors have)
  *   template a VM that was frozen: it changes no more, and other VMs begin as it was
+ *   file     a VM to the registry that no process works for, whose gfns are page numbers
+ *   region   gfns of a VM that are pages of a file
  *   lineage  a VM, its parent, that one's parent...: what a VM doesn't have itself it has from the
  *            nearest of them that does
  *
@@ -63,6 +65,7 @@
 #define IPT_MAX_NODES      8
 #define IPT_MAX_COLOURS    16
 #define IPT_NAME_LEN       32
+#define IPT_MAX_REGIONS    8 /* to a VM */
 
 enum ipt_kind { IPT_INDEX, IPT_RADIX };
 
@@ -102,7 +105,7 @@ const struct ipt_config *ipt_config(const struct ipt *t);
 
 /* ---- VM registry: names, lineage ---------------------------------------------------------- */
 
-enum ipt_vm_kind { IPT_VM, IPT_TEMPLATE };
+enum ipt_vm_kind { IPT_VM, IPT_TEMPLATE, IPT_FILE };
 
 struct ipt_vm_info {
 	vmid_t id;
@@ -114,7 +117,8 @@ struct ipt_vm_info {
 	uint32_t frames[IPT_NSTATES]; /* and slots */
 };
 
-/* Register a VM. Names are unique among the registered: -EEXIST. -ENOENT for an unknown parent,
+/* Register a VM. Names are unique among the registered: -EEXIST. -ENOENT for an unknown parent
+ * (a file is none),
  * -ENAMETOOLONG, -EINVAL for an empty name, -ENOSPC when max_vms are registered. Ids are reused only
  * after ipt_vm_reap finished. Takes the registry lock. */
 int ipt_vm_add(struct ipt *t, const char *name, vmid_t parent, vmid_t *out);
@@ -139,7 +143,8 @@ vmid_t ipt_vm_next(struct ipt *t, vmid_t after);
  * `clean` is called for runs of frames before they become free (the pool punches holes there, so that
  * no guest ever sees another's bytes); if it fails with -errno the run stays in limbo and the error is
  * returned after the rest was freed; call again to retry. The VM is marked dying at the start and
- * unregistered at the end. Repairs whatever the dead left half done. -EBUSY if it has children.
+ * unregistered at the end. Repairs whatever the dead left half done. -EBUSY if it has children, or is a file
+ * in use.
  */
 typedef int ipt_clean_fn(void *ctx, frame_t first, uint32_t count);
 int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
@@ -149,7 +154,8 @@ int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
  * own, the rest is cleaned (as by ipt_vm_reap) and freed; the child's parent becomes the template's parent.
  * With no child it is reaped. The child and its descendants work on meanwhile, and no look-up of theirs
  * misses or sees an older frame; ipt_map by the child of what it just inherited for good is -EEXIST.
- * -ENOENT, -EPERM if vm is no template, -ENOSPC and -ENOMEM as ipt_map, clean's error, -EBUSY if it has more
+ * -ENOENT, -EPERM if vm is no template, -ENOSPC and -ENOMEM as ipt_map (-ENOSPC also if the child would have
+ * too many regions), clean's error, -EBUSY if it has more
  * children, if the child is dying, or if a frame to be freed is pinned. The template is marked dying at
  * the start; whoever dies at this, or whatever error came, calling it again goes on where it stopped.
  * Locks: the registry for each 64 KiB, and within it the stripes of both.
@@ -228,6 +234,27 @@ int ipt_publish(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, uint32_t 
 int ipt_merge(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count, uint32_t *done,
 	      ipt_run_fn *gone, void *ctx);
 
+/* ---- files ---------------------------------------------------------------------------------
+ *
+ * A file's pages are there once for all VMs that have a region of it: who looks up a gfn of a region, and has
+ * nothing of its own there, finds the file's page, or void if nobody has brought it in yet. A file is registered
+ * like a VM, in the same names; nothing but ipt_file_map is for it (-EPERM), and ipt_vm_reap, which is -EBUSY
+ * while a VM or template has a region of it. Works with either kind of forward map.
+ */
+
+/* Register a file. Errors as ipt_vm_add. */
+int ipt_file_add(struct ipt *t, const char *name, vmid_t *out);
+/* Gfns of vm from `first` on, `count` of them, are pages of the file from file_first on; for good, so before
+ * vm's guest runs. Descendants inherit it. -ENOENT if there is no such VM or file, -EPERM for a template,
+ * -EINVAL, -EEXIST if it overlaps another region of vm, -ENOSPC beyond IPT_MAX_REGIONS. Registry lock. */
+int ipt_vm_region(struct ipt *t, vmid_t vm, gfn_t first, uint64_t count, vmid_t file,
+		  uint64_t file_first);
+/* `count` limbo frames of vm become the file's pages from `first` on: *done of them, each piece of 16 aligned
+ * pages as a whole. -EEXIST if another was quicker with one of the next piece (these frames stay limbo). For
+ * any VM with a region of the file. Else as ipt_map. Takes the registry lock for each piece. */
+int ipt_file_map(struct ipt *t, vmid_t vm, vmid_t file, uint64_t first, frame_t frame,
+		 uint32_t count, uint32_t *done);
+
 /* ---- looking up ---------------------------------------------------------------------------- */
 
 enum ipt_place_kind {
@@ -235,10 +262,11 @@ enum ipt_place_kind {
 	IPT_OWN,       /* a frame of vm's own */
 	IPT_INHERITED, /* what an ancestor has there, whether its own frame or an alias */
 	IPT_MERGED,    /* a shared frame, by vm's own alias */
+	IPT_FILE_PAGE, /* a file's, by a region of vm's or an ancestor's */
 };
 struct ipt_place {
 	enum ipt_place_kind kind;
-	vmid_t at;     /* who has it: vm itself or an ancestor; INVALID_VMID for VOID */
+	vmid_t at; /* who has it, or the region: vm itself or an ancestor; INVALID_VMID for VOID */
 	frame_t frame; /* of the first gfn; INVALID_FRAME for VOID */
 };
 /*
@@ -258,7 +286,8 @@ int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out);
 
 /*
  * Tell everyone who sees a frame, that is, to whose gfn a look-up gives it: its owner (OWN) or those who have
- * an alias of it (MERGED), and the descendants of these without something of their own there (INHERITED); VMs
+ * an alias of it (MERGED), and the descendants of these without something of their own there (INHERITED), or,
+ * for a file's, who has a region there (FILE_PAGE); VMs
  * and templates alike. `fn` says whether to go on. -EINVAL for a frame outside the pool, -ENOMEM. Costs a
  * look-up for each VM, and again for each alias that a template has. Others' changes
  * meanwhile may or may not be seen; no lock is held.

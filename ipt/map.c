@@ -179,7 +179,7 @@ int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn 
 		return -EINVAL;
 	if (!s)
 		return -ENOENT;
-	if (load_relaxed32(&s->kind) == IPT_TEMPLATE)
+	if (load_relaxed32(&s->kind) != IPT_VM)
 		return -EPERM;
 	/* A range may be far larger than what is mapped in it: done when the VM has nothing left. */
 	for (uint64_t g = first.v, end = g + count; g < end && has_own(t, vm);) {

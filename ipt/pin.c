@@ -18,8 +18,8 @@ static bool still_maps(struct ipt *t, uint32_t f, vmid_t vm, uint64_t g)
 
 	while (at && !word_maps(w, at, g))
 		at = registry_parent(t, at);
-	/* By an alias? */
-	return at != 0 || (word_state(w) == IPT_SHARED && ipt_lookup(t, vm, gfn(g)).v == f);
+	/* By an alias or a region? */
+	return at != 0 || ipt_lookup(t, vm, gfn(g)).v == f;
 }
 
 int ipt_pin(struct ipt *t, vmid_t vm, gfn_t g, frame_t *out)

@@ -1,5 +1,7 @@
 /* Looking up: what a gfn is, for a VM and its lineage; who owns a frame. */
+#include "ipt/place.h"
 #include "ipt/forward.h"
+#include "ipt/region.h"
 #include "ipt/registry.h"
 #include "ipt/slot.h"
 #include "ipt/zone.h"
@@ -8,10 +10,11 @@
 
 #define PLACE_SPINS 200
 
-/* What stands at a gfn: nothing, a frame, or an alias of one, which VM `at` has. */
+/* What stands at a gfn: nothing, a frame, or an alias of one. */
 struct standing {
-	enum ipt_place_kind kind; /* VOID, OWN, INHERITED, MERGED */
-	uint32_t at;              /* 0 if no VM of the lineage says anything, not even a tomb */
+	enum ipt_place_kind kind;
+	bool region; /* a region decides */
+	uint32_t at; /* the VM of the lineage that decides, be it by a tomb; 0 for none */
 	uint32_t f;
 };
 
@@ -41,23 +44,43 @@ static bool find_own(struct ipt *t, uint32_t at, uint64_t g, uint32_t *f, bool *
 	}
 }
 
-/*
- * The lineage of vm from `from` on: what a VM doesn't have itself it has from its nearest ancestor that does.
- * Right only if no lineage changed meanwhile.
- */
-static struct standing walk(struct ipt *t, uint32_t vm, uint32_t from, uint64_t g)
+/* What a page of a file is. */
+static struct standing file_page(struct ipt *t, uint32_t at, uint32_t file, uint64_t page)
 {
-	for (uint32_t at = from; at; at = registry_parent(t, at)) {
-		enum ipt_place_kind kind;
+	uint32_t f = has_own(t, file) ? forward_find(t, file, page) : NO_FRAME;
+
+	/* A radix table's entry comes before the word; here he who makes it is another VM, which may die. */
+	if (f != NO_FRAME && t->kind == IPT_RADIX &&
+	    !word_maps(load_acquire64(&t->words[f]), file, page))
+		f = NO_FRAME;
+	return (struct standing){f == NO_FRAME ? IPT_VOID : IPT_FILE_PAGE, true, at, f};
+}
+
+/*
+ * The lineage: what a VM doesn't have itself it has from its nearest ancestor that does, or that has a region
+ * there. Right only if no lineage changed meanwhile. `missed`: vm's own entries are known to have nothing.
+ */
+static struct standing walk(struct ipt *t, uint32_t vm, uint64_t g, bool missed)
+{
+	for (uint32_t at = vm; at; at = registry_parent(t, at)) {
+		uint64_t page;
 		uint32_t f;
 		bool alias;
 
-		if (!has_own(t, at) || !find_own(t, at, g, &f, &alias))
-			continue;
-		kind = at == vm ? (alias ? IPT_MERGED : IPT_OWN) : IPT_INHERITED;
-		return (struct standing){f == NO_FRAME ? IPT_VOID : kind, at, f};
+		if (!(missed && at == vm) && has_own(t, at) && find_own(t, at, g, &f, &alias)) {
+			enum ipt_place_kind own = alias ? IPT_MERGED : IPT_OWN;
+			enum ipt_place_kind kind = at == vm ? own : IPT_INHERITED;
+
+			return (struct standing){f == NO_FRAME ? IPT_VOID : kind, false, at, f};
+		}
+		if (region_count(t, at)) {
+			uint32_t file = region_find(t, at, g, &page);
+
+			if (file)
+				return file_page(t, at, file, page);
+		}
 	}
-	return (struct standing){IPT_VOID, 0, NO_FRAME};
+	return (struct standing){IPT_VOID, false, 0, NO_FRAME};
 }
 
 /*
@@ -90,11 +113,20 @@ static bool attempt_next(struct ipt *t, struct attempt *a)
 
 static uint32_t find(struct ipt *t, uint32_t vm, uint64_t g)
 {
-	struct standing s = {IPT_VOID, 0, NO_FRAME};
+	struct standing s = {IPT_VOID, false, 0, NO_FRAME};
 
-	for (struct attempt a = {0}; attempt_next(t, &a); a.own = s.at == vm)
-		s = walk(t, vm, vm, g);
+	for (struct attempt a = {0}; attempt_next(t, &a); a.own = s.at == vm && !s.region)
+		s = walk(t, vm, g, false);
 	return s.f;
+}
+
+bool place_beneath(struct ipt *t, vmid_t vm, uint64_t g)
+{
+	struct standing s = {IPT_VOID, false, 0, NO_FRAME};
+
+	for (struct attempt a = {0}; attempt_next(t, &a);)
+		s = walk(t, vm.v, g, true);
+	return s.kind != IPT_VOID || s.region;
 }
 
 frame_t ipt_lookup(struct ipt *t, vmid_t vm, gfn_t g)
@@ -107,7 +139,7 @@ frame_t ipt_lookup(struct ipt *t, vmid_t vm, gfn_t g)
 	if (f < t->frames)
 		return frame(f);
 	if (f == NO_FRAME) {
-		f = walk(t, vm.v, registry_parent(t, vm.v), g.v).f;
+		f = walk(t, vm.v, g.v, true).f;
 		if (lineage_still(t, seq))
 			return frame(f);
 	}
@@ -126,11 +158,12 @@ void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, u
 	}
 }
 
-/* Does a VM below `at` in vm's lineage have an entry of its own at g? */
+/* Does a VM below `at` in vm's lineage decide what is at g? */
 static bool overridden(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g)
 {
 	for (; vm && vm != at; vm = registry_parent(t, vm)) {
-		if (has_own(t, vm) && forward_find(t, vm, g) != NO_FRAME)
+		if ((has_own(t, vm) && forward_find(t, vm, g) != NO_FRAME) ||
+		    (region_count(t, vm) && region_covers(t, vm, g)))
 			return true;
 	}
 	return false;
@@ -144,22 +177,25 @@ static bool word_says(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g, uint3
 	       word_maps(load_acquire64(&t->words[f]), at, g) && !overridden(t, vm, at, g);
 }
 
+/* Does the run that began with s go on n gfns further, at g? */
+static bool goes_on(struct ipt *t, uint32_t vm, const struct standing *s, uint64_t g, uint32_t n)
+{
+	if ((s->kind == IPT_OWN || s->kind == IPT_INHERITED) &&
+	    word_says(t, vm, s->at, g, s->f + n))
+		return true;
+	struct standing next = walk(t, vm, g, false);
+	return next.kind == s->kind &&
+	       (s->kind == IPT_VOID || (next.at == s->at && next.f == s->f + n));
+}
+
 static uint32_t place(struct ipt *t, uint32_t vm, uint64_t g, uint32_t max, struct ipt_place *out)
 {
-	struct standing s = walk(t, vm, vm, g);
-	bool by_words = s.kind == IPT_OWN || s.kind == IPT_INHERITED;
+	struct standing s = walk(t, vm, g, false);
 	uint32_t n = 1;
 
 	*out = (struct ipt_place){s.kind, vmid(s.f == NO_FRAME ? 0 : s.at), frame(s.f)};
-	for (; n < max && g + n < IPT_MAX_GFN; n++) {
-		if (by_words && word_says(t, vm, s.at, g + n, s.f + n))
-			continue;
-		struct standing next = walk(t, vm, vm, g + n);
-		if (next.kind != s.kind)
-			break;
-		if (s.kind != IPT_VOID && (next.at != s.at || next.f != s.f + n))
-			break;
-	}
+	while (n < max && g + n < IPT_MAX_GFN && goes_on(t, vm, &s, g + n, n))
+		n++;
 	return n;
 }
 

@@ -130,6 +130,14 @@ int reap_limbo(struct ipt *t, vmid_t vm, bool orphaned, ipt_clean_fn *clean, voi
 	return r.err;
 }
 
+void reap_count(struct ipt *t, vmid_t vm, uint32_t kept)
+{
+	for (int i = 0; i < IPT_NSTATES; i++) {
+		store_relaxed32(&t->vms[vm.v].frames[i], i == IPT_LIMBO ? kept : 0);
+		store_relaxed32(&t->vms[vm.v].adopted[i], 0);
+	}
+}
+
 int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
 {
 	uint32_t kept;
@@ -142,11 +150,7 @@ int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
 	for (unsigned z = 0; z < t->config.nodes; z++)
 		unmap_words(t, vm, zone_start(t, z), zone_mark(t, z));
 	err = reap_limbo(t, vm, true, clean, ctx, &kept);
-	struct vm_slot *s = &t->vms[vm.v];
-	for (int i = 0; i < IPT_NSTATES; i++) {
-		store_relaxed32(&s->frames[i], i == IPT_LIMBO ? kept : 0);
-		store_relaxed32(&s->adopted[i], 0);
-	}
+	reap_count(t, vm, kept);
 	if (t->kind == IPT_RADIX)
 		radix_drop(t, vm.v);
 	if (!err)

@@ -15,4 +15,7 @@ void reap_slots(struct ipt *t, vmid_t vm);
 int reap_limbo(struct ipt *t, vmid_t vm, bool orphaned, ipt_clean_fn *clean, void *ctx,
 	       uint32_t *kept);
 
+/* A dying vm has nothing any more but `kept` limbo frames, whatever it counted. */
+void reap_count(struct ipt *t, vmid_t vm, uint32_t kept);
+
 #endif

@@ -1,8 +1,9 @@
 /* The VM registry. See registry.h. */
 #include "ipt/registry.h"
-#include "ipt/collapse.h"
 #include "ipt/debug.h"
+#include "ipt/move.h"
 #include "ipt/radix.h"
+#include "ipt/region.h"
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
@@ -78,6 +79,7 @@ static void slot_clear(struct ipt *t, struct vm_slot *s)
 	store_release32(&s->parent, 0);
 	store_release32(&s->children, 0);
 	store_release32(&s->kind, IPT_VM);
+	store_release32(&s->regions, 0);
 	for (int i = 0; i < NAME_WORDS; i++)
 		store_release64(&s->name[i], 0);
 	store_release32(&s->radix_root, 0);
@@ -129,7 +131,7 @@ static void registry_rebuild(struct ipt *t)
 		freeze_finish(t);
 	if (load_relaxed32(&t->header->lineage) & 1)
 		lineage_close(t);
-	collapse_mend(t);
+	move_mend(t);
 	store_relaxed32(&t->header->vm_low, 1);
 	for (uint32_t i = 1; i <= high; i++) {
 		struct vm_slot *s = &t->vms[i];
@@ -246,17 +248,20 @@ static void set_parent(struct ipt *t, struct vm_slot *s, uint32_t parent)
 	ipt_step();
 }
 
-static int add_locked(struct ipt *t, const struct name *name, vmid_t parent, vmid_t *out)
+static int add_locked(struct ipt *t, const struct name *name, enum ipt_vm_kind kind, vmid_t parent,
+		      vmid_t *out)
 {
 	if (find_name(t, name))
 		return -EEXIST;
-	if (parent.v && !registry_slot(t, parent, VM_LIVE))
+	if (parent.v && (!registry_slot(t, parent, VM_LIVE) ||
+			 load_relaxed32(&t->vms[parent.v].kind) == IPT_FILE))
 		return -ENOENT;
 
 	struct vm_slot *s = slot_new(t);
 	if (!s)
 		return -ENOSPC;
 	name_set(t, s, name);
+	store_release32(&s->kind, kind);
 	set_parent(t, s, parent.v);
 	store_release32(&s->state, VM_LIVE);
 	slot_close(s);
@@ -300,7 +305,7 @@ static int name_check(const char *name, struct name *out)
 	return name_pack(out, name) ? 0 : -ENAMETOOLONG;
 }
 
-int ipt_vm_add(struct ipt *t, const char *name, vmid_t parent, vmid_t *out)
+static int add(struct ipt *t, const char *name, enum ipt_vm_kind kind, vmid_t parent, vmid_t *out)
 {
 	struct name packed;
 	int err = name_check(name, &packed);
@@ -308,9 +313,19 @@ int ipt_vm_add(struct ipt *t, const char *name, vmid_t parent, vmid_t *out)
 	if (err)
 		return err;
 	registry_lock(t);
-	err = add_locked(t, &packed, parent, out);
+	err = add_locked(t, &packed, kind, parent, out);
 	registry_unlock(t);
 	return err;
+}
+
+int ipt_vm_add(struct ipt *t, const char *name, vmid_t parent, vmid_t *out)
+{
+	return add(t, name, IPT_VM, parent, out);
+}
+
+int ipt_file_add(struct ipt *t, const char *name, vmid_t *out)
+{
+	return add(t, name, IPT_FILE, INVALID_VMID, out);
 }
 
 int ipt_vm_freeze(struct ipt *t, vmid_t vm, const char *template_name, vmid_t *out)
@@ -334,7 +349,8 @@ int registry_dying(struct ipt *t, vmid_t vm)
 	struct vm_slot *s = registry_slot(t, vm, VM_NONE);
 	if (!s)
 		err = -ENOENT;
-	else if (load_relaxed32(&s->children))
+	else if (load_relaxed32(&s->children) ||
+		 (load_relaxed32(&s->kind) == IPT_FILE && region_uses(t, vm.v)))
 		err = -EBUSY;
 	else
 		store_release32(&s->state, VM_DYING);
@@ -367,6 +383,8 @@ static int heir_locked(struct ipt *t, vmid_t vm, vmid_t *child)
 	*child = vmid(first_child(t, vm.v));
 	if (child->v && state_of(&t->vms[child->v]) == VM_DYING)
 		return -EBUSY;
+	if (child->v && !region_fits(t, vm.v, child->v))
+		return -ENOSPC;
 	if (child->v)
 		store_release32(&s->state, VM_DYING);
 	return 0;
@@ -386,6 +404,7 @@ void registry_skip(struct ipt *t, vmid_t vm, vmid_t child)
 
 	registry_lock(t);
 	lineage_open(t);
+	region_inherit(t, vm.v, child.v);
 	/* The parent has one child more, and one less: if we die in between, vm is left without children
 	 * and is reaped as such. */
 	store_release32(&t->vms[child.v].parent, load_relaxed32(&s->parent));

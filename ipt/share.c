@@ -4,6 +4,8 @@
  */
 #include "ipt/chain.h"
 #include "ipt/map.h"
+#include "ipt/place.h"
+#include "ipt/region.h"
 #include "ipt/run.h"
 #include "ipt/zone.h"
 #include <errno.h>
@@ -167,15 +169,6 @@ int ipt_map_over(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t cou
 
 /* ---- nothing instead of anything ------------------------------------------------------------- */
 
-/* Would vm see something at g without an entry of its own? */
-static bool beneath(struct ipt *t, vmid_t vm, uint64_t g)
-{
-	struct ipt_place p;
-
-	ipt_place(t, vmid(registry_parent(t, vm.v)), gfn(g), 1, &p);
-	return p.kind != IPT_VOID;
-}
-
 /* Tombs at n gfns from g on, in one group, in the place of what stands there, which is no alias. frames[i]
  * is the frame that it was. */
 static int entomb(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t *frames)
@@ -212,19 +205,22 @@ static int entomb_alias(struct ipt *t, vmid_t vm, uint64_t g, uint32_t slot, uin
 	return err;
 }
 
-/* Make g void, which isn't. *lost is the frame that vm gave up there, or NO_FRAME. */
+/* Make g void. *lost is the frame that vm gave up there, or NO_FRAME. */
 static int drop_one(struct ipt *t, vmid_t vm, uint64_t g, uint32_t *lost)
 {
-	uint32_t slot = map_alias(t, vm, g);
+	uint32_t own = forward_find(t, vm.v, g), alias = map_alias(t, vm, g);
 
 	*lost = NO_FRAME;
-	if (!beneath(t, vm, g)) {
-		map_remove(t, vm, g, 1, lost);
+	if (slot_is(t, own) && alias == NO_SLOT)
+		return 0; /* a tomb */
+	if (!place_beneath(t, vm, g)) {
+		if (own != NO_FRAME)
+			map_remove(t, vm, g, 1, lost);
 		return 0;
 	}
 	if (t->kind != IPT_INDEX)
 		return -EOPNOTSUPP;
-	return slot == NO_SLOT ? entomb(t, vm, g, 1, lost) : entomb_alias(t, vm, g, slot, lost);
+	return alias == NO_SLOT ? entomb(t, vm, g, 1, lost) : entomb_alias(t, vm, g, alias, lost);
 }
 
 /* Are all gfns of a group to be tombs, and none of them alias or tomb now? */
@@ -233,7 +229,7 @@ static bool drops_whole(struct ipt *t, vmid_t vm, uint64_t g, unsigned n)
 	if (n != IPT_CLUSTER_FRAMES || t->kind != IPT_INDEX)
 		return false;
 	for (unsigned i = 0; i < n; i++) {
-		if (!beneath(t, vm, g + i) || slot_is(t, forward_find(t, vm.v, g + i)))
+		if (!place_beneath(t, vm, g + i) || slot_is(t, forward_find(t, vm.v, g + i)))
 			return false;
 	}
 	return true;
@@ -246,20 +242,14 @@ static int drop_piece(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t
 	bool whole = true;
 	int err = 0;
 
-	if (!registry_parent(t, vm.v))
+	if (!registry_parent(t, vm.v) && !region_count(t, vm.v))
 		map_remove(t, vm, g, n, frames);
 	else
 		whole = drops_whole(t, vm, g, n) && !entomb(t, vm, g, n, frames);
 
 	for (unsigned i = 0; i < n && !err; i++) {
-		struct ipt_place p;
-
-		if (!whole) {
-			ipt_place(t, vm, gfn(g + i), 1, &p);
-			frames[i] = NO_FRAME;
-			if (p.kind != IPT_VOID)
-				err = drop_one(t, vm, g + i, &frames[i]);
-		}
+		if (!whole)
+			err = drop_one(t, vm, g + i, &frames[i]);
 		if (!err) {
 			run_add(run, g + i, frames[i]);
 			*done += 1;

@@ -89,7 +89,10 @@ int table_layout(struct table_layout *l, const struct ipt_config *c)
 
 	l->vms = round_up(sizeof(struct table_header), PAGE_SIZE);
 	l->names = l->vms + round_up((c->max_vms + 1) * sizeof(struct vm_slot), PAGE_SIZE);
-	l->stripes = l->names + round_up((c->max_vms + 1) * sizeof(uint32_t), PAGE_SIZE);
+	l->regions = l->names + round_up((c->max_vms + 1) * sizeof(uint32_t), PAGE_SIZE);
+	l->stripes = l->regions +
+		     round_up((uint64_t)(c->max_vms + 1) * IPT_MAX_REGIONS * sizeof(struct region),
+			      PAGE_SIZE);
 	l->zones = l->stripes + round_up(l->nstripes * sizeof(struct stripe), PAGE_SIZE);
 	l->chains = l->zones + round_up((c->nodes + 1) * sizeof(struct zone), PAGE_SIZE);
 	l->words = l->chains + round_up(TABLE_CHAINS * sizeof(struct chain), PAGE_SIZE);
@@ -139,6 +142,7 @@ static int map_parts(struct ipt *t)
 	t->names = (_Atomic uint32_t *)(base + t->layout.names);
 	t->stripes = (struct stripe *)(base + t->layout.stripes);
 	t->zones = (struct zone *)(base + t->layout.zones);
+	t->regions = (struct region *)(base + t->layout.regions);
 	t->chains = (struct chain *)(base + t->layout.chains);
 	t->links = (_Atomic uint64_t *)(base + t->layout.links);
 	t->words = (_Atomic uint64_t *)(base + t->layout.words);

@@ -1,7 +1,7 @@
 /*
  * The table's memory: what the memfd holds, and one process's view of it.
  *
- *   header | VM slots | names | stripes | zones | chains | array | side | links | forward area
+ *   header | VM slots | names | regions | stripes | zones | chains | array | side | links | forward area
  *
  * Every part begins on a page. The layout follows from the configuration alone; all of it is zero
  * until used, and zero is a valid state of each part (no VM, an empty stripe, frames that were never
@@ -35,10 +35,17 @@ struct vm_slot {
 	_Atomic uint64_t name[IPT_NAME_LEN / 8];
 	_Atomic uint32_t radix_root; /* page + 1 */
 	_Atomic uint32_t kind;       /* enum ipt_vm_kind */
+	_Atomic uint32_t regions;    /* how many it has */
 	/* Changed by the VM's process alone (and by whoever reaps it)... */
 	_Alignas(TABLE_LINE) _Atomic uint32_t frames[IPT_NSTATES];
-	/* ...and what others gave it: ipt_vm_collapse, under LOCK_REGISTRY. It has the sum. */
+	/* ...and what others gave it (move.h), under LOCK_REGISTRY. It has the sum. */
 	_Atomic uint32_t adopted[IPT_NSTATES];
+};
+
+/* Gfns of a VM that are pages of a file. See region.h. */
+struct region {
+	_Atomic uint64_t first, count, file_first;
+	_Atomic uint32_t file;
 };
 
 /* A stripe of the forward map: the lock in a line of its own, apart from what readers read. */
@@ -77,8 +84,8 @@ struct table_header {
 	 * | the VM's new id, else 0; and the template's name. See ipt_vm_freeze. */
 	_Atomic uint64_t freeze;
 	_Atomic uint64_t freeze_name[IPT_NAME_LEN / 8];
-	/* What collapse is moving: `count` frames from `first` on, in state `state`, out of VM `from`
-	 * (0: nothing) into VM `to`, which had adopted `base` of them before. LOCK_REGISTRY. */
+	/* What is being given (move.h): `count` frames from `first` on, by VM `from` (0: nothing) to VM
+	 * `to`, which had adopted `base` of that state before. LOCK_REGISTRY. */
 	struct {
 		_Atomic uint32_t from, to, first, count, state, base;
 	} move;
@@ -94,7 +101,7 @@ struct table_header {
 
 /* Byte offsets and sizes within the memfd. */
 struct table_layout {
-	uint64_t vms, names, stripes, zones, chains, words, side, links, forward, end;
+	uint64_t vms, names, regions, stripes, zones, chains, words, side, links, forward, end;
 	uint32_t slot_first, slot_end; /* numbers of the slots, see slot.h */
 	uint32_t nstripes;
 	uint32_t zone_frames;             /* frames to a zone, the last may have fewer */
@@ -115,6 +122,7 @@ struct ipt {
 	struct hash_keys keys;
 	struct vm_slot *vms;
 	_Atomic uint32_t *names; /* a hash of each VM's name, 0 for none */
+	struct region *regions;  /* IPT_MAX_REGIONS for each VM */
 	struct zone *zones;
 	struct chain *chains;
 	_Atomic uint64_t *links; /* of the slots, from the first on */

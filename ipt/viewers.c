@@ -1,5 +1,7 @@
 /* Who sees a frame. */
 #include "ipt/chain.h"
+#include "ipt/region.h"
+#include "ipt/registry.h"
 #include "ipt/zone.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -70,6 +72,31 @@ static int gather(struct ipt *t, uint32_t f, struct ipt_key **out)
 	return err ? err : (int)n;
 }
 
+/* Tell those who see the frame, page `page` of a file, by regions of vm or its ancestors. */
+static bool tell_regions(const struct telling *c, vmid_t vm, uint32_t file, uint64_t page)
+{
+	for (uint32_t at = vm.v; at; at = registry_parent(c->t, at)) {
+		const struct region *r = region_of(c->t, at);
+
+		for (uint32_t n = region_count(c->t, at); n--; r++) {
+			uint64_t off = page - load_relaxed64(&r->file_first);
+
+			if (load_relaxed32(&r->file) == file && off < load_relaxed64(&r->count) &&
+			    !tell(c, vm, gfn(load_relaxed64(&r->first) + off)))
+				return false;
+		}
+	}
+	return true;
+}
+
+static void tell_file(const struct telling *c, vmid_t file, gfn_t page)
+{
+	vmid_t vm = ipt_vm_next(c->t, INVALID_VMID);
+
+	while (vm.v && tell_regions(c, vm, file.v, page.v))
+		vm = ipt_vm_next(c->t, vm);
+}
+
 int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx)
 {
 	struct telling c = {t, f, fn, ctx};
@@ -79,7 +106,9 @@ int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx)
 
 	if (err)
 		return err;
-	if (o.state == IPT_PRIVATE)
+	if (o.state == IPT_PRIVATE && load_relaxed32(&t->vms[o.vm.v].kind) == IPT_FILE)
+		tell_file(&c, o.vm, o.gfn);
+	else if (o.state == IPT_PRIVATE)
 		tell_family(&c, o.vm, o.gfn);
 	if (o.state != IPT_SHARED)
 		return 0;

@@ -41,7 +41,7 @@ void virtio_retry(struct virtio_dev *d);
  * Loop's thread (it handles completions of I/O meanwhile, nothing else), without vCPUs running. */
 void virtio_pause(struct virtio_dev *d);
 /* Go on; also in a process that was forked from one whose device was paused, with env's loop made anew. Raises
- * the interrupt line again where it was high. Loop's thread. */
+ * the interrupt line again where it was high. Any thread. */
 void virtio_resume(struct virtio_dev *d);
 /* Stop the device, wait for its I/O in flight, free it. On a thread other than the loop's while the
  * loop runs, or on any after it stopped; the vCPUs no longer access it. */
@@ -89,5 +89,25 @@ struct virtio_blk_stats {
 	uint64_t bytes_read, bytes_written;
 };
 void virtio_blk_stats(struct virtio_dev *d, struct virtio_blk_stats *out);
+
+/* Persistent memory: tells the driver that [start, start + bytes) of the guest's physical space is
+ * such, and carries out its flushes. Both in whole pages, else -EINVAL. */
+struct virtio_pmem_config {
+	uint64_t start, bytes;
+	/* Make durable what the guest has written: called with `begin`, and again with the result of
+	 * each operation that it began for op (loop_sqe), one at a time. Returns 1 if it began one, 0
+	 * if all is durable, -errno if it isn't (the guest gets an I/O error). A flush that has begun
+	 * comes to its end before another begins. Loop thread, device lock held. NULL: nothing of it
+	 * is durable, so that a flush has nothing to do. */
+	int (*flush)(void *ctx, struct loop_op *op, bool begin, int res);
+	void *ctx;
+};
+int virtio_pmem_create(struct virtio_dev **out, const struct virtio_env *env,
+		       const struct virtio_pmem_config *config);
+/* Requests since the device was made, flushes that answered them, and those that failed. */
+struct virtio_pmem_stats {
+	uint64_t requests, flushes, errors;
+};
+void virtio_pmem_stats(struct virtio_dev *d, struct virtio_pmem_stats *out);
 
 #endif

@@ -58,10 +58,13 @@ static int copy_args(struct batch *b, const json_t *options, char *error)
 /* The host's own working directory is nobody's business: files are named from the root. */
 static int check_paths(const struct run_options *o, char *error)
 {
-	const char *path[2 + VM_MAX_DISKS] = {o->kernel, o->initrd};
+	const char *path[2 + VM_MAX_DISKS + VM_MAX_PMEM] = {o->kernel, o->initrd};
+	unsigned n = 2;
 	for (unsigned i = 0; i < o->disks; i++)
-		path[2 + i] = o->disk[i].path;
-	for (unsigned i = 0; i < 2 + o->disks; i++)
+		path[n++] = o->disk[i].path;
+	for (unsigned i = 0; i < o->pmems; i++)
+		path[n++] = o->pmem[i].path;
+	for (unsigned i = 0; i < n; i++)
 		if (path[i] && *path[i] != '/')
 			return errorf(error, -EINVAL, "run: '%.120s' doesn't begin with a /",
 				      path[i]);
@@ -126,7 +129,7 @@ void batch_lost(struct batch *b, const struct host_vm *vm, bool up, bool ready)
 	if (!r || (b->wait == BATCH_UP ? up : ready))
 		return;
 	b->request = NULL;
-	control_refuse(r, "%s ended before it was %s: %s%s", vm->config.machine.name,
-		       b->wait == BATCH_UP ? "up" : "ready", vm->mailbox->words,
-		       b->count > 1 ? "; those started with it go on" : "");
+	control_refuse(r, "%s ended before it was %s%s: %s", vm->config.machine.name,
+		       b->wait == BATCH_UP ? "up" : "ready",
+		       b->count > 1 ? " (those started with it go on)" : "", vm->mailbox->words);
 }

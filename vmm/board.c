@@ -135,6 +135,12 @@ static struct virtio_env env(struct vm *vm)
 				   .say_ctx = vm};
 }
 
+static int protect(void *ctx, gfn_t first, uint64_t count)
+{
+	struct vm *vm = ctx;
+	return dax_protect(&vm->memory, first, count);
+}
+
 int board_create(struct vm *vm, char *error)
 {
 	static const struct serial_ops ops = {
@@ -179,6 +185,22 @@ int board_create(struct vm *vm, char *error)
 		rc = add(vm, rc, d, error);
 		vm->disk[i] = d;
 	}
+	for (unsigned i = 0; !rc && i < vm->config.pmems; i++) {
+		const struct machine *m = &vm->config.machine;
+		const struct machine_bank *b = &m->bank[m->ram_banks + i];
+		struct pmem_view *view = vm->links.pmem[i];
+		view->loop = vm->loop;
+		view->say = say;
+		view->protect = protect;
+		view->ctx = vm;
+		struct virtio_pmem_config c = {.start = b->base.v,
+					       .bytes = b->bytes,
+					       .flush = view->share ? pmem_flush : NULL,
+					       .ctx = view};
+		e = env(vm);
+		rc = virtio_pmem_create(&d, &e, &c);
+		rc = add(vm, rc, d, error);
+	}
 	return rc;
 }
 
@@ -213,6 +235,10 @@ void board_destroy(struct vm *vm)
 		if (!vm->config.disk[i].read_only && fsync(vm->config.disk[i].fd) < 0 &&
 		    errno != EINVAL && errno != EBADF)
 			say(vm, "a disk could not be flushed");
+	/* What fails here the host tries again, and tells. */
+	for (unsigned i = 0; i < vm->config.pmems; i++)
+		if (vm->links.pmem[i]->share)
+			pmem_write_back(vm->links.pmem[i]);
 }
 
 void board_port(struct vm *vm, uint16_t port, uint8_t *data, unsigned size, bool write)

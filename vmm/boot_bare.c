@@ -1,6 +1,6 @@
 /*
- * The bare guest: every vCPU enters at once in CPL 3 with IOPL 3, on page tables that map all RAM
- * and the devices one to one in user pages of 2 MiB. (Where RAM doesn't end at a multiple of
+ * The bare guest: every vCPU enters at once in CPL 3 with IOPL 3, on page tables that map all memory
+ * and the devices one to one in user pages of 2 MiB. (Where a bank doesn't end at a multiple of
  * 2 MiB, the last page reaches beyond it: an access there is an MMIO exit.)
  */
 #include "vmm/boot_parts.h"

@@ -32,7 +32,7 @@ unsigned boot_memory_map(const struct machine *m, struct boot_range out[BOOT_MAX
 	if (low > BOOT_KERNEL_MIN)
 		out[n++] =
 			(struct boot_range){BOOT_KERNEL_MIN, low - BOOT_KERNEL_MIN, BOOT_RANGE_RAM};
-	if (m->banks > 1)
+	if (m->ram_banks > 1)
 		out[n++] = (struct boot_range){m->bank[1].base.v, m->bank[1].bytes, BOOT_RANGE_RAM};
 	return n;
 }

@@ -177,14 +177,24 @@ static int lock_run_dir(char *dir, size_t size, char *error)
 	return fd;
 }
 
+/* Nothing of whoever started the host is kept open but these two. */
+static void close_all_but(int a, int b)
+{
+	int low = a < b ? a : b, high = a < b ? b : a;
+	close_range(STDERR_FILENO + 1, (unsigned)low - 1, 0);
+	close_range((unsigned)low + 1, (unsigned)high - 1, 0);
+	close_range((unsigned)high + 1, ~0u, 0);
+}
+
 /* In the new process: leave session, terminal and working directory; messages go to the log. */
-static _Noreturn void become_daemon(const struct start *s, const char *log)
+static _Noreturn void become_daemon(const struct start *s, int lock, const char *log)
 {
 	setsid();
 	pid_t pid = fork(); /* no leader of the session: it can't get a terminal again */
 	if (pid)
 		_exit(pid < 0);
 	umask(077);
+	close_all_but(s->report, lock);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
 	if (null < 0 || out < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 ||
@@ -194,13 +204,15 @@ static _Noreturn void become_daemon(const struct start *s, const char *log)
 		report(s, error);
 		_exit(EXIT_BAD_INPUT);
 	}
-	close(null);
-	close(out);
+	if (null > STDERR_FILENO)
+		close(null);
+	if (out > STDERR_FILENO)
+		close(out);
 	exit(serve(s));
 }
 
 /* Start it and hear what becomes of it. */
-static int start_daemon(struct start *s, const char *dir)
+static int start_daemon(struct start *s, int lock, const char *dir)
 {
 	char log[PATH_MAX + 16], words[ERROR_MAX] = "";
 	int pipes[2];
@@ -214,7 +226,7 @@ static int start_daemon(struct start *s, const char *dir)
 	if (pid == 0) {
 		close(pipes[0]);
 		s->report = pipes[1];
-		become_daemon(s, log);
+		become_daemon(s, lock, log);
 	}
 	close(pipes[1]);
 	while (pid > 0 && n < sizeof words - 1 &&
@@ -254,7 +266,7 @@ static int command_start(int argc, char **argv)
 	int lock = lock_run_dir(dir, sizeof dir, error);
 	if (lock < 0)
 		return cli_fail(error);
-	int status = s.foreground ? serve(&s) : start_daemon(&s, dir);
+	int status = s.foreground ? serve(&s) : start_daemon(&s, lock, dir);
 	close(lock);
 	return status;
 }

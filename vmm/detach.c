@@ -56,13 +56,17 @@ static int collect(json_t *options, const struct run_options *o, char *error)
 	for (unsigned i = 0; !rc && i < o->disks; i++)
 		rc = add_file(options, "--disk", o->disk[i].path,
 			      o->disk[i].read_only ? ",ro" : ",rw", error);
+	for (unsigned i = 0; !rc && i < o->pmems; i++)
+		rc = add_file(options, "--pmem", o->pmem[i].path,
+			      o->pmem[i].share ? ",share" : ",private", error);
 	return rc;
 }
 
 int run_detached(const struct run_options *o)
 {
 	char error[ERROR_MAX] = "";
-	const char *wait = o->wait ? o->wait : o->kernel ? "up" : "ready";
+	const char *known = o->kernel || o->initrd ? "up" : "ready"; /* how far it surely comes */
+	const char *wait = o->wait ? o->wait : known;
 	json_t *options = json_array(), *answer = NULL, *vm;
 	if (!collect(options, o, error)) {
 		json_t *request =

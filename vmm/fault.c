@@ -61,17 +61,6 @@ int fault_register(int uffd, void *base, uint64_t bytes, bool shared)
 	return ioctl(uffd, UFFDIO_REGISTER, &r) < 0 ? -errno : 0;
 }
 
-int fault_protect(int uffd, void *base, uint64_t bytes)
-{
-	struct uffdio_writeprotect p = {.range = {.start = (uintptr_t)base, .len = bytes},
-					.mode = UFFDIO_WRITEPROTECT_MODE_WP};
-	int rc;
-	do
-		rc = ioctl(uffd, UFFDIO_WRITEPROTECT, &p) < 0 ? -errno : 0;
-	while (rc == -EAGAIN); /* a change of mappings under way */
-	return rc;
-}
-
 uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error)
 {
 	for (;;) {
@@ -85,6 +74,16 @@ uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error)
 		if (*error != -EAGAIN) /* which is a change of mappings under way */
 			return 0;
 	}
+}
+
+int fault_protect(int uffd, void *base, uint64_t bytes, bool protect)
+{
+	struct uffdio_writeprotect w = {.range = {.start = (uintptr_t)base, .len = bytes},
+					.mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
+	while (ioctl(uffd, UFFDIO_WRITEPROTECT, &w) < 0)
+		if (errno != EAGAIN) /* which is a change of mappings under way */
+			return -errno;
+	return 0;
 }
 
 static int wake(const struct memory *m, uint64_t hva)
@@ -111,8 +110,13 @@ static void count(struct memory *m, enum fault_kind kind)
 static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
 {
 	struct ipt_place p;
-	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID)
-		return memory_populate(m, g);
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID) {
+		int rc = memory_populate(m, g);
+		if (rc || !dax_of(m, g))
+			return rc;
+		/* A page of a file: the pool has it now, the window not yet. */
+		return write ? memory_own(m, g) : memory_show(m, g);
+	}
 	if (p.kind != IPT_OWN) {
 		*kind = write ? FAULT_COPIED : FAULT_SHOWN;
 		return write ? memory_own(m, g) : memory_show(m, g);

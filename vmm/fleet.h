@@ -66,6 +66,9 @@ void fleet_close(struct fleet *f);
 
 /* Start a batch's guests: all or none. -errno with words. */
 int fleet_start(struct fleet *f, struct batch *b, char *error);
+/* Take in a VM that was started some other way, as one more guest of the batch: its console, its end.
+ * -ENOMEM. */
+int fleet_adopt(struct fleet *f, struct host_vm *vm, struct batch *b);
 /* The guest of that name which runs; NULL if there is none. */
 struct guest *fleet_find(struct fleet *f, const char *name);
 /* Take up again in a moment what somebody had no room for. */

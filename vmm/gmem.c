@@ -26,7 +26,7 @@ static int pin_page(struct memory *m, gfn_t g, bool write, frame_t *f)
 		pthread_mutex_lock(&m->lock);
 		int rc = ipt_pin(m->table, m->vm, g, f);
 		pthread_mutex_unlock(&m->lock);
-		if (rc == 0 && (!write || is_own(m, *f)))
+		if (rc == 0 && (!write || is_own(m, *f) || dax_note_device(m, g)))
 			return 0;
 		if (rc == 0)
 			ipt_unpin(m->table, *f);
@@ -54,7 +54,7 @@ static void unmap(struct gmem *gm, const struct iovec *iov, int n)
 static int map(struct gmem *gm, gpa_t a, uint64_t len, bool write, struct iovec *iov, int max)
 {
 	struct memory *m = memory_of(gm);
-	if (!len || !machine_is_ram(m->machine, a, len))
+	if (!len || !machine_bank_of(m->machine, a, len))
 		return -EFAULT;
 	int n = 0, rc = 0;
 	while (len) {

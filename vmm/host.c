@@ -3,6 +3,7 @@
 #include "vmm/event.h"
 #include "vmm/host_private.h"
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -14,7 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define TICK_MS 100 /* how often the host looks after VMs that wait for frames */
+#define FILES_MAX 64  /* as persistent memory at once; they are in the registry as VMs are */
+#define TICK_MS   100 /* how often the host looks after VMs that wait for frames */
 
 /* ---- sources ------------------------------------------------------------------------------- */
 
@@ -175,7 +177,7 @@ static int make_table(struct host *h, char *error)
 			      frames, IPT_MAX_FRAMES);
 	struct ipt_config c = {.kind = h->config.kind,
 			       .frames = (uint32_t)frames,
-			       .max_vms = h->config.max_vms,
+			       .max_vms = h->config.max_vms + FILES_MAX,
 			       .nodes = h->config.nodes,
 			       .colours = h->config.colours};
 	if (getrandom(&c.seed, sizeof c.seed, 0) != sizeof c.seed)
@@ -209,6 +211,8 @@ int host_create(struct host **out, const struct host_config *config,
 	h->events = *events;
 	h->pool.fd = h->kvm.fd = h->epoll = h->news_fd = h->on_tick.fd = -1;
 	raise_descriptor_limit();
+	/* A file that would grow past the limit of a process is an error like any other (setrlimit(2)). */
+	signal(SIGXFSZ, SIG_IGN);
 	prctl(PR_SET_CHILD_SUBREAPER, 1); /* of clones whose template's process is gone */
 	int rc = kvm_open(&h->kvm, error);
 	if (!rc)
@@ -247,7 +251,9 @@ void host_destroy(struct host *h)
 			host_kill(vm);
 			waitpid(vm->pid, NULL, 0);
 			close(vm->pidfd);
+			host_vm_finish_pmem(vm, NULL);
 		}
+		host_vm_leave_pmem(vm);
 		if (vm->console_fd >= 0)
 			close(vm->console_fd);
 		agent_close(vm);

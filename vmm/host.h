@@ -58,7 +58,9 @@ struct host_vm {
 	enum vm_end end;
 	int wait_status; /* -1: unknown, its process was no child of ours */
 	uint32_t frames_at_end[IPT_NSTATES];
-	void *user; /* the caller's */
+	struct pmem_view
+		*pmem[VM_MAX_PMEM]; /* of config.pmem; NULL where there is none (any more) */
+	void *user;                 /* the caller's */
 };
 
 struct host_config {

@@ -144,6 +144,8 @@ static int ask(struct clone_job *job, char *error)
 		return rc;
 	rc = register_clone(job, clone, error);
 	if (!rc)
+		rc = host_vm_share_pmem(clone, job->template, error);
+	if (!rc)
 		rc = host_add_source(job->host, &clone->on_link, EPOLLIN);
 	if (!rc) {
 		struct link_request request = {.op = LINK_CLONE,
@@ -151,7 +153,10 @@ static int ask(struct clone_job *job, char *error)
 					       .number = clone->number,
 					       .predict = job->request.predict};
 		snprintf(request.name, sizeof request.name, "%s", config.machine.name);
-		rc = link_send(job->template->link_fd, &request, sizeof request, ends, LINK_FDS);
+		int fds[LINK_FDS_MAX];
+		memcpy(fds, ends, sizeof ends);
+		unsigned n = LINK_FDS + host_vm_pmem_fds(clone, fds + LINK_FDS);
+		rc = link_send(job->template->link_fd, &request, sizeof request, fds, n);
 		if (rc && rc != -EAGAIN)
 			errorf(error, rc, "%s: its template doesn't answer: %s", request.name,
 			       strerror(-rc));
@@ -213,7 +218,9 @@ static int ask_to_freeze(struct clone_job *job, char *error)
 	t->phase = HOST_VM_FORKING;
 	t->job = job;
 	snprintf(request.name, sizeof request.name, "%s", config.machine.name);
-	rc = host_add_source(job->host, &t->on_link, EPOLLIN);
+	rc = host_vm_share_pmem(t, vm, error);
+	if (!rc)
+		rc = host_add_source(job->host, &t->on_link, EPOLLIN);
 	if (!rc)
 		rc = link_send(vm->link_fd, &request, sizeof request, &ends[0], 1);
 	close(ends[0]);
@@ -342,7 +349,7 @@ static void never_came(struct host_vm *vm)
 void host_clone_link(struct host_vm *vm)
 {
 	struct link_answer a;
-	int fds[LINK_FDS];
+	int fds[LINK_FDS_MAX];
 	ssize_t n = link_receive(vm->link_fd, &a, sizeof a, fds);
 	if (n == 0 && vm->phase == HOST_VM_FORKING) {
 		never_came(vm);

@@ -75,7 +75,7 @@ static void on_link(struct host_source *s, uint32_t events)
 {
 	struct host_merger *g = container(struct host_merger, on_link, s);
 	uint32_t id;
-	int fds[LINK_FDS];
+	int fds[LINK_FDS_MAX];
 	ssize_t n = link_receive(g->link_fd, &id, sizeof id, fds);
 	(void)events;
 	link_close(fds);

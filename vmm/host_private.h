@@ -14,6 +14,7 @@ struct host {
 	struct kvm_host kvm;
 	struct pool pool;
 	struct ipt *table;
+	struct pmem_file *pmem_files; /* that VMs have as persistent memory */
 	int epoll;
 	int news_fd;
 	struct host_source on_news, on_tick;
@@ -30,6 +31,15 @@ struct host {
 bool host_feed_the_hungry(struct host *h);
 /* Look after what waits (frames to be freed, VMs that starve) every now and then, or no longer. */
 void host_set_tick(struct host *h, bool on);
+/* The process is gone: write back what the guest left in files that it shares. -errno, and words in
+ * `error` of the first that could not be written. */
+int host_vm_finish_pmem(struct host_vm *vm, char *error);
+/* A template, or a clone of one, has views of what `of` has; and the sets of those that are shared, for its process:
+ * how many. */
+int host_vm_share_pmem(struct host_vm *vm, const struct host_vm *of, char *error);
+unsigned host_vm_pmem_fds(const struct host_vm *vm, int fds[VM_MAX_PMEM]);
+/* The VM is gone from the table: let go of its files. */
+void host_vm_leave_pmem(struct host_vm *vm);
 /* A host_vm with mailbox and link, and of a guest console and agent channel; the ends that its process gets are in `ends` (link,
  * mailbox's memfd, console, agent), for the caller to close. -errno with words. */
 int host_vm_make(struct host *h, const struct vm_config *config, bool is_template,

@@ -56,6 +56,56 @@ void host_console_resume(struct host *h)
 			host_add_source(h, &h->vm[i]->on_console, EPOLLIN | EPOLLRDHUP);
 }
 
+/* ---- persistent memory --------------------------------------------------------------------- */
+
+static int join_pmem(struct host_vm *vm, char *error)
+{
+	struct host *h = vm->host;
+	const struct machine *m = &vm->config.machine;
+	int rc = 0;
+	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
+		rc = pmem_join(&h->pmem_files, h->table, &h->pool, vm->id,
+			       gpa_gfn(m->bank[m->ram_banks + i].base), &vm->config.pmem[i],
+			       &vm->pmem[i], error);
+	return rc;
+}
+
+int host_vm_share_pmem(struct host_vm *vm, const struct host_vm *of, char *error)
+{
+	int rc = 0;
+	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
+		rc = pmem_join_clone(of->pmem[i], &vm->pmem[i], error);
+	return rc;
+}
+
+unsigned host_vm_pmem_fds(const struct host_vm *vm, int fds[VM_MAX_PMEM])
+{
+	unsigned n = 0;
+	for (unsigned i = 0; i < vm->config.pmems; i++)
+		if (vm->pmem[i]->share)
+			fds[n++] = vm->pmem[i]->sets_fd;
+	return n;
+}
+
+int host_vm_finish_pmem(struct host_vm *vm, char *error)
+{
+	int first = 0;
+	for (unsigned i = 0; i < vm->config.pmems; i++) {
+		int rc = vm->pmem[i] ? pmem_finish(vm->pmem[i], first ? NULL : error) : 0;
+		first = first ? first : rc;
+	}
+	return first;
+}
+
+void host_vm_leave_pmem(struct host_vm *vm)
+{
+	for (unsigned i = 0; i < vm->config.pmems; i++)
+		if (vm->pmem[i]) {
+			pmem_leave(&vm->host->pmem_files, vm->pmem[i]);
+			vm->pmem[i] = NULL;
+		}
+}
+
 /* A template's frames stay for as long as more than one see them; its last child takes them over. -EBUSY: they do;
  * -EAGAIN: a frame is pinned. */
 static int reap(struct host_vm *vm)
@@ -83,6 +133,7 @@ static void reap_templates(struct host *h)
 				continue;
 			int rc = reap(t);
 			if (!rc) {
+				host_vm_leave_pmem(t);
 				t->phase = HOST_VM_GONE;
 				again = true;
 			} else if (rc != -EBUSY) {
@@ -98,6 +149,7 @@ int host_vm_reap(struct host_vm *vm)
 	int rc = reap(vm);
 	if (rc)
 		return rc;
+	host_vm_leave_pmem(vm);
 	vm->phase = HOST_VM_GONE;
 	reap_templates(h);
 	host_feed_the_hungry(h);
@@ -124,6 +176,14 @@ static void note_end(struct host_vm *vm)
 				 WEXITSTATUS(vm->wait_status));
 	}
 	mb->words[MAILBOX_WORDS - 1] = 0;
+	char error[ERROR_MAX];
+	if (host_vm_finish_pmem(vm, error)) {
+		/* Bytes that a guest believes to be in a file: no clean end, whatever else it was. */
+		size_t n = vm->end == END_POWER_OFF ? 0 : strlen(mb->words);
+		snprintf(mb->words + n, sizeof mb->words - n, "%s%s", n ? "; " : "", error);
+		if (vm->end == END_POWER_OFF)
+			vm->end = END_HOST_ERROR;
+	}
 }
 
 /* The process is gone and its last console bytes are out (or given up): tell, and let go of the rest. */
@@ -213,7 +273,7 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	int keep[8 + VM_MAX_DISKS];
+	int keep[8 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
 	unsigned n = 0;
 	keep[n++] = h->kvm.fd;
 	keep[n++] = h->pool.fd;
@@ -224,12 +284,17 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 	keep[n++] = ends[3];
 	for (unsigned i = 0; i < vm->config.disks; i++)
 		keep[n++] = vm->config.disk[i].fd;
+	for (unsigned i = 0; i < vm->config.pmems; i++) {
+		keep[n++] = vm->pmem[i]->file->fd;
+		keep[n++] = vm->pmem[i]->file->write_fd;
+	}
 	fds_close_all_but(keep, n);
 	struct vm_links links = {.table = h->table,
 				 .id = vm->id,
 				 .pool = &h->pool,
 				 .kvm = &h->kvm,
 				 .mailbox = vm->mailbox,
+				 .pmem = vm->pmem,
 				 .link_fd = ends[0],
 				 .news_fd = h->news_fd,
 				 .console_fd = ends[2],
@@ -346,6 +411,7 @@ void host_vm_unmake(struct host_vm *vm)
 	struct host *h = vm->host;
 	if (vm->id.v)
 		ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
+	host_vm_leave_pmem(vm);
 	host_remove_source(h, &vm->on_link);
 	unsigned i = h->vms;
 	while (h->vm[--i] != vm)
@@ -384,6 +450,12 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 		return rc;
 	}
 	host_merge_admit(vm);
+	rc = join_pmem(vm, error);
+	if (rc) {
+		close_all(ends, LINK_FDS);
+		host_vm_unmake(vm);
+		return rc;
+	}
 	pid_t parent = getpid();
 	fflush(NULL);
 	vm->pid = fork();

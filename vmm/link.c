@@ -6,7 +6,7 @@
 
 union control {
 	struct cmsghdr head; /* for its alignment */
-	char bytes[CMSG_SPACE(LINK_FDS * sizeof(int))];
+	char bytes[CMSG_SPACE(LINK_FDS_MAX * sizeof(int))];
 };
 
 int link_pair(int fd[2])
@@ -37,19 +37,19 @@ int link_send(int fd, const void *message, size_t bytes, const int *fds, unsigne
 	return sent < 0 ? -errno : 0;
 }
 
-static void take_fds(struct msghdr *msg, int fds[LINK_FDS])
+static void take_fds(struct msghdr *msg, int fds[LINK_FDS_MAX])
 {
 	unsigned n = 0;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
 		size_t have = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		for (size_t i = 0; i < have && n < LINK_FDS; i++)
+		for (size_t i = 0; i < have && n < LINK_FDS_MAX; i++)
 			memcpy(&fds[n++], CMSG_DATA(c) + i * sizeof(int), sizeof(int));
 	}
 }
 
-ssize_t link_receive(int fd, void *message, size_t bytes, int fds[LINK_FDS])
+ssize_t link_receive(int fd, void *message, size_t bytes, int fds[LINK_FDS_MAX])
 {
 	struct iovec iov = {message, bytes};
 	union control control;
@@ -58,7 +58,7 @@ ssize_t link_receive(int fd, void *message, size_t bytes, int fds[LINK_FDS])
 			     .msg_control = control.bytes,
 			     .msg_controllen = sizeof control.bytes};
 	ssize_t n;
-	for (unsigned i = 0; i < LINK_FDS; i++)
+	for (unsigned i = 0; i < LINK_FDS_MAX; i++)
 		fds[i] = -1;
 	do
 		n = recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
@@ -70,9 +70,9 @@ ssize_t link_receive(int fd, void *message, size_t bytes, int fds[LINK_FDS])
 	return n;
 }
 
-void link_close(int fds[LINK_FDS])
+void link_close(int fds[LINK_FDS_MAX])
 {
-	for (unsigned i = 0; i < LINK_FDS; i++) {
+	for (unsigned i = 0; i < LINK_FDS_MAX; i++) {
 		if (fds[i] >= 0)
 			close(fds[i]);
 		fds[i] = -1;

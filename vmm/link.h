@@ -7,15 +7,18 @@
 #define VMM_LINK_H
 
 #include "ipt/ipt.h"
+#include "vmm/machine.h"
 #include <stddef.h>
 #include <sys/types.h>
 
-#define LINK_FDS 4 /* descriptors with a message, at most */
+#define LINK_FDS     4 /* descriptors that a VM's process gets: link, mailbox, console, agent */
+#define LINK_FDS_MAX (LINK_FDS + MACHINE_MAX_PMEM) /* with a message, at most */
 
 enum link_op {
 	LINK_ORDERS, /* the mailbox has orders */
 	LINK_FREEZE, /* to a VM; fds: the template's end of a link of its own */
-	LINK_CLONE,  /* to a template; fds: the clone's link, mailbox (memfd), console, agent */
+	LINK_CLONE,  /* to a template; fds: the clone's link, mailbox (memfd), console, agent, and
+			* the sets (memfd) of each of its views of files that is shared */
 };
 
 struct link_request {
@@ -41,9 +44,9 @@ int link_pair(int fd[2]);
 /* Send one message with n descriptors (copies of them; the caller's stay open). -errno; -EAGAIN: the socket is full. */
 int link_send(int fd, const void *message, size_t bytes, const int *fds, unsigned n);
 /* Receive one message of at most `bytes` bytes, the rest of it set to 0. Its size; 0: the other end is gone; -EAGAIN:
- * none is there; -errno. Descriptors come close-on-exec, -1 where there are fewer than LINK_FDS. */
-ssize_t link_receive(int fd, void *message, size_t bytes, int fds[LINK_FDS]);
+ * none is there; -errno. Descriptors come close-on-exec, -1 where there are fewer. */
+ssize_t link_receive(int fd, void *message, size_t bytes, int fds[LINK_FDS_MAX]);
 /* Close those that came. */
-void link_close(int fds[LINK_FDS]);
+void link_close(int fds[LINK_FDS_MAX]);
 
 #endif

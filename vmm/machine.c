@@ -22,24 +22,57 @@ int machine_set_memory(struct machine *m, uint64_t mem_bytes)
 		return -EINVAL;
 	uint64_t low = mem_bytes < MACHINE_LOW_END ? mem_bytes : MACHINE_LOW_END;
 	m->mem_bytes = mem_bytes;
-	m->bank[0] = (struct machine_bank){gpa(0), low};
+	m->bank[0] = (struct machine_bank){.base = gpa(0), .bytes = low};
 	m->banks = 1;
-	if (mem_bytes > low) {
-		m->bank[1] = (struct machine_bank){gpa(MACHINE_HIGH_BASE), mem_bytes - low};
-		m->banks = 2;
-	}
+	if (mem_bytes > low)
+		m->bank[m->banks++] = (struct machine_bank){
+			.base = gpa(MACHINE_HIGH_BASE), .bytes = mem_bytes - low, .window = low};
+	m->ram_banks = m->banks;
 	return 0;
 }
 
-bool machine_is_ram(const struct machine *m, gpa_t a, uint64_t len)
+static uint64_t pmem_align(uint64_t v)
+{
+	return (v + MACHINE_PMEM_ALIGN - 1) & ~(MACHINE_PMEM_ALIGN - 1);
+}
+
+int machine_add_pmem(struct machine *m, uint64_t bytes)
+{
+	if (!bytes || bytes & PAGE_MASK || bytes > MACHINE_PMEM_MAX || !m->banks)
+		return -EINVAL;
+	if (m->banks - m->ram_banks == MACHINE_MAX_PMEM)
+		return -ENOSPC;
+	const struct machine_bank *last = &m->bank[m->banks - 1];
+	uint64_t base = pmem_align(last->base.v + last->bytes);
+	m->bank[m->banks++] = (struct machine_bank){
+		.base = gpa(base < MACHINE_HIGH_BASE ? MACHINE_HIGH_BASE : base),
+		.bytes = bytes,
+		.window = pmem_align(last->window + last->bytes),
+		.pmem = true};
+	return 0;
+}
+
+const struct machine_bank *machine_bank_of(const struct machine *m, gpa_t a, uint64_t len)
 {
 	for (unsigned i = 0; i < m->banks; i++) {
 		const struct machine_bank *b = &m->bank[i];
 		if (a.v >= b->base.v && a.v - b->base.v <= b->bytes &&
 		    len <= b->bytes - (a.v - b->base.v))
-			return true;
+			return b;
 	}
-	return false;
+	return NULL;
+}
+
+bool machine_is_ram(const struct machine *m, gpa_t a, uint64_t len)
+{
+	const struct machine_bank *b = machine_bank_of(m, a, len);
+	return b && !b->pmem;
+}
+
+uint64_t machine_window_bytes(const struct machine *m)
+{
+	const struct machine_bank *last = &m->bank[m->banks - 1];
+	return last->window + last->bytes;
 }
 
 /* A tree being written. The first failure sticks, so that calls needn't be checked one by one. */
@@ -135,7 +168,7 @@ static void tree_chosen(struct tree *t, const struct machine *m, gpa_t initrd,
 
 static void tree_memory(struct tree *t, const struct machine *m)
 {
-	for (unsigned i = 0; i < m->banks; i++) {
+	for (unsigned i = 0; i < m->ram_banks; i++) {
 		begin_at(t, "memory@%" PRIx64, m->bank[i].base.v);
 		prop_string(t, "device_type", "memory");
 		prop_reg(t, m->bank[i].base.v, m->bank[i].bytes);

@@ -32,12 +32,7 @@ static uint64_t cluster_of(const struct memory *m, gfn_t g)
 
 const struct machine_bank *memory_bank(const struct memory *m, gfn_t g)
 {
-	for (unsigned i = 0; i < m->machine->banks; i++) {
-		const struct machine_bank *b = &m->machine->bank[i];
-		if (gfn_gpa(g).v >= b->base.v && gfn_gpa(g).v - b->base.v < b->bytes)
-			return b;
-	}
-	return NULL;
+	return machine_bank_of(m->machine, gfn_gpa(g), 1);
 }
 
 struct extent {
@@ -62,7 +57,8 @@ static bool block_is_void(const struct memory *m, const struct machine_bank *b, 
 {
 	uint64_t first = g.v & ~((UINT64_C(1) << order) - 1);
 	uint64_t start = first << PAGE_SHIFT, bytes = PAGE_SIZE << order;
-	if (start < b->base.v || start - b->base.v + bytes > b->bytes)
+	if (start < b->base.v || start - b->base.v + bytes > b->bytes ||
+	    (b->pmem && dax_of(m, gfn(first))))
 		return false;
 	uint64_t c = cluster_of(m, gfn(first)), n = UINT64_C(1) << (order - IPT_CLUSTER_ORDER);
 	for (uint64_t i = 0; i < n; i++)
@@ -140,14 +136,25 @@ static int populate_extent(struct memory *m, gfn_t g)
 	return 0;
 }
 
+void memory_note_own(struct memory *m, gfn_t g)
+{
+	touch(m, cluster_of(m, g), 1);
+}
+
+static int populate(struct memory *m, gfn_t g)
+{
+	struct dax *d = dax_of(m, g);
+	return d ? dax_fetch(m, d, g) : populate_extent(m, g);
+}
+
 int memory_populate_locked(struct memory *m, gfn_t g)
 {
-	int rc = populate_extent(m, g);
+	int rc = populate(m, g);
 	if (rc == -EAGAIN) {
 		/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both
 		 * sequentially consistent) one of us sees the other. */
 		atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
-		rc = populate_extent(m, g);
+		rc = populate(m, g);
 	}
 	return rc;
 }
@@ -179,7 +186,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 		.uffd = -1,
 		.learner = -1,
 		.lock = PTHREAD_MUTEX_INITIALIZER,
-		.clusters = (machine->mem_bytes >> PAGE_SHIFT) / IPT_CLUSTER_FRAMES + 1,
+		.clusters = (machine_window_bytes(machine) >> PAGE_SHIFT) / IPT_CLUSTER_FRAMES + 1,
 	};
 	m->touched = calloc((m->clusters + 63) / 64, sizeof *m->touched);
 	if (!m->touched)
@@ -187,7 +194,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 	int rc = window_create(&m->window, machine, pool);
 	if (rc)
 		return errorf(error, rc, "%s: no address space for a window of %" PRIu64 " MiB: %s",
-			      machine->name, machine->mem_bytes / MiB, strerror(-rc));
+			      machine->name, machine_window_bytes(machine) / MiB, strerror(-rc));
 	m->uffd = fault_open(error);
 	if (m->uffd < 0)
 		return m->uffd;

@@ -6,6 +6,8 @@
  *     void    memory_populate: choose an extent, take frames (ipt_alloc), commit (ipt_map), map (window_map)
  *     shared, read   memory_show (share.c): put the frames' pages in, write-protected
  *     shared, write  memory_own (share.c): take a frame, copy, commit, map
+ *   (a page of a file that nobody has touched yet is read into the pool first, and a guest that shares the file
+ *   writes to the common frame: dax.c)
  *   -> wake
  *
  * Devices come in by the gmem interface (gmem.c) and end at the same functions; they pin what they use, which is
@@ -18,6 +20,7 @@
 
 #include "ipt/ipt.h"
 #include "virtio/gmem.h"
+#include "vmm/dax.h"
 #include "vmm/learn.h"
 #include "vmm/mailbox.h"
 #include "vmm/window.h"
@@ -41,6 +44,12 @@ struct memory {
 	uint64_t *touched;
 	uint64_t clusters;
 
+	/* Banks of persistent memory (dax.c). remaps counts the beginnings and ends of changes of the window
+	 * during which a guest's write may be refused: odd while one is under way. */
+	struct dax dax[MACHINE_MAX_PMEM];
+	unsigned daxes;
+	_Atomic uint64_t remaps;
+
 	/* Sharing (share.c): has the window pieces that are registered for write protection? */
 	bool shares;
 	/* Merging (merge_vm.c): are there clusters without frames that are marked as touched? How many mappings the
@@ -60,7 +69,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 		  const struct pool *pool, struct mailbox *mailbox, char *error);
 
 /* Give the gfn a frame, with as many neighbours as the policy says, unless it has one. 0; -EAGAIN
- * if the pool has no free frame; -EFAULT if the gfn isn't RAM; -ENOMEM if the host refuses a
+ * if the pool has no free frame; -EFAULT if no bank has the gfn; -ENOMEM if the host refuses a
  * mapping. Any thread of the VM's process but one that waits for a userfault of the window. */
 int memory_populate(struct memory *m, gfn_t g);
 
@@ -69,6 +78,8 @@ int memory_populate(struct memory *m, gfn_t g);
 bool memory_touched(const struct memory *m, uint64_t cluster);
 const struct machine_bank *memory_bank(const struct memory *m, gfn_t g);
 int memory_populate_locked(struct memory *m, gfn_t g);
+/* The cluster of a gfn that is ours has frames, if memory_populate didn't give them. */
+void memory_note_own(struct memory *m, gfn_t g);
 /* With memory.lock held: frames wanted for 2^order gfns, those that continue a neighbour's of our own. */
 frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
 
@@ -105,12 +116,12 @@ int fault_open(char *error);
 /* Register [base, base+bytes) for missing faults; a shared piece of the pool for minor and write-protect faults
  * besides. -errno. */
 int fault_register(int uffd, void *base, uint64_t bytes, bool shared);
-/* Write-protect a piece that is registered as shared. -errno. */
-int fault_protect(int uffd, void *base, uint64_t bytes);
 /* Map pages that the pool has into a registered piece, write-protected. How many bytes from base on were dealt with
  * (up to a page that the pool doesn't have, or has to be tried alone); 0 if not even the first: -errno then is in
  * *error. */
 uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error);
+/* Protect pages of a registered, shared piece from writing, or let them be written to. -errno. */
+int fault_protect(int uffd, void *base, uint64_t bytes, bool protect);
 /* Serve what the userfaultfd has to say, without blocking: 0, or the -errno of the first fault that
  * could not be served for another reason than an empty pool. Those that wait for frames are kept
  * and served by fault_retry; fault_waiting says how many there are. */

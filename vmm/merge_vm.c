@@ -169,7 +169,7 @@ static bool read_pagemap(int pagemap, const uint8_t *at, uint64_t *entry, uint32
 static int was_written(const struct memory *m, uint8_t *at, int pagemap)
 {
 	uint64_t entry;
-	int rc = fault_protect(m->uffd, at, PAGE_SIZE), error;
+	int rc = fault_protect(m->uffd, at, PAGE_SIZE, true), error;
 	if (rc)
 		return rc;
 	if (!read_pagemap(pagemap, at, &entry, 1))
@@ -311,13 +311,13 @@ static bool has_room(struct memory *m, uint32_t count)
 
 /* ---- requests ------------------------------------------------------------------------------ */
 
-/* As much of what is asked for as lies in one bank, at frames of our own that follow each other. */
+/* As much of what is asked for as lies in one bank of RAM, at frames of our own that follow each other. */
 static bool begin(struct job *j, const struct merge_request *r)
 {
 	struct memory *m = j->m;
 	struct ipt_place p;
 	const struct machine_bank *b = memory_bank(m, j->first);
-	if (!b)
+	if (!b || b->pmem)
 		return false;
 	uint64_t bank_end = (b->base.v + b->bytes) >> PAGE_SHIFT;
 	uint64_t most = bank_end - j->first.v < r->count ? bank_end - j->first.v : r->count;

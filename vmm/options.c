@@ -11,7 +11,9 @@ static const char run_help[] =
 	"Boot guests whose memory comes from one pool with one inverted page table.\n"
 	"\n"
 	"  -n, --count COUNT     how many guests (1)\n"
-	"      --name NAME       their name; NAME-1, NAME-2 ... for several (vm)\n"
+	"      --name NAME       their name; NAME-1, NAME-2 ... for several (vm; with --detach "
+	"the\n"
+	"                        next free of vm-1, vm-2 ...)\n"
 	"      --kernel FILE     bzImage, ELF vmlinux with PVH entry, or bare guest (the made "
 	"guest's)\n"
 	"      --initrd FILE     initial ramdisk (the made guest's, with the made kernel)\n"
@@ -19,6 +21,10 @@ static const char run_help[] =
 	"      --mem SIZE        memory of each guest: 64M, 1G ... (256M)\n"
 	"      --cpus N          virtual processors of each guest, 1 to 8 (1)\n"
 	"      --disk FILE[,ro]  a virtio disk; repeat for more, up to 8\n"
+	"      --pmem FILE,share|private  persistent memory (/dev/pmem0) of the file's pages, "
+	"which\n"
+	"                        guests have in common: share writes to the file, private copies\n"
+	"                        what it writes; repeat for more, up to 4\n"
 	"      --pool SIZE       host memory for all guests together (enough for all, if there "
 	"is)\n"
 	"      --table KIND      ipt (inverted page table) or radix (per-VM tables, to compare)\n"
@@ -71,6 +77,20 @@ static int parse_disk(struct run_options *o, char *value, char *error)
 	return 0;
 }
 
+static int parse_pmem(struct run_options *o, char *value, char *error)
+{
+	if (o->pmems == VM_MAX_PMEM)
+		return errorf(error, -EINVAL, "--pmem: at most %d files", VM_MAX_PMEM);
+	char *comma = strrchr(value, ',');
+	bool share = comma && !strcmp(comma, ",share");
+	if (!comma || comma == value || (!share && strcmp(comma, ",private")))
+		return bad(error, "--pmem", value, "is no FILE,share or FILE,private");
+	*comma = 0;
+	o->pmem[o->pmems].path = value;
+	o->pmem[o->pmems++].share = share;
+	return 0;
+}
+
 int options_run_one(void *ctx, int option, char *value, char *error)
 {
 	struct run_options *o = ctx;
@@ -111,6 +131,8 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 		return 0;
 	case 'd':
 		return parse_disk(o, value, error);
+	case 'P':
+		return parse_pmem(o, value, error);
 	case 'p':
 		if (!size_parse(value, &o->pool_bytes) || !o->pool_bytes)
 			return bad(error, "--pool", value, "is no size; write 4G");
@@ -215,12 +237,12 @@ static int check_detach(const struct run_options *o, char *error)
 	return 0;
 }
 
-#define GUEST_LONGS                                                                        \
-	{"count", 1, NULL, 'n'}, {"name", 1, NULL, 'N'}, {"kernel", 1, NULL, 'k'},         \
-		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'}, \
-		{"cpus", 1, NULL, 'c'}, {"share-domain", 1, NULL, 'S'},                    \
-	{                                                                                  \
-		"disk", 1, NULL, 'd'                                                       \
+#define GUEST_LONGS                                                                             \
+	{"count", 1, NULL, 'n'}, {"name", 1, NULL, 'N'}, {"kernel", 1, NULL, 'k'},              \
+		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'},      \
+		{"cpus", 1, NULL, 'c'}, {"share-domain", 1, NULL, 'S'}, {"pmem", 1, NULL, 'P'}, \
+	{                                                                                       \
+		"disk", 1, NULL, 'd'                                                            \
 	}
 
 int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
@@ -297,8 +319,9 @@ int options_check_sizes(struct run_options *o, char *error)
 			      o->pool_bytes / MiB, host / MiB);
 	if (!o->pool_bytes) {
 		uint64_t most = options_most_pool();
-		bool all_fit = o->mem_bytes <= most / o->count;
-		o->pool_bytes = all_fit ? o->mem_bytes * o->count : most;
+		bool all_fit = o->mem_bytes <= most / o->count &&
+			       o->pmem_bytes <= most - o->mem_bytes * o->count;
+		o->pool_bytes = all_fit ? o->mem_bytes * o->count + o->pmem_bytes : most;
 	}
 	if (o->pool_bytes >> PAGE_SHIFT > IPT_MAX_FRAMES)
 		return errorf(error, -EINVAL, "--pool: more than 1 TiB");

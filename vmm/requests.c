@@ -87,7 +87,7 @@ static void take_translate(struct control_request *r, const json_t *o)
 	}
 	struct host_vm *vm = host_vm_by_id(h, id);
 	gpa_t a = gpa((uint64_t)json_integer_value(at));
-	if (!vm || !machine_is_ram(&vm->config.machine, a, 1)) {
+	if (!vm || !machine_bank_of(&vm->config.machine, a, 1)) {
 		control_refuse(r, "translate: the guest has no memory at that address");
 		return;
 	}

@@ -82,6 +82,27 @@ static int open_disk(struct run_setup *s, unsigned i, char *error)
 	return 0;
 }
 
+static int open_pmem(struct run_setup *s, unsigned i, char *error)
+{
+	struct pmem_use *use = &s->config.pmem[i];
+	struct run_options *o = &s->options;
+	int rc = pmem_use_open(use, o->pmem[i].path, o->pmem[i].share, error);
+	if (rc)
+		return rc;
+	s->config.pmems = i + 1;
+	/* One copy for all, and in private one more for each guest. */
+	o->pmem_bytes += use->bytes;
+	if (!use->share)
+		o->pmem_bytes += use->bytes * o->count;
+	if (use->share && use->bytes % MACHINE_PMEM_ALIGN && s->image.kind != BOOT_BARE)
+		return errorf(
+			error, -EINVAL,
+			"--pmem: %.80s: Linux takes multiples of 2 MiB only, this has %" PRIu64
+			" KiB; lengthen it (truncate -s %%2M FILE), or use ,private",
+			use->path, use->bytes / KiB);
+	return 0;
+}
+
 static int make_cmdline(struct run_setup *s, char *error)
 {
 	const char *base = s->image.kind == BOOT_BARE ? "" : LINUX_CMDLINE;
@@ -98,13 +119,14 @@ static int make_cmdline(struct run_setup *s, char *error)
 /* Linux does not boot where KVM emulates privileged code; say so before it hangs. */
 static int check_native(const struct run_setup *s, char *error)
 {
-	if (s->image.kind == BOOT_BARE)
+	static int known; /* measured once, since a host is asked for guests again and again */
+	if (s->image.kind == BOOT_BARE || known > 0)
 		return 0;
 	struct kvm_host kvm;
 	int rc = kvm_open(&kvm, error);
 	if (rc)
 		return rc;
-	rc = kvm_is_native(&kvm, NULL);
+	rc = known = kvm_is_native(&kvm, NULL);
 	kvm_close(&kvm);
 	if (rc < 0)
 		return errorf(error, rc, "/dev/kvm: a test loop did not run: %s", strerror(-rc));
@@ -128,11 +150,15 @@ static int check_userfaultfd(char *error)
 
 int run_setup_open(struct run_setup *s, char *error)
 {
-	int rc = options_check_sizes(&s->options, error);
+	int rc = open_image(s, error);
+	for (unsigned i = 0; !rc && i < s->options.pmems; i++)
+		rc = open_pmem(s, i, error);
 	if (!rc)
-		rc = open_image(s, error);
-	if (rc)
+		rc = options_check_sizes(&s->options, error);
+	if (rc) {
+		run_setup_close(s);
 		return rc;
+	}
 	struct machine *m = &s->config.machine;
 	s->config.image = &s->image;
 	m->cpus = s->options.cpus;
@@ -143,6 +169,8 @@ int run_setup_open(struct run_setup *s, char *error)
 	rc = make_cmdline(s, error);
 	if (!rc)
 		rc = machine_set_memory(m, s->options.mem_bytes);
+	for (unsigned i = 0; !rc && i < s->config.pmems; i++)
+		rc = machine_add_pmem(m, s->config.pmem[i].bytes);
 	for (unsigned i = 0; !rc && i < s->options.disks; i++)
 		rc = open_disk(s, i, error);
 	vm_machine_devices(m, s->options.disks);
@@ -162,5 +190,8 @@ void run_setup_close(struct run_setup *s)
 	for (unsigned i = 0; i < s->config.disks; i++)
 		close(s->config.disk[i].fd);
 	s->config.disks = 0;
+	for (unsigned i = 0; i < s->config.pmems; i++)
+		close(s->config.pmem[i].fd);
+	s->config.pmems = 0;
 	boot_image_close(&s->image);
 }

@@ -85,6 +85,7 @@ static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bo
 		memory_free(m, f, 1u << order);
 		return rc;
 	}
+	memory_note_own(m, first);
 	atomic_fetch_add_explicit(&m->mailbox->copied_frames, n, memory_order_relaxed);
 	/* If this fails the page stays watched, and the next touch of it tries again. */
 	return window_map(&m->window, first, f, n);
@@ -135,11 +136,21 @@ static int own_shared(struct memory *m, gfn_t g, const struct ipt_place *p)
 	return rc;
 }
 
+static int show_locked(struct memory *m, gfn_t g);
+
 static int own_locked(struct memory *m, gfn_t g)
 {
+	struct dax *d = dax_of(m, g);
 	struct ipt_place p;
-	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID)
-		return memory_populate_locked(m, g);
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID) {
+		int rc = memory_populate_locked(m, g);
+		if (rc || !d || !ipt_place(m->table, m->vm, g, 1, &p))
+			return rc;
+	}
+	if (d && d->view->share) {
+		int rc = show_locked(m, g);
+		return rc ? rc : dax_write(m, d, g);
+	}
 	if (p.kind == IPT_OWN)
 		return m->shares ? window_map(&m->window, g, p.frame, 1) : 0;
 	int rc = own_shared(m, g, &p);
@@ -218,7 +229,8 @@ static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 	end = end > bank_end ? bank_end : end;
 	m->shown_to = end;
 	m->shown_pages = pages;
-	int rc = 0;
+	struct dax *d = dax_of(m, g);
+	int rc = d ? dax_map(m, d, start, end) : 0;
 	for (uint64_t at = start; !rc && at < end;) {
 		struct ipt_place p;
 		uint32_t n = ipt_place(m->table, m->vm, gfn(at), (uint32_t)(end - at), &p);
@@ -272,8 +284,9 @@ static int each_run(struct memory *m, run_fn *fn)
 	return rc;
 }
 
-/* A cluster may have void pages beside its frames. Those that never had any can't be registered in this way, so it
- * goes page by page; those whose frames were given back must be: whose page would be seen there? */
+/* A cluster may have void pages beside its frames, and pages of a file that aren't mapped (dax.c). These can't be
+ * registered in this way, so it goes page by page. Void ones whose frames were given back can, and must be: whose page
+ * would be seen there? */
 static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 {
 	int rc = fault_register(m->uffd, at, bytes, true);
@@ -284,7 +297,8 @@ static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 		struct ipt_place p;
 		gfn_t g = window_gfn(&m->window, (uintptr_t)at);
 		rc = fault_register(m->uffd, at, PAGE_SIZE, true);
-		if (rc == -EINVAL && ipt_place(m->table, m->vm, g, 1, &p) && p.kind == IPT_VOID)
+		if (rc == -EINVAL && ipt_place(m->table, m->vm, g, 1, &p) &&
+		    (p.kind == IPT_VOID || p.kind == IPT_FILE_PAGE))
 			rc = 0;
 	}
 	return rc;
@@ -339,6 +353,8 @@ int memory_adopt(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct le
 	int rc = fault_register(m->uffd, m->window.base, m->window.bytes, false);
 	if (!rc)
 		rc = each_run(m, register_run);
+	if (!rc)
+		rc = dax_adopt(m);
 	if (rc)
 		return errorf(error, rc, "%s: userfaultfd can't watch the window: %s",
 			      m->machine->name, strerror(-rc));
@@ -362,6 +378,8 @@ static int copy_run(struct memory *m, const gfn_t *pages, unsigned n, frame_t f)
 	rc = window_map(&m->window, pages[0], f, n);
 	if (rc)
 		ipt_unmap(m->table, m->vm, pages[0], n, NULL, NULL);
+	for (unsigned i = 0; !rc && i < n; i++)
+		memory_note_own(m, pages[i]);
 	return rc;
 }
 

@@ -50,8 +50,6 @@ static int become(struct vm *vm, const struct link_request *request, const gfn_t
 	if (request->predict)
 		memory_copy_ahead(&vm->memory, ahead, pages);
 	rc = kvm_vm_create(&vm->kvm, vm->links.kvm, m, &vm->memory.window, error);
-	if (!rc)
-		rc = kvm_state_load(&vm->kvm, &vm->frozen, m->name, error);
 	if (rc)
 		return rc;
 	rc = identity_renew(vm, request->number);
@@ -63,7 +61,14 @@ static int become(struct vm *vm, const struct link_request *request, const gfn_t
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s", m->name, strerror(-rc));
 	board_renew(vm);
-	rc = vm_watch(vm, error);
+	return vm_watch(vm, error);
+}
+
+/* KVM writes to the guest's memory when it gets some of the state (its clock's page, for one), and so takes faults
+ * that the loop has to serve: another thread's work. */
+int template_wake(struct vm *vm, char *error)
+{
+	int rc = kvm_state_load(&vm->kvm, &vm->frozen, vm->config.machine.name, error);
 	if (rc)
 		return rc;
 	board_resume(vm);
@@ -71,8 +76,18 @@ static int become(struct vm *vm, const struct link_request *request, const gfn_t
 	return 0;
 }
 
+/* What the guest writes to files that it shares is noted in sets of its own from now on. */
+static int adopt_sets(struct vm *vm, const int *fds, char *error)
+{
+	int rc = 0;
+	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
+		if (vm->links.pmem[i]->share)
+			rc = pmem_adopt(vm->links.pmem[i], *fds++, error);
+	return rc;
+}
+
 static _Noreturn void clone_main(struct vm *vm, const struct link_request *request,
-				 const int fds[LINK_FDS], const gfn_t *ahead, unsigned pages)
+				 const int fds[LINK_FDS_MAX], const gfn_t *ahead, unsigned pages)
 {
 	char error[ERROR_MAX] = "";
 	close(vm->links.link_fd); /* the template's */
@@ -88,7 +103,9 @@ static _Noreturn void clone_main(struct vm *vm, const struct link_request *reque
 	snprintf(vm->config.machine.name, sizeof vm->config.machine.name, "%s", request->name);
 	vm_name_process("vm", request->name);
 	forget_the_past(vm);
-	int rc = become(vm, request, ahead, pages, error);
+	int rc = adopt_sets(vm, fds + LINK_FDS, error);
+	if (!rc)
+		rc = become(vm, request, ahead, pages, error);
 	if (rc)
 		vm_give_up(vm, *error ? error : strerror(-rc));
 	vm_run(vm);
@@ -104,7 +121,8 @@ static void answer(const struct vm *vm, const struct link_answer *a, int pidfd)
 	}
 }
 
-static void make_clone(struct vm *vm, const struct link_request *request, const int fds[LINK_FDS])
+static void make_clone(struct vm *vm, const struct link_request *request,
+		       const int fds[LINK_FDS_MAX])
 {
 	static gfn_t ahead[AHEAD_MOST];
 	static uint32_t known;
@@ -138,7 +156,7 @@ static void leave_the_vm(struct vm *vm, int link)
 	for (unsigned i = 0; i < vm->kvm.cpus; i++)
 		munmap(vm->kvm.vcpu[i].run, (size_t)vm->kvm.host->run_bytes);
 	munmap(vm->links.mailbox, sizeof *vm->links.mailbox);
-	int keep[8 + VM_MAX_DISKS];
+	int keep[8 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
 	unsigned n = 0;
 	keep[n++] = link;
 	keep[n++] = vm->links.pool->fd;
@@ -147,6 +165,10 @@ static void leave_the_vm(struct vm *vm, int link)
 	keep[n++] = vm->links.news_fd;
 	for (unsigned i = 0; i < vm->config.disks; i++)
 		keep[n++] = vm->config.disk[i].fd;
+	for (unsigned i = 0; i < vm->config.pmems; i++) {
+		keep[n++] = vm->links.pmem[i]->file->fd;
+		keep[n++] = vm->links.pmem[i]->file->write_fd;
+	}
 	fds_close_all_but(keep, n);
 	vm->links.link_fd = link;
 	malloc_trim(0);
@@ -159,7 +181,7 @@ static _Noreturn void template_main(struct vm *vm, int link, const char *name)
 	for (;;) {
 		struct pollfd p = {.fd = link, .events = POLLIN};
 		struct link_request request;
-		int fds[LINK_FDS];
+		int fds[LINK_FDS_MAX];
 		poll(&p, 1, -1);
 		ssize_t n = link_receive(link, &request, sizeof request, fds);
 		if (n == 0)

@@ -1,4 +1,5 @@
 #include "vmm/clock.h"
+#include "vmm/error.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <signal.h>
@@ -137,6 +138,21 @@ static bool complete_access(struct vm *vm, unsigned cpu)
 	return true;
 }
 
+/* A clone's vCPUs begin where they were frozen. */
+static bool wake(struct vm *vm)
+{
+	char error[ERROR_MAX] = "";
+	int rc = template_wake(vm, error);
+	for (unsigned i = 1; !rc && i < vm->kvm.cpus; i++) {
+		rc = vcpu_start(vm, i);
+		if (rc)
+			errorf(error, rc, "no thread for vCPU %u: %s", i, strerror(-rc));
+	}
+	if (rc)
+		vm_end(vm, END_HOST_ERROR, "%s", error);
+	return !rc;
+}
+
 static void *vcpu_main(void *arg)
 {
 	struct start *start = arg;
@@ -144,11 +160,16 @@ static void *vcpu_main(void *arg)
 	unsigned cpu = start->cpu;
 	free(start);
 	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
+	if (cpu == 0 && vm->frozen.cpus && !wake(vm)) {
+		atomic_store_explicit(&vm->vcpu_gone[0], true, memory_order_release);
+		return NULL;
+	}
 	if (cpu == 0) {
 		atomic_store_explicit(&vm->links.mailbox->run_started_ns, clock_ns(),
 				      memory_order_release);
 		vm_set_state(vm, VM_RUNNING);
 	}
+	uint64_t remaps = atomic_load_explicit(&vm->memory.remaps, memory_order_acquire);
 	while (!atomic_load_explicit(&vm->stopping, memory_order_acquire)) {
 		if (atomic_load_explicit(&vm->pause.wanted, memory_order_acquire)) {
 			if (!complete_access(vm, cpu))
@@ -158,6 +179,8 @@ static void *vcpu_main(void *arg)
 		}
 		int rc = ioctl(v->fd, KVM_RUN, 0);
 		if (rc < 0 && (errno == EINTR || errno == EAGAIN))
+			continue;
+		if (rc < 0 && errno == EFAULT && dax_was_remapping(&vm->memory, &remaps))
 			continue;
 		if (rc < 0) {
 			char words[128];

@@ -23,6 +23,7 @@
 #define ID_BLK     2
 #define ID_CONSOLE 3
 #define ID_RNG     4
+#define ID_PMEM    27
 
 void vm_machine_devices(struct machine *m, unsigned disks)
 {
@@ -32,6 +33,8 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 	m->virtio_id[m->virtio_slots++] = ID_CONSOLE; /* the agent's */
 	for (unsigned i = 0; i < disks; i++)
 		m->virtio_id[m->virtio_slots++] = ID_BLK;
+	for (unsigned i = m->ram_banks; i < m->banks; i++)
+		m->virtio_id[m->virtio_slots++] = ID_PMEM;
 }
 
 void vm_tell_host(const struct vm *vm)
@@ -172,7 +175,7 @@ static void on_link(struct loop_op *op, int res, uint32_t flags)
 {
 	struct vm *vm = container(struct vm, on_link, op);
 	struct link_request request;
-	int fds[LINK_FDS];
+	int fds[LINK_FDS_MAX];
 	ssize_t n;
 	(void)flags;
 	if (res == -ECANCELED)
@@ -201,7 +204,7 @@ static void wait_for_frames(struct vm *vm)
 	vm_set_state(vm, VM_STARVED);
 	struct pollfd p = {.fd = vm->links.link_fd, .events = POLLIN};
 	struct link_request request;
-	int fds[LINK_FDS];
+	int fds[LINK_FDS_MAX];
 	ssize_t n;
 	poll(&p, 1, -1);
 	while ((n = link_receive(vm->links.link_fd, &request, sizeof request, fds)) > 0)
@@ -278,6 +281,9 @@ static int set_up(struct vm *vm, char *error)
 			       vm->links.mailbox, error);
 	if (rc)
 		return rc;
+	rc = dax_attach(&vm->memory, vm->links.pmem, vm->config.pmems);
+	if (rc)
+		return errorf(error, rc, "%s: no memory for its files", m->name);
 	rc = loop_create(&vm->loop, VM_LOOP_ENTRIES);
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s%s", m->name, strerror(-rc),
@@ -324,7 +330,9 @@ _Noreturn void vm_give_up(struct vm *vm, const char *words)
 _Noreturn void vm_run(struct vm *vm)
 {
 	int rc = 0;
-	for (unsigned i = 0; i < vm->kvm.cpus && !rc; i++) {
+	/* A clone's first vCPU starts the others. */
+	unsigned first = vm->frozen.cpus ? 1 : vm->kvm.cpus;
+	for (unsigned i = 0; i < first && !rc; i++) {
 		rc = vcpu_start(vm, i);
 		if (rc)
 			vm_end(vm, END_HOST_ERROR, "no thread for vCPU %u: %s", i, strerror(-rc));

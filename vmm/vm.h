@@ -15,10 +15,12 @@
 #include "vmm/link.h"
 #include "vmm/memory.h"
 #include "vmm/outlet.h"
+#include "vmm/pmem.h"
 #include "vmm/serial.h"
 #include <pthread.h>
 
 #define VM_MAX_DISKS    8
+#define VM_MAX_PMEM     MACHINE_MAX_PMEM
 #define VM_LOOP_ENTRIES 64
 #define VM_MAX_SAID     50 /* lines about a guest's faults that a user is shown */
 
@@ -35,6 +37,9 @@ struct vm_config {
 	struct vm_disk disk[VM_MAX_DISKS];
 	unsigned disks;
 	char share_domain[IPT_NAME_LEN]; /* empty: the default one; host.h */
+	struct pmem_use
+		pmem[VM_MAX_PMEM]; /* of the machine's banks of persistent memory, in order */
+	unsigned pmems;
 };
 
 /* What the host hands to the VM's process besides. */
@@ -44,10 +49,11 @@ struct vm_links {
 	const struct pool *pool;
 	const struct kvm_host *kvm;
 	struct mailbox *mailbox;
-	int link_fd;    /* to the host: link.h */
-	int news_fd;    /* eventfd: the mailbox has news for the host */
-	int console_fd; /* stream socket: console bytes both ways */
-	int agent_fd;   /* stream socket: bytes of the guest's agent both ways (docs/AGENT.md) */
+	struct pmem_view *const *pmem; /* of config's pmem, made by the host */
+	int link_fd;                   /* to the host: link.h */
+	int news_fd;                   /* eventfd: the mailbox has news for the host */
+	int console_fd;                /* stream socket: console bytes both ways */
+	int agent_fd; /* stream socket: bytes of the guest's agent both ways (docs/AGENT.md) */
 	struct merge_board *merging; /* NULL: nothing is merged; merge.h */
 };
 
@@ -156,6 +162,9 @@ void pause_abandon(struct vm *vm);
  * the template's, or -1. Loop's thread. */
 void template_make(struct vm *vm, const struct link_request *request, int link,
 		   struct link_answer *answer, int *pidfd);
+/* A clone's first step, on the thread of its vCPU 0 while the loop runs: it gets the state that was frozen. -errno
+ * with words. */
+int template_wake(struct vm *vm, char *error);
 
 /* ---- vcpu.c -------------------------------------------------------------------------------- */
 
@@ -171,8 +180,8 @@ unsigned vcpu_stop_all(struct vm *vm, unsigned ms);
 
 /* Make serial and virtio devices. -errno with words. */
 int board_create(struct vm *vm, char *error);
-/* Take no more requests and finish those in flight; and go on, in this process or in one forked from it. Loop's
- * thread. */
+/* Take no more requests and finish those in flight (loop's thread); and go on, in this process or in one forked from
+ * it (any thread). */
 void board_pause(struct vm *vm);
 void board_resume(struct vm *vm);
 /* In a clone's process, before vm_watch: its own sockets, on its own loop. */

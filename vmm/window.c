@@ -7,7 +7,7 @@
 
 int window_create(struct window *w, const struct machine *machine, const struct pool *pool)
 {
-	uint64_t bytes = machine->mem_bytes;
+	uint64_t bytes = machine_window_bytes(machine);
 	*w = (struct window){.bytes = bytes, .pool = pool, .machine = machine};
 	/*
 	 * The void is anonymous and private to this process. If a fault ever slipped through (a
@@ -33,33 +33,32 @@ int window_create(struct window *w, const struct machine *machine, const struct 
 	return 0;
 }
 
-static int map(struct window *w, gfn_t first, frame_t f, uint32_t count, int how)
+static int map(struct window *w, gfn_t first, frame_t f, uint32_t count, int access, int how)
 {
-	void *got = mmap(window_at(w, first), (size_t)count << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+	void *got = mmap(window_at(w, first), (size_t)count << PAGE_SHIFT, access,
 			 how | MAP_FIXED | MAP_NORESERVE, w->pool->fd, (off_t)f.v << PAGE_SHIFT);
 	return got == MAP_FAILED ? -errno : 0;
 }
 
 int window_map(struct window *w, gfn_t first, frame_t f, uint32_t count)
 {
-	return map(w, first, f, count, MAP_SHARED);
+	return map(w, first, f, count, PROT_READ | PROT_WRITE, MAP_SHARED);
+}
+
+int window_map_read_only(struct window *w, gfn_t first, frame_t f, uint32_t count)
+{
+	return map(w, first, f, count, PROT_READ, MAP_SHARED);
 }
 
 int window_map_copied(struct window *w, gfn_t first, frame_t f, uint32_t count)
 {
-	return map(w, first, f, count, MAP_PRIVATE);
+	return map(w, first, f, count, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 }
 
 uint8_t *window_at(const struct window *w, gfn_t g)
 {
-	uint64_t at = 0, a = gfn_gpa(g).v;
-	for (unsigned i = 0; i < w->machine->banks; i++) {
-		const struct machine_bank *b = &w->machine->bank[i];
-		if (a >= b->base.v && a - b->base.v < b->bytes)
-			return w->base + at + (a - b->base.v);
-		at += b->bytes;
-	}
-	return NULL;
+	const struct machine_bank *b = machine_bank_of(w->machine, gfn_gpa(g), 1);
+	return b ? w->base + b->window + (gfn_gpa(g).v - b->base.v) : NULL;
 }
 
 gfn_t window_gfn(const struct window *w, uint64_t hva)
@@ -69,9 +68,8 @@ gfn_t window_gfn(const struct window *w, uint64_t hva)
 		return INVALID_GFN;
 	for (unsigned i = 0; i < w->machine->banks; i++) {
 		const struct machine_bank *b = &w->machine->bank[i];
-		if (at < b->bytes)
-			return gpa_gfn(gpa(b->base.v + at));
-		at -= b->bytes;
+		if (at >= b->window && at - b->window < b->bytes)
+			return gpa_gfn(gpa(b->base.v + at - b->window));
 	}
 	return INVALID_GFN;
 }

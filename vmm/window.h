@@ -26,11 +26,13 @@ int window_create(struct window *w, const struct machine *machine, const struct 
  * many mappings, vm.max_map_count). */
 int window_map(struct window *w, gfn_t first, frame_t frame, uint32_t count);
 
-/* The same for frames of others, from the moment of mapping on: what is written before userfaultfd watches the
- * piece goes to a copy, an anonymous page of this process. */
+/* The same for a mapping that nobody may write by. */
+int window_map_read_only(struct window *w, gfn_t first, frame_t frame, uint32_t count);
+/* The same for frames of others: what is written before userfaultfd watches the piece goes to a copy, an
+ * anonymous page of this process. */
 int window_map_copied(struct window *w, gfn_t first, frame_t frame, uint32_t count);
 
-/* Where a gfn is in the window; NULL if it isn't RAM. */
+/* Where a gfn is in the window; NULL if no bank has it. */
 uint8_t *window_at(const struct window *w, gfn_t g);
 /* The gfn at an address of the window, INVALID_GFN outside. */
 gfn_t window_gfn(const struct window *w, uint64_t hva);

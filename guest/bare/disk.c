@@ -305,6 +305,8 @@ void disk_run(const struct stage *s)
 		break;
 	case MODE_INFO:
 		break;
+	default:
+		end_fail("disk: no such mode=");
 	}
 	vio_close(regs);
 }

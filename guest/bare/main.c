@@ -54,6 +54,14 @@
  *   from=S sectors=N         the range (all)
  *   chunk=C depth=D          sectors a request (16), requests in flight (1); C * D at most 128
  *   order= seed=             of the chunks; the contents depend on (seed, sector)
+ * work=pmem                  virtio-pmem, its memory by plain loads and stores; prints where it is
+ *   pmem=K                   the K-th such device by address, from 0 (0)
+ *   mode=rw|read|write|check|flush|info
+ *                            read: a line with a hash of the contents; write: fills pages with words
+ *                            that depend on (seed, page, word); check: they hold them; flush: passes=
+ *                            times, FAIL if the device refuses; rw: write, flush, check (rw)
+ *   from=P pages=N           the range, in pages of the device (all)
+ *   words=W order= seed=     words of a page (512), the pages' order
  * work=console               repeats each line that comes until "quit"
  *   seconds=T                FAIL if quit doesn't come in time (no limit)
  * work=serve                 obeys commands at the second virtio console, until "off": serve.c
@@ -69,9 +77,10 @@
 #include "guest/bare/work.h"
 
 const struct work work_table[] = {
-	{"touch", touch_run}, {"pattern", pattern_run}, {"zero", zero_run},   {"dirty", dirty_run},
-	{"cpu", loop_run},    {"idle", idle_run},       {"smp", smp_run},     {"disk", disk_run},
-	{"rng", rng_run},     {"console", echo_run},    {"serve", serve_run}, {NULL, NULL},
+	{"touch", touch_run}, {"pattern", pattern_run}, {"zero", zero_run},    {"dirty", dirty_run},
+	{"pmem", pmem_run},   {"cpu", loop_run},        {"idle", idle_run},    {"smp", smp_run},
+	{"disk", disk_run},   {"rng", rng_run},         {"console", echo_run}, {"serve", serve_run},
+	{NULL, NULL},
 };
 
 _Noreturn void bare_main(const void *fdt, uint64_t cpu);

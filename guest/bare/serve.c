@@ -15,6 +15,7 @@
  *   cpu loops=N                    arithmetic
  *   off                            DONE and ACPI power-off
  *
+ * Pages of persistent memory (work=pmem) are pages like others.
  * seed= is 1 and pages= is 1 if unset; base= must be given.
  */
 #include "guest/bare/agent.h"
@@ -89,13 +90,13 @@ static bool usable(uint64_t at, uint64_t bytes)
 		if (at >= from && at - from < len && bytes <= len - (at - from))
 			return true;
 	}
-	return false;
+	return pmem_has(at, bytes);
 }
 
 static bool pages_are_usable(const struct args *a)
 {
 	if (a->base != WORDS_UNSET && a->base % REGION_PAGE == 0 && a->pages > 0 &&
-	    a->pages <= board.mem_bytes / REGION_PAGE && usable(a->base, a->pages * REGION_PAGE))
+	    a->pages <= UINT64_MAX / REGION_PAGE && usable(a->base, a->pages * REGION_PAGE))
 		return true;
 	agent_say("no such pages; the first is at 0x%lx", (uint64_t)(uintptr_t)bare_image_end);
 	return false;

@@ -12,6 +12,7 @@
 #define VIO_ID_BLK     2
 #define VIO_ID_CONSOLE 3
 #define VIO_ID_RNG     4
+#define VIO_ID_PMEM    27
 
 #define VIO_F_VERSION_1 (UINT64_C(1) << 32)
 

@@ -20,6 +20,8 @@ enum words_mode {
 	MODE_ZEROES,
 	MODE_FLUSH,
 	MODE_INFO,
+	MODE_READ,
+	MODE_CHECK,
 };
 
 #define WORDS_STAGES    32
@@ -33,7 +35,7 @@ struct stage {
 	uint64_t verify_only, words, distinct;
 	uint64_t set, rounds, writes, ratio, init;
 	uint64_t loops, bytes;
-	uint64_t disk, sectors, from, chunk, depth, mode;
+	uint64_t disk, pmem, sectors, from, chunk, depth, mode;
 };
 
 struct words {

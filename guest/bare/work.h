@@ -22,7 +22,10 @@ void loop_run(const struct stage *s);
 void idle_run(const struct stage *s);
 void smp_run(const struct stage *s);
 void disk_run(const struct stage *s);
+void pmem_run(const struct stage *s);
 void rng_run(const struct stage *s);
+/* Do these bytes lie in the memory of one virtio-pmem device? */
+bool pmem_has(uint64_t at, uint64_t bytes);
 void echo_run(const struct stage *s);
 void serve_run(const struct stage *s);
 

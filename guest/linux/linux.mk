@@ -4,6 +4,7 @@ GUEST_LINUX := build/guest
 GUEST_KERNEL := $(GUEST_LINUX)/cache/kernel
 GUEST_MODULES := virtio_mmio virtio_blk virtio_console virtio-rng
 GUEST_LATE_MODULES := evdev button
+GUEST_PMEM_MODULES := virtio_pmem nd_pmem
 
 guest: $(GUEST_LINUX)/bzImage $(GUEST_LINUX)/vmlinux $(GUEST_LINUX)/initrd
 
@@ -21,4 +22,5 @@ $(GUEST_LINUX)/vmlinux: $(GUEST_LINUX)/bzImage guest/linux/extract-vmlinux
 $(GUEST_LINUX)/initrd: $(GUEST_KERNEL)/release guest/linux/make-initrd guest/linux/init guest/linux/agent \
 		guest/linux/power-button guest/linux/linux.mk
 	$(if $(Q),@echo "  INITRD $@")
-	$(Q)guest/linux/make-initrd $(GUEST_KERNEL) $@ $(GUEST_MODULES) -- $(GUEST_LATE_MODULES)
+	$(Q)guest/linux/make-initrd $(GUEST_KERNEL) $@ $(GUEST_MODULES) -- $(GUEST_LATE_MODULES) \
+		-- $(GUEST_PMEM_MODULES)

@@ -1,5 +1,5 @@
-/* machine.c: banks and the device tree, read back by libfdt. */
-#include "vmm/machine.h"
+/* machine.c: banks, their places in the window, and the device tree, read back by libfdt. */
+#include "vmm/window.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -55,6 +55,82 @@ Test(boot_machine, is_ram)
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
 		cr_expect_eq(machine_is_ram(&m, gpa(cases[i].at), cases[i].len), cases[i].is,
 			     "case %zu", i);
+}
+
+/* Persistent memory lies above RAM and above 4 GiB, aligned, and no memory map tells of it. */
+Test(boot_machine, pmem_banks)
+{
+	static const uint64_t rams[] = {64 * MiB, 64 * MiB + 4096, 3 * GiB, 3 * GiB + 4096,
+					7 * GiB + 12288};
+	for (size_t i = 0; i < sizeof(rams) / sizeof(rams[0]); i++) {
+		struct machine m = {0};
+		cr_assert_eq(machine_add_pmem(&m, 4096), -EINVAL, "RAM first");
+		cr_assert_eq(machine_set_memory(&m, rams[i]), 0);
+		unsigned ram = m.banks;
+		uint64_t ram_end = m.bank[ram - 1].base.v + m.bank[ram - 1].bytes;
+		cr_assert_eq(machine_add_pmem(&m, 0), -EINVAL);
+		cr_assert_eq(machine_add_pmem(&m, 4097), -EINVAL);
+		cr_assert_eq(machine_add_pmem(&m, 64 * GiB + 4096), -EINVAL);
+		cr_assert_eq(machine_add_pmem(&m, 4096), 0);
+		cr_assert_eq(machine_add_pmem(&m, 64 * GiB), 0);
+		cr_assert_eq(machine_add_pmem(&m, 3 * MiB), 0);
+		cr_assert_eq(machine_add_pmem(&m, 4096), 0);
+		cr_assert_eq(machine_add_pmem(&m, 4096), -ENOSPC);
+		cr_assert_eq(m.ram_banks, ram);
+		cr_assert_eq(m.banks, ram + 4);
+		cr_assert_eq(m.mem_bytes, rams[i], "RAM alone");
+		for (unsigned b = 1; b < m.banks; b++) {
+			const struct machine_bank *at = &m.bank[b], *before = at - 1;
+			cr_assert_eq(at->pmem, b >= ram);
+			cr_assert_geq(at->base.v, before->base.v + before->bytes);
+			cr_assert_geq(at->window, before->window + before->bytes);
+			cr_assert(!at->pmem || (at->base.v >= 4 * GiB && at->base.v >= ram_end));
+			cr_assert_eq(at->base.v % (2 * MiB), 0);
+			cr_assert_eq(at->window % (2 * MiB), 0, "2 MiB of gpa are 2 MiB of hva");
+			cr_assert_eq(machine_is_ram(&m, at->base, 1), !at->pmem);
+			cr_assert_eq(machine_bank_of(&m, at->base, at->bytes), at);
+			cr_assert_null(machine_bank_of(&m, at->base, at->bytes + 1));
+		}
+		const struct machine_bank *last = &m.bank[m.banks - 1];
+		cr_assert_eq(machine_window_bytes(&m), last->window + 4096);
+
+		static char fdt[65536];
+		m.cpus = 1;
+		cr_assert_eq(machine_fdt(&m, gpa(0), 0, fdt, sizeof(fdt)), 0);
+		unsigned nodes = 0;
+		for (int n = -1; (n = fdt_node_offset_by_prop_value(fdt, n, "device_type", "memory",
+								    sizeof("memory"))) >= 0;)
+			nodes++;
+		cr_assert_eq(nodes, ram);
+	}
+}
+
+/* The window leads from every page of every bank to itself and back, and from gaps nowhere. */
+Test(boot_machine, window_of_all_banks)
+{
+	struct machine m = {0};
+	cr_assert_eq(machine_set_memory(&m, 3 * GiB + 5 * PAGE_SIZE), 0);
+	cr_assert_eq(machine_add_pmem(&m, 3 * PAGE_SIZE), 0);
+	cr_assert_eq(machine_add_pmem(&m, 4 * MiB), 0);
+	struct window w = {.base = (uint8_t *)(uintptr_t)(1ull << 40),
+			   .bytes = machine_window_bytes(&m),
+			   .machine = &m};
+	for (unsigned i = 0; i < m.banks; i++) {
+		const struct machine_bank *b = &m.bank[i];
+		gfn_t first = gpa_gfn(b->base);
+		uint64_t pages = b->bytes / PAGE_SIZE;
+		for (uint64_t p = 0; p < pages; p += p == 5 && pages > 2048 ? pages - 6 : 1) {
+			uint8_t *at = window_at(&w, gfn_add(first, p));
+			cr_assert_eq(at, w.base + b->window + p * PAGE_SIZE);
+			cr_assert_eq(window_gfn(&w, (uintptr_t)at).v, first.v + p);
+		}
+		cr_assert_null(window_at(&w, gfn_add(first, pages)), "bank %u", i);
+		uint64_t end = (uintptr_t)w.base + b->window + b->bytes;
+		if (i != 0) /* the second bank of RAM follows the first */
+			cr_assert_eq(window_gfn(&w, end).v, INVALID_GFN.v);
+	}
+	cr_assert_eq(window_gfn(&w, (uintptr_t)w.base - 1).v, INVALID_GFN.v);
+	cr_assert_null(window_at(&w, gpa_gfn(gpa(MACHINE_MMIO_BASE))));
 }
 
 static struct machine whole(uint64_t bytes)

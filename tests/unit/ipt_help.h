@@ -40,6 +40,8 @@ void help_audit(struct ipt *t);
 /* The same but for I4: a dead VM's counters may be wrong until it is reaped; all else is mended by whoever
  * takes the lock. */
 void help_audit_unreaped(struct ipt *t);
+/* The same but for what one VM counts. */
+void help_audit_but(struct ipt *t, vmid_t vm);
 /* Reap, and see that it worked. */
 void help_reap(struct ipt *t, vmid_t vm);
 

@@ -24,7 +24,8 @@ static void die_at_last_step(void)
 struct scene {
 	struct ipt *t;
 	vmid_t vm, other;
-	frame_t f; /* what prepare left for act */
+	bool share; /* the table can */
+	frame_t f;  /* what prepare left for act */
 };
 
 struct scenario {
@@ -41,11 +42,30 @@ static void reap_rest(struct ipt *t, vmid_t vm)
 	cr_assert(err == 0 || err == -ENOENT, "reap: %d", err);
 }
 
+static void reap_others(struct scene *s)
+{
+	struct ipt_vm_info info;
+	bool left = true;
+
+	while (left) { /* children before their parents */
+		left = false;
+		for (vmid_t vm = ipt_vm_next(s->t, INVALID_VMID); vm.v;
+		     vm = ipt_vm_next(s->t, vm)) {
+			if (vm.v == s->other.v || ipt_vm_info(s->t, vm, &info))
+				continue;
+			left = true;
+			if (!info.children)
+				reap_rest(s->t, vm);
+		}
+	}
+}
+
 #define OTHER_GFN 9000
 
 static void open_scene(struct scene *s, enum ipt_kind kind)
 {
 	s->t = help_table_of(kind, KILL_FRAMES, 2, 4);
+	s->share = kind == IPT_INDEX;
 	s->vm = help_vm(s->t, "vm");
 	s->other = help_vm(s->t, "other");
 	/* The other VM: a cluster, a cluster with holes, singles. */
@@ -80,6 +100,21 @@ static void others_go_on(struct scene *s)
 		cr_assert_eq(ipt_unmap(s->t, s->other, gfn(g), 16, NULL, NULL), 0);
 		cr_assert_eq(ipt_free(s->t, s->other, f, 1u << order), 0);
 	}
+	for (uint64_t i = 0; s->share && i < 128; i++) { /* every chain lock */
+		uint32_t done;
+		frame_t g;
+
+		cr_assert_eq(ipt_alloc(s->t, s->other, 1, NULL, &f), 0);
+		cr_assert_eq(ipt_map(s->t, s->other, gfn(200000), f, 2), 0);
+		cr_assert_eq(ipt_publish(s->t, s->other, gfn(200000), 1, &done), 0);
+		cr_assert_eq(ipt_merge(s->t, s->other, gfn(200001), f, 1, &done, NULL, NULL), 0);
+		cr_assert_eq(ipt_free(s->t, s->other, frame_add(f, 1), 1), 0);
+		cr_assert_eq(ipt_unmap(s->t, s->other, gfn(200000), 1, NULL, NULL), 0);
+		g = ipt_lookup(s->t, s->other, gfn(200001));
+		cr_assert_eq(g.v, f.v);
+		cr_assert_eq(ipt_unmap(s->t, s->other, gfn(200001), 1, NULL, NULL), 0);
+		cr_assert_eq(ipt_free(s->t, s->other, f, 1), 0);
+	}
 }
 
 /* One death. False once the child got through. */
@@ -111,10 +146,7 @@ static bool die_once(const struct scenario *sc, enum ipt_kind kind, unsigned k, 
 	cr_assert_eq(fingerprint(&s), before, "step %u: the other VM's memory", k);
 	others_go_on(&s);
 	help_audit_unreaped(s.t);
-	for (vmid_t vm = ipt_vm_next(s.t, INVALID_VMID); vm.v; vm = ipt_vm_next(s.t, vm)) {
-		if (vm.v != s.other.v)
-			reap_rest(s.t, vm);
-	}
+	reap_others(&s);
 	help_audit(s.t);
 	cr_assert_eq(ipt_free_frames(s.t), others, "step %u: %u free frames", k,
 		     ipt_free_frames(s.t));
@@ -262,6 +294,67 @@ static void act_register(struct scene *s)
 	ipt_vm_reap(s->t, vm, NULL, NULL);
 }
 
+/* The VM has a parent with a cluster, and another in which it has an alias of its own; two frames that the
+ * other VM publishes. */
+static void prepare_share(struct scene *s)
+{
+	uint32_t done;
+
+	help_mapped(s->t, s->vm, 64, 6);
+	cr_assert_eq(ipt_vm_freeze(s->t, s->vm, "vm@1", &s->vm), 0);
+	cr_assert_eq(ipt_publish(s->t, s->other, gfn(33), 1, &done), 0);
+	cr_assert_eq(ipt_publish(s->t, s->other, gfn(66), 1, &done), 0);
+	help_mapped(s->t, s->vm, 80, 2);
+	help_mapped(s->t, s->vm, 96, 4);
+	help_mapped(s->t, s->vm, 200, 2);
+	s->f = help_alloc(s->t, s->vm, 4);
+}
+
+static void act_share(struct scene *s)
+{
+	uint32_t done, at[2];
+
+	for (int i = 0; i < 2; i++)
+		at[i] = ipt_lookup(s->t, s->other, gfn(33 * ((uint64_t)i + 1))).v;
+	if (ipt_publish(s->t, s->vm, gfn(80), 2, &done) ||
+	    ipt_publish(s->t, s->vm, gfn(100), 2, &done) ||
+	    ipt_merge(s->t, s->vm, gfn(82), frame(at[0]), 1, &done, NULL, NULL) ||
+	    ipt_merge(s->t, s->vm, gfn(200), frame(at[1]), 1, &done, NULL, NULL) ||
+	    ipt_merge(s->t, s->vm, gfn(201), ipt_lookup(s->t, s->vm, gfn(81)), 1, &done, NULL,
+		      NULL))
+		_exit(1);
+}
+
+SCENARIO(publish_and_merge, IPT_INDEX, prepare_share, act_share, 1)
+
+static void prepare_unshare(struct scene *s)
+{
+	prepare_share(s);
+	act_share(s);
+}
+
+static void act_unshare(struct scene *s)
+{
+	uint32_t done;
+
+	if (ipt_drop(s->t, s->vm, gfn(76), 7, &done, NULL,
+		     NULL) || /* an alias that is not the last */
+	    ipt_drop(s->t, s->vm, gfn(96), 32, &done, NULL, NULL) || /* clusters of tombs */
+	    ipt_map_over(s->t, s->vm, gfn(80), s->f, 3, NULL, NULL) ||
+	    ipt_map(s->t, s->vm, gfn(104), frame_add(s->f, 4), 6) ||
+	    ipt_unmap(s->t, s->vm, gfn(200), 4, NULL, NULL))
+		_exit(1);
+}
+
+SCENARIO(unshare, IPT_INDEX, prepare_unshare, act_unshare, 1)
+
+static void act_reap_sharer(struct scene *s)
+{
+	ipt_vm_reap(s->t, s->vm, NULL, NULL);
+}
+
+SCENARIO(reap_sharer, IPT_INDEX, prepare_unshare, act_reap_sharer, 1)
+
 SCENARIO(registry, IPT_INDEX, NULL, act_register, 1)
 
 /* The reaper dies too, and another goes on with it. */
@@ -289,7 +382,7 @@ Test(ipt_kill, clone)
 		cr_skip_test("killed processes are beyond the thread sanitizer");
 	for (unsigned k = 0;; k++) {
 		struct ipt *t = help_table(IPT_INDEX, 1000);
-		struct scene s = {t, help_vm(t, "template"), INVALID_VMID, INVALID_FRAME};
+		struct scene s = {.t = t, .vm = help_vm(t, "template")};
 		vmid_t clone;
 		int status;
 

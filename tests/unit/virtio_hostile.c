@@ -6,6 +6,7 @@
  */
 #include "virtio_fake.h"
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <linux/virtio_mmio.h>
 #include <linux/virtio_ring.h>
 #include <stdlib.h>
@@ -212,7 +213,8 @@ static void still_works(struct hostile *h)
 	fake_put(&t->mem, 0x22000, &status, 1);
 	drv_blk_header(t, 0x20000, 0, 0);
 	unsigned q = h->queues - 1, id = virtio_id(t->dev);
-	drv_add(t, q, id == 2 ? s : (id == 3 ? s : s + 1), id == 2 ? 3 : 1, 0);
+	bool whole = id == 2 || id == 27;
+	drv_add(t, q, whole || id == 3 ? s : s + 1, whole ? 3 : 1, 0);
 	drv_kick(t, q);
 	for (int i = 0; id == 3 && i < 100; i++) { /* a console's sink may have said no */
 		virtio_retry(t->dev);
@@ -273,6 +275,28 @@ Test(virtio_hostile, blk, .timeout = 60)
 		attack(h, 3 + (uint64_t)read_only, ROUNDS / (1 + read_only));
 		free(h);
 	}
+}
+
+/* A flush of a few operations, which fails now and then. */
+static int flush(void *ctx, struct loop_op *op, bool begin, int res)
+{
+	struct hostile *h = ctx;
+	(void)begin;
+	if (rnd_one_in(&h->rnd, 3))
+		return rnd_one_in(&h->rnd, 4) ? -EIO : res;
+	io_uring_prep_nop(loop_sqe(h->drv.loop, op));
+	return 1;
+}
+
+Test(virtio_hostile, pmem, .timeout = 60)
+{
+	struct hostile *h = calloc(1, sizeof(*h));
+	drv_init(&h->drv);
+	h->queues = 1;
+	struct virtio_pmem_config c = {GiB, 2 * MiB, flush, h};
+	cr_assert_eq(virtio_pmem_create(&h->drv.dev, &h->drv.env, &c), 0);
+	attack(h, 7, ROUNDS);
+	free(h);
 }
 
 /* Registers alone, from four vCPUs at once, while the loop works. */

@@ -340,7 +340,7 @@ Test(vmm_base64, both_ways)
 		cr_assert_eq(base64_decode(back, bad[i], strlen(bad[i])), -1, "%s", bad[i]);
 }
 
-static _Atomic bool stop;
+static _Atomic bool stop, pause_wanted;
 
 static void *wake_later(void *arg)
 {
@@ -353,7 +353,7 @@ static bool rests_long(struct idle *i)
 {
 	struct timespec from, to;
 	clock_gettime(CLOCK_MONOTONIC, &from);
-	idle_rest(i, &stop);
+	idle_rest(i, &stop, &pause_wanted);
 	clock_gettime(CLOCK_MONOTONIC, &to);
 	return (to.tv_sec - from.tv_sec) * 1000 + (to.tv_nsec - from.tv_nsec) / 1000000 >=
 	       IDLE_MS - 1;
@@ -368,13 +368,20 @@ Test(vmm_idle, rests_unless_there_is_something)
 	idle_line(&i, true);
 	idle_line(&i, false);
 	for (unsigned n = 0; n < 100; n++) /* a hundred at once, or it would be five seconds */
-		idle_rest(&i, &stop);
+		idle_rest(&i, &stop, &pause_wanted);
 	idle_line(&i, false);
 	cr_assert(rests_long(&i));
 	stop = true;
 	for (unsigned n = 0; n < 100; n++)
-		idle_rest(&i, &stop);
+		idle_rest(&i, &stop, &pause_wanted);
 	stop = false;
+	pause_wanted = true;
+	for (unsigned n = 0; n < 100; n++)
+		idle_rest(&i, &stop, &pause_wanted);
+	pause_wanted = false;
+	idle_line(&i, true);
+	idle_forget(&i);
+	cr_assert(rests_long(&i));
 	/* Woken: at least one of twenty comes back early, however busy the machine is. */
 	bool early = false;
 	for (unsigned n = 0; n < 20 && !early; n++) {

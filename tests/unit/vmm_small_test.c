@@ -1,7 +1,10 @@
-/* The small parts of vmm/: sizes and numbers from the command line, quantiles, the terminal's escapes. */
+/* The small parts of vmm/: sizes and numbers from the command line, quantiles, the terminal's escapes, the
+ * ring of console bytes, what top shows. */
 #include "vmm/histogram.h"
+#include "vmm/ring.h"
 #include "vmm/size.h"
 #include "vmm/terminal.h"
+#include "vmm/top.h"
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,4 +119,104 @@ Test(vmm_terminal, escapes_are_taken_out)
 	cr_expect_eq(terminal_keys(more, &n), 0);
 	cr_expect_eq(n, 2);
 	cr_expect_eq(more[0], 3);
+}
+
+Test(vmm_terminal, a_lent_terminal_comes_back_by_one_escape)
+{
+	char keys[] = "a\003\001\001\001cb\001xlost";
+	size_t n = sizeof keys - 1;
+	cr_expect(terminal_detach(keys, &n));
+	cr_expect_eq(n, 5);
+	cr_expect_eq(memcmp(keys, "a\003\001\003b", 5), 0); /* Ctrl-C is the guest's here */
+	char more[] = "x\001";
+	n = 2;
+	cr_expect_not(terminal_detach(more, &n));
+	cr_expect_eq(n, 1);
+	char last[] = "x";
+	n = 1;
+	cr_expect(terminal_detach(last, &n));
+	cr_expect_eq(n, 0);
+}
+
+/* Against a string that has everything. */
+Test(vmm_ring, keeps_the_last_bytes_whatever_the_pieces)
+{
+	static char all[1 << 20];
+	struct ring r = {.bytes = NULL};
+	size_t written = 0;
+	uint32_t state = 1;
+	const char *piece;
+	cr_expect_eq(ring_piece(&r, 0, &piece), 0);
+	cr_expect_eq(ring_first(&r), 0);
+	for (size_t i = 0; i < sizeof all; i++)
+		all[i] = (char)((state = state * 1103515245 + 12345) >> 16);
+	for (size_t n = 0; written < sizeof all; written += n) {
+		state = state * 1103515245 + 12345;
+		n = (state >> 16) % 7 ? (state >> 8) % 300 : (state >> 8) % 100000;
+		if (n > sizeof all - written)
+			n = sizeof all - written;
+		ring_put(&r, all + written, n);
+		cr_assert_eq(r.written, written + n);
+		cr_assert_leq(r.room, RING_BYTES);
+		uint64_t first = ring_first(&r), at = first;
+		cr_assert(first == 0 || r.written - first == RING_BYTES, "kept less than it could");
+		for (size_t got; (got = ring_piece(&r, at, &piece)); at += got)
+			cr_assert_eq(memcmp(piece, all + at, got), 0, "at %lu", at);
+		cr_assert_eq(at, r.written);
+	}
+	ring_free(&r);
+}
+
+static json_t *top_stats(int faults_of_a)
+{
+	return json_pack("{s:{s:i, s:i, s:i, s:I}, s:{s:s, s:i}, s:[{s:s, s:i, s:s, s:n, s:i, "
+			 "s:{s:i}}, {s:s, "
+			 "s:i, s:s, s:s, s:i}]}",
+			 "pool", "frames_total", 1000, "frames_free", 250, "frames_shared", 10,
+			 "total_bytes", (json_int_t)4096000, "table", "kind", "ipt", "total_bytes",
+			 1500, "vms", "name", "vm-10", "id", 10, "state", "running", "parent",
+			 "frames_private", 256, "second_stage_faults", "guest_read", faults_of_a,
+			 "name", "vm-9", "id", 9, "state", "paused", "parent", "base",
+			 "frames_private", 512);
+}
+
+Test(vmm_top, rates_sorts_and_lines)
+{
+	struct top t = {.column = TOP_OWN};
+	json_t *status = json_pack("{s:i, s:i}", "pid", 7, "uptime_seconds", 3661);
+	json_t *before = top_stats(100), *after = top_stats(150), *nothing = json_object();
+	char line[TOP_LINE];
+	cr_assert(top_update(&t, status, before, 1000000000));
+	cr_expect_not(t.rates);
+	cr_expect_eq(t.vms, 2);
+	cr_expect_str_eq(t.vm[0].name, "vm-9"); /* the largest first */
+	cr_assert(top_update(&t, status, after, 3000000000));
+	cr_expect(t.rates);
+	cr_expect(strstr(t.header[0], "up 1:01:01, 2 of"), "%s", t.header[0]);
+	cr_expect_str_eq(t.header[1], "frames 1000  free 250 (25.0%)  shared 10 (1.0%)");
+	cr_expect(strstr(t.header[2], "2.0 bytes a used frame; 25.0 faults/s"), "%s", t.header[2]);
+	t.column = TOP_FAULTS;
+	top_sort(&t);
+	cr_expect_str_eq(t.vm[0].name, "vm-10");
+	cr_expect_float_eq(t.vm[0].value[TOP_FAULTS], 25, 0.001);
+	t.column = TOP_NAME; /* numbers in names count as such */
+	top_sort(&t);
+	cr_expect_str_eq(t.vm[0].name, "vm-9");
+	t.reverse = true;
+	top_sort(&t);
+	cr_expect_str_eq(t.vm[0].name, "vm-10");
+	top_titles(&t, line);
+	cr_expect_eq(strncmp(line, "NAME^ ", 6), 0);
+	size_t width = strlen(line);
+	top_line(&t, 1, line);
+	cr_expect_eq(strlen(line), width);
+	cr_expect(strstr(line, "vm-9 ") && strstr(line, " paused ") && strstr(line, " base "));
+	/* Whatever a host answers. */
+	cr_assert(top_update(&t, nothing, nothing, 3000000000));
+	cr_expect_eq(t.vms, 0);
+	top_free(&t);
+	json_decref(status);
+	json_decref(before);
+	json_decref(after);
+	json_decref(nothing);
 }

@@ -1,0 +1,308 @@
+/* Files that guests have as persistent memory, and their views: see pmem.h. */
+#include "vmm/pmem.h"
+#include "vmm/error.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- what a guest is given ------------------------------------------------------------------ */
+
+static int check(struct pmem_use *use, char *error)
+{
+	struct stat st;
+	if (fstat(use->fd, &st) < 0 || !S_ISREG(st.st_mode))
+		return errorf(error, -EINVAL, "--pmem: %.150s is no regular file", use->path);
+	uint64_t bytes = (uint64_t)st.st_size;
+	if (bytes < PAGE_SIZE || bytes > MACHINE_PMEM_MAX)
+		return errorf(error, -EINVAL,
+			      "--pmem: %.120s has %" PRIu64 " bytes; 4 KiB to 64 GiB are possible",
+			      use->path, bytes);
+	use->bytes = use->share ? bytes & ~PAGE_MASK
+				: (bytes + MACHINE_PMEM_ALIGN - 1) & ~(MACHINE_PMEM_ALIGN - 1);
+	return 0;
+}
+
+int pmem_use_open(struct pmem_use *use, const char *path, bool share, char *error)
+{
+	/* O_NONBLOCK so that a FIFO can't hold us up before we see that it is one. */
+	*use = (struct pmem_use){
+		.path = path,
+		.share = share,
+		.fd = open(path, (share ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK)};
+	if (use->fd < 0)
+		return errorf(error, -errno, "--pmem: %.150s: %s%s", path, strerror(errno),
+			      share && (errno == EACCES || errno == EROFS)
+				      ? "; files that can't be written take ,private"
+				      : "");
+	int rc = check(use, error);
+	if (rc) {
+		close(use->fd);
+		use->fd = -1;
+	}
+	return rc;
+}
+
+/* ---- files ---------------------------------------------------------------------------------- */
+
+static struct pmem_file *find_file(struct pmem_file *files, const struct stat *st)
+{
+	while (files && (files->device != st->st_dev || files->inode != st->st_ino))
+		files = files->next;
+	return files;
+}
+
+static void close_file(struct pmem_file *f)
+{
+	if (f->fd >= 0)
+		close(f->fd);
+	if (f->write_fd >= 0)
+		close(f->write_fd);
+	free(f->path);
+	free(f);
+}
+
+static int busy(const char *path, char *error)
+{
+	return errorf(error, -EBUSY, "--pmem: %.150s is in use by another host, or as a disk",
+		      path);
+}
+
+static int add_file(struct pmem_file **files, struct ipt *table, const struct pmem_use *use,
+		    const struct stat *st, char *error)
+{
+	struct pmem_file *f = calloc(1, sizeof *f);
+	if (!f)
+		return errorf(error, -ENOMEM, "--pmem: no memory");
+	*f = (struct pmem_file){.device = st->st_dev,
+				.inode = st->st_ino,
+				.bytes = (uint64_t)st->st_size,
+				.path = strdup(use->path),
+				.fd = fcntl(use->fd, F_DUPFD_CLOEXEC, 0),
+				.write_fd = -1};
+	if (!f->path || f->fd < 0) {
+		int rc = f->path ? -errno : -ENOMEM;
+		close_file(f);
+		return errorf(error, rc, "--pmem: %.150s: %s", use->path, strerror(-rc));
+	}
+	if (flock(f->fd, LOCK_SH | LOCK_NB) < 0) {
+		close_file(f);
+		return busy(use->path, error);
+	}
+	char name[IPT_NAME_LEN];
+	snprintf(name, sizeof name, "file:%llx:%llx", (unsigned long long)st->st_dev,
+		 (unsigned long long)st->st_ino);
+	int rc = ipt_file_add(table, name, &f->id);
+	if (rc) {
+		close_file(f);
+		return errorf(error, rc, "--pmem: %.150s: the table: %s", use->path, strerror(-rc));
+	}
+	f->next = *files;
+	*files = f;
+	return 0;
+}
+
+/* The first guest that shares the file makes it this host's alone. */
+static int let_write(struct pmem_file *f, const struct pmem_use *use, char *error)
+{
+	if (f->write_fd >= 0)
+		return 0;
+	int fd = fcntl(use->fd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		return errorf(error, -errno, "--pmem: %.150s: %s", use->path, strerror(errno));
+	/* Locks belong to open file descriptions, of which there may be two now: let the first go. */
+	flock(f->fd, LOCK_UN);
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+		flock(f->fd, LOCK_SH | LOCK_NB);
+		close(fd);
+		return busy(use->path, error);
+	}
+	f->write_fd = fd;
+	return 0;
+}
+
+static void drop_file(struct pmem_file **files, struct ipt *table, const struct pool *pool,
+		      struct pmem_file *f)
+{
+	if (f->users)
+		return;
+	while (*files != f)
+		files = &(*files)->next;
+	*files = f->next;
+	ipt_vm_reap(table, f->id, pool_clean, (void *)(uintptr_t)pool);
+	close_file(f);
+}
+
+/* ---- views ---------------------------------------------------------------------------------- */
+
+static void free_view(struct pmem_view *v)
+{
+	if (v->sets)
+		munmap(v->sets, 2 * pageset_bytes(v->pages));
+	if (v->sets_fd >= 0)
+		close(v->sets_fd);
+	free(v);
+}
+
+static int map_sets(struct pmem_view *v)
+{
+	size_t bytes = pageset_bytes(v->pages);
+	void *at = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+			v->sets_fd, 0);
+	if (at == MAP_FAILED)
+		return -errno;
+	v->sets = at;
+	v->dirty = pageset_at(at, v->pages);
+	v->writing = pageset_at((char *)at + bytes, v->pages);
+	return 0;
+}
+
+static int make_sets(struct pmem_view *v)
+{
+	v->sets_fd = memfd_create("invisor-pmem", MFD_CLOEXEC);
+	if (v->sets_fd < 0 || ftruncate(v->sets_fd, (off_t)(2 * pageset_bytes(v->pages))) < 0)
+		return -errno;
+	return map_sets(v);
+}
+
+static int make_view(struct pmem_view **out, struct pmem_file *f, struct ipt *table,
+		     const struct pool *pool, gfn_t first, uint64_t pages, bool share, char *error)
+{
+	struct pmem_view *v = calloc(1, sizeof *v);
+	if (!v)
+		return errorf(error, -ENOMEM, "--pmem: no memory");
+	*v = (struct pmem_view){.file = f,
+				.table = table,
+				.pool = pool,
+				.first = first,
+				.pages = pages,
+				.share = share,
+				.sets_fd = -1};
+	int rc = share ? make_sets(v) : 0;
+	if (rc) {
+		free_view(v);
+		return errorf(error, rc, "--pmem: %.150s: no memory for its sets of pages: %s",
+			      f->path, strerror(-rc));
+	}
+	f->users++;
+	*out = v;
+	return 0;
+}
+
+int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *pool, vmid_t vm,
+	      gfn_t first, const struct pmem_use *use, struct pmem_view **out, char *error)
+{
+	struct stat st;
+	if (fstat(use->fd, &st) < 0)
+		return errorf(error, -errno, "--pmem: %.150s: %s", use->path, strerror(errno));
+	struct pmem_file *f = find_file(*files, &st);
+	int rc = f ? 0 : add_file(files, table, use, &st, error);
+	if (rc)
+		return rc;
+	f = f ? f : *files;
+	uint64_t pages = use->share ? f->bytes / PAGE_SIZE : (f->bytes + PAGE_SIZE - 1) / PAGE_SIZE;
+	if ((uint64_t)st.st_size != f->bytes || pages > use->bytes / PAGE_SIZE)
+		rc = errorf(error, -EBUSY, "--pmem: %.120s has changed its size while it is in use",
+			    use->path);
+	if (!rc && use->share)
+		rc = let_write(f, use, error);
+	if (!rc)
+		rc = make_view(out, f, table, pool, first, pages, use->share, error);
+	if (!rc) {
+		rc = ipt_vm_region(table, vm, first, pages, f->id, 0);
+		if (!rc)
+			return 0;
+		errorf(error, rc, "--pmem: %.150s: the table: %s", use->path, strerror(-rc));
+		free_view(*out);
+		f->users--;
+	}
+	drop_file(files, table, pool, f);
+	return rc;
+}
+
+int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *error)
+{
+	return make_view(out, of->file, of->table, of->pool, of->first, of->pages, of->share,
+			 error);
+}
+
+int pmem_adopt(struct pmem_view *v, int fd, char *error)
+{
+	munmap(v->sets, 2 * pageset_bytes(v->pages)); /* the other's */
+	v->sets = NULL;
+	v->sets_fd = fd;
+	v->said = false;
+	int rc = map_sets(v);
+	close(fd);
+	v->sets_fd = -1;
+	return rc ? errorf(error, rc, "%.150s: its sets of pages: %s", v->file->path, strerror(-rc))
+		  : 0;
+}
+
+/* Try again what earlier views left; those that succeed are forgotten. */
+static int finish_left(struct pmem_file *f)
+{
+	int error = 0;
+	for (struct pmem_view **at = &f->left; *at;) {
+		struct pmem_view *v = *at;
+		int rc = pmem_write_back(v);
+		if (rc) {
+			error = rc;
+			at = &v->next;
+		} else {
+			*at = v->next;
+			free_view(v);
+		}
+	}
+	return error;
+}
+
+static uint64_t count(const struct pageset *s)
+{
+	uint64_t at = 0, n, all = 0;
+	for (; (n = pageset_next(s, &at, s->pages)); at += n)
+		all += n;
+	return all;
+}
+
+int pmem_finish(struct pmem_view *v, char *error)
+{
+	if (!v->share)
+		return 0;
+	v->protect = NULL; /* no guest runs on it */
+	v->say = NULL;
+	int rc = pmem_write_back(v);
+	if (!rc)
+		return 0;
+	return errorf(error, rc, "%.120s: %" PRIu64 " pages it wrote could not be written back: %s",
+		      v->file->path, count(&v->dirty), pmem_why(rc));
+}
+
+int pmem_leave(struct pmem_file **files, struct pmem_view *v)
+{
+	struct pmem_file *f = v->file;
+	struct ipt *table = v->table;
+	const struct pool *pool = v->pool;
+	uint64_t at = 0;
+	if (v->share && pageset_next(&v->dirty, &at, 1)) {
+		v->next = f->left;
+		f->left = v;
+	} else {
+		free_view(v);
+	}
+	int rc = finish_left(f);
+	if (--f->users)
+		return 0;
+	while (f->left) {
+		v = f->left;
+		f->left = v->next;
+		free_view(v);
+	}
+	drop_file(files, table, pool, f);
+	return rc;
+}

@@ -1,0 +1,137 @@
+/*
+ * Files as guests' persistent memory: however many guests map a file, the pool has one copy of a page.
+ *
+ * A file that guests of this host use is a pseudo-VM of the table: its pages are that VM's gfns. A guest's
+ * bank of persistent memory is a region of the table which leads there, so no guest has a record a page.
+ * A *view* is one guest's use of a file, shared or private:
+ *   shared   the guest's writes go to the common frames, and to the file when the guest flushes, and at
+ *            its end. The view has the set of the pages that the guest wrote since (`dirty`)
+ *   private  a write copies the page into a frame of the guest's own, as of any frame it shares; nothing
+ *            reaches the file
+ *
+ * Invariants of a shared view
+ *   P1  a page that is writable in the guest's window, or that one of its devices writes to, is in `dirty`
+ *   P2  a page that the guest has written and that isn't in `dirty` or `writing` is durable in the file
+ *   P3  a page that isn't in `dirty` is write-protected in the guest's window
+ * The sets are in memory that the host has too: when the VM's process is dead, however it died, the host
+ * writes back what is in them. Each guest flushes what it wrote itself, so no view waits for another's.
+ *
+ * The host makes files and views before it forks the VM's process, which inherits them.
+ */
+#ifndef VMM_PMEM_H
+#define VMM_PMEM_H
+
+#include "ipt/ipt.h"
+#include "virtio/loop.h"
+#include "vmm/machine.h"
+#include "vmm/pageset.h"
+#include "vmm/pool.h"
+#include <sys/types.h>
+#include <sys/uio.h>
+
+/* What a guest is given, open and checked. */
+struct pmem_use {
+	const char *path; /* for messages */
+	int fd;           /* open for reading, and for writing if share */
+	bool share;
+	uint64_t bytes; /* of the guest's bank: whole pages */
+};
+
+/* Open and check a file. A shared bank is the whole pages of the file, so that what a guest writes has a
+ * place in it; a private one is rounded up to MACHINE_PMEM_ALIGN, what is behind the file's end reads as
+ * zero. -errno with words. */
+int pmem_use_open(struct pmem_use *use, const char *path, bool share, char *error);
+
+struct pmem_view;
+
+struct pmem_file {
+	struct pmem_file *next;
+	char *path;
+	dev_t device;
+	ino_t inode;
+	int fd, write_fd; /* write_fd: -1 until a guest shares it */
+	uint64_t bytes;   /* size when it was opened */
+	vmid_t id;        /* of the pseudo-VM */
+	unsigned users;
+	struct pmem_view
+		*left; /* of guests that are gone, with pages that could not be written back */
+};
+
+/* A run of pages that is being written. */
+#define PMEM_RUN_PAGES  256u
+#define PMEM_RUN_PIECES 64
+
+struct pmem_view {
+	struct pmem_view *next; /* in file->left */
+	struct pmem_file *file;
+	struct ipt *table;
+	const struct pool *pool;
+	bool share;
+	/* File pages [0, pages) are the guest's gfns from `first` on. */
+	gfn_t first;
+	uint64_t pages;
+
+	/* The rest is for shared views. */
+	int sets_fd; /* memfd of both sets */
+	void *sets;
+	struct pageset dirty;   /* to be written back */
+	struct pageset writing; /* the flush under way has them, or had when its process died */
+
+	/* Write-protect `count` gfns in the guest's window. 0 or -errno. NULL: no guest runs. */
+	int (*protect)(void *ctx, gfn_t first, uint64_t count);
+	/* One line for the user, when flushes begin to fail. May be NULL. */
+	void (*say)(void *ctx, const char *line);
+	void *ctx;
+	struct loop *loop;
+
+	struct {
+		uint64_t next; /* the page from which to look on */
+		uint64_t first, count;
+		struct iovec iov[PMEM_RUN_PIECES],
+			*rest; /* the run under way, what is left of it */
+		int pieces;
+		bool any, syncing;
+		unsigned again;
+		int error; /* of this flush, the first */
+	} flush;
+	bool said;
+};
+
+/* ---- pmem.c: the host's, on its one thread -------------------------------------------------- */
+
+/* Make a view of the file for a VM whose bank begins at gfn `first`: find the file among *files or add it,
+ * and lock it against other hosts. -EBUSY and others with words. */
+int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *pool, vmid_t vm,
+	      gfn_t first, const struct pmem_use *use, struct pmem_view **out, char *error);
+/* A view for a clone of the VM that has `of`, which inherited the region already: with sets of its own. */
+int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *error);
+/* In the clone's process, whose view is a copy of the other's: take the new view's sets; fd is closed. -errno with
+ * words. */
+int pmem_adopt(struct pmem_view *v, int fd, char *error);
+/* The view's process is gone: write back what is left, this view's and that of earlier ones. -errno
+ * with words; the pages that could not be written are kept for the next try. */
+int pmem_finish(struct pmem_view *v, char *error);
+/* The view's VM is gone from the table too: forget the view, and with its last view the file. -errno if
+ * pages of the file were never written back (told by pmem_finish already). */
+int pmem_leave(struct pmem_file **files, struct pmem_view *v);
+
+/* ---- pmem_fetch.c: a page's way into the pool ------------------------------------------------- */
+
+/* Have the file's page in the pool, and as many neighbours as the policy says; vm takes the frames for it.
+ * 0 (also if it was there); -EAGAIN: the pool has no free frame; -EFAULT: the view has no such page;
+ * -ENXIO: the file has become shorter; else what reading or the table came to. Blocks while the file is
+ * read. */
+int pmem_fetch(struct pmem_view *v, vmid_t vm, uint64_t page);
+
+/* ---- pmem_flush.c: write-back --------------------------------------------------------------- */
+
+/* The guest is about to write to these pages, or a device is: note it before it can. Shared views. */
+void pmem_note_write(struct pmem_view *v, uint64_t page, uint64_t count);
+/* Make durable what is dirty. As virtio_pmem_config.flush wants it, ctx is the view, which has a loop;
+ * and all at once, blocking, for when no guest runs. What fails stays dirty. */
+int pmem_flush(void *view, struct loop_op *op, bool begin, int res);
+int pmem_write_back(struct pmem_view *v);
+/* Why, in words; of what pmem_flush and pmem_write_back return. */
+const char *pmem_why(int error);
+
+#endif

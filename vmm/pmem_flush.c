@@ -1,0 +1,226 @@
+/*
+ * Write-back of a shared view: what is dirty goes to the file in runs, then fdatasync. A page leaves
+ * `dirty` for `writing` before it is protected and read, so that a write that comes later makes it dirty
+ * again; and leaves `writing` only when the file system says that it is durable. What fails goes back
+ * to `dirty`, after a failed fdatasync all that was written since the last one: the kernel reports such an
+ * error once and may have dropped the pages.
+ */
+#include "vmm/pmem.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define AGAIN_MAX 16 /* times that an operation is sent again after EINTR or EAGAIN */
+
+void pmem_note_write(struct pmem_view *v, uint64_t page, uint64_t count)
+{
+	pageset_add(&v->dirty, page, count);
+}
+
+const char *pmem_why(int error)
+{
+	return error == -ENXIO ? "the file has become shorter" : strerror(-error);
+}
+
+static void move(struct pageset *from, struct pageset *to, uint64_t first, uint64_t count)
+{
+	pageset_add(to, first, count);
+	pageset_remove(from, first, count);
+}
+
+static void move_all(struct pageset *from, struct pageset *to)
+{
+	uint64_t at = 0, n;
+	while ((n = pageset_next(from, &at, from->pages)))
+		move(from, to, at, n);
+}
+
+static void begin_flush(struct pmem_view *v)
+{
+	v->flush.next = 0;
+	v->flush.count = 0;
+	v->flush.any = v->flush.syncing = false;
+	v->flush.error = 0;
+	/* Left by a process that died in a flush. */
+	move_all(&v->writing, &v->dirty);
+}
+
+static void run_failed(struct pmem_view *v, int error)
+{
+	move(&v->writing, &v->dirty, v->flush.first, v->flush.count);
+	v->flush.count = 0;
+	if (!v->flush.error)
+		v->flush.error = error;
+}
+
+/* Find the frames of the run, which is shortened where they come in too many pieces. A frame of a file stays
+ * the file's while it has a view; so there is nothing to pin. */
+static int find_frames(struct pmem_view *v)
+{
+	v->flush.rest = v->flush.iov;
+	v->flush.pieces = 0;
+	for (uint64_t i = 0; i < v->flush.count; i++) {
+		frame_t f = ipt_lookup(v->table, v->file->id, gfn(v->flush.first + i));
+		if (!frame_valid(f))
+			return -EIO; /* who put the page into the set had found it there */
+		uint8_t *at = pool_at(v->pool, f);
+		struct iovec *last = v->flush.pieces ? &v->flush.iov[v->flush.pieces - 1] : NULL;
+		if (last && (uint8_t *)last->iov_base + last->iov_len == at)
+			last->iov_len += PAGE_SIZE;
+		else if (v->flush.pieces < PMEM_RUN_PIECES)
+			v->flush.iov[v->flush.pieces++] = (struct iovec){at, PAGE_SIZE};
+		else
+			v->flush.count = i;
+	}
+	return 0;
+}
+
+/* A page that a device of some guest writes to now, behind the window's protection, stays dirty: what it
+ * writes until it unpins may come after we read. */
+static void keep_pinned_dirty(struct pmem_view *v)
+{
+	for (uint64_t i = 0; i < v->flush.count; i++) {
+		frame_t f = ipt_lookup(v->table, v->file->id, gfn(v->flush.first + i));
+		struct ipt_owner o;
+		if (frame_valid(f) && ipt_owner(v->table, f, &o) == 0 && o.pins)
+			pageset_add(&v->dirty, v->flush.first + i, 1);
+	}
+}
+
+static int check_size(const struct pmem_view *v)
+{
+	struct stat st;
+	if (fstat(v->file->write_fd, &st) < 0)
+		return -errno;
+	/* Writing would make the file longer again, which is for whoever cut it to decide. */
+	return (v->flush.first + v->flush.count) * PAGE_SIZE > (uint64_t)st.st_size ? -ENXIO : 0;
+}
+
+/* Take the next run out of `dirty`: false if there is none. */
+static bool take_run(struct pmem_view *v)
+{
+	while ((v->flush.count = pageset_next(&v->dirty, &v->flush.next, PMEM_RUN_PAGES))) {
+		v->flush.first = v->flush.next;
+		int rc = find_frames(v);
+		v->flush.next = v->flush.first + v->flush.count;
+		move(&v->dirty, &v->writing, v->flush.first, v->flush.count);
+		if (!rc && v->protect)
+			rc = v->protect(v->ctx, gfn_add(v->first, v->flush.first), v->flush.count);
+		keep_pinned_dirty(v);
+		if (!rc)
+			rc = check_size(v);
+		v->flush.any = true;
+		if (!rc)
+			return true;
+		run_failed(v, rc);
+	}
+	return false;
+}
+
+/* What comes next; END when the flush is over. */
+enum next { END, WRITE, SYNC };
+
+static enum next next(struct pmem_view *v)
+{
+	if (v->flush.count || (!v->flush.syncing && take_run(v)))
+		return WRITE;
+	if (v->flush.any && !v->flush.syncing) {
+		v->flush.syncing = true;
+		v->flush.again = 0;
+		return SYNC;
+	}
+	return END;
+}
+
+/* The operation under way came to `res`: bytes, or -errno. */
+static enum next result(struct pmem_view *v, int res)
+{
+	if ((res == -EINTR || res == -EAGAIN || res == -ECANCELED) && v->flush.again++ < AGAIN_MAX)
+		return v->flush.syncing ? SYNC : WRITE;
+	v->flush.again = 0;
+	if (v->flush.syncing) {
+		if (res < 0) {
+			move_all(&v->writing, &v->dirty);
+			if (!v->flush.error)
+				v->flush.error = res;
+		} else {
+			uint64_t at = 0, n;
+			while ((n = pageset_next(&v->writing, &at, v->writing.pages)))
+				pageset_remove(&v->writing, at, n);
+		}
+		return END;
+	}
+	if (res <= 0) {
+		run_failed(v, res ? res : -EIO);
+		return next(v);
+	}
+	size_t n = (size_t)res;
+	for (; v->flush.pieces && n >= v->flush.rest->iov_len; v->flush.pieces--)
+		n -= v->flush.rest++->iov_len;
+	if (v->flush.pieces) {
+		v->flush.rest->iov_base = (uint8_t *)v->flush.rest->iov_base + n;
+		v->flush.rest->iov_len -= n;
+	} else {
+		v->flush.count = 0;
+	}
+	return next(v);
+}
+
+/* Where in the file the rest of the run goes. */
+static off_t offset(const struct pmem_view *v)
+{
+	uint64_t left = 0;
+	for (int i = 0; i < v->flush.pieces; i++)
+		left += v->flush.rest[i].iov_len;
+	return (off_t)((v->flush.first + v->flush.count) * PAGE_SIZE - left);
+}
+
+static int ended(struct pmem_view *v)
+{
+	int error = v->flush.error;
+	if (error && !v->said && v->say) {
+		char line[256];
+		snprintf(line, sizeof line,
+			 "%.120s: flush: %s; the guest got an I/O error (told once)", v->file->path,
+			 pmem_why(error));
+		v->say(v->ctx, line);
+	}
+	v->said = error != 0;
+	return error;
+}
+
+int pmem_flush(void *view, struct loop_op *op, bool begin, int res)
+{
+	struct pmem_view *v = view;
+	if (begin)
+		begin_flush(v);
+	enum next what = begin ? next(v) : result(v, res);
+	if (what == END)
+		return ended(v);
+	struct io_uring_sqe *sqe = loop_sqe(v->loop, op);
+	if (!sqe) {
+		move_all(&v->writing, &v->dirty);
+		v->flush.error = -EBUSY;
+		return ended(v);
+	}
+	if (what == WRITE)
+		io_uring_prep_writev(sqe, v->file->write_fd, v->flush.rest,
+				     (unsigned)v->flush.pieces, (uint64_t)offset(v));
+	else
+		io_uring_prep_fsync(sqe, v->file->write_fd, IORING_FSYNC_DATASYNC);
+	return 1;
+}
+
+int pmem_write_back(struct pmem_view *v)
+{
+	begin_flush(v);
+	for (enum next what = next(v); what != END;) {
+		ssize_t rc = what == WRITE ? pwritev(v->file->write_fd, v->flush.rest,
+						     v->flush.pieces, offset(v))
+					   : fdatasync(v->file->write_fd);
+		what = result(v, rc < 0 ? -errno : (int)rc);
+	}
+	return v->flush.error;
+}
