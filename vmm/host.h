@@ -68,7 +68,12 @@ struct host_config {
 	enum ipt_kind kind;
 	uint32_t max_vms;
 	unsigned nodes, colours;
+	unsigned merge_percent; /* of a CPU, for merging equal frames (docs/MERGE.md); 0: off */
 };
+
+/* Sharing domains: the one that guests are in unless they are told, and the one that nobody is in. */
+#define HOST_DOMAIN_DEFAULT "default"
+#define HOST_DOMAIN_NONE    "none"
 
 struct host_events {
 	/* Console bytes of a VM. Returns how many were taken; if fewer than n, the rest is offered
@@ -125,6 +130,15 @@ struct host_clone_request {
 int host_clone(struct host_vm *vm, const struct host_clone_request *request, char *error);
 /* Nobody waits for that answer any more. The clones stay. */
 void host_clone_forget(struct host *h, void *ctx);
+
+/* Merging now (host_merge.c). */
+struct host_merge {
+	unsigned percent; /* 0: off, and the rest says nothing */
+	bool running;
+	unsigned starts;
+	const struct merge_counters *counters; /* vmm/merge.h */
+};
+void host_merge_info(struct host *h, struct host_merge *out);
 
 int host_add_source(struct host *h, struct host_source *s, uint32_t events);
 void host_remove_source(struct host *h, struct host_source *s);

@@ -46,6 +46,7 @@ enum vm_order {
 	ORDER_PAUSE = 1 << 4,
 	ORDER_RESUME = 1 << 5, /* of both, the one that came last */
 	ORDER_RENEW = 1 << 6,  /* a new generation id: the guest reseeds its random numbers */
+	ORDER_MERGE = 1 << 7,  /* the merger's board may have a request for this VM: merge.h */
 };
 
 enum fault_kind {
@@ -82,6 +83,9 @@ struct mailbox {
 		first_exit_ns; /* and when it came back from it: the guest has executed something */
 	_Atomic uint64_t copied_frames;    /* shared frames of which it has a copy now */
 	_Atomic uint64_t predicted_frames; /* of them: copied before it ran */
+	_Atomic uint64_t zero_frames;      /* given back, since they held only zeroes */
+	_Atomic uint64_t merged_frames;    /* given back for shared ones that held the same */
+	_Atomic uint64_t published_frames; /* own ones that became shared */
 
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
 	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */

@@ -1,4 +1,5 @@
 #include "vmm/stats.h"
+#include "vmm/merge.h"
 #include "vmm/proc.h"
 #include <errno.h>
 #include <stdio.h>
@@ -47,6 +48,32 @@ static json_t *pool_stats(struct host *h)
 	put(o, "frames_merged", c.frames[IPT_SHARED]);
 	put(o, "total_bytes", (uint64_t)p->frames << PAGE_SHIFT);
 	put(o, "populated_bytes", pool_populated_bytes(p));
+	return o;
+}
+
+/* What merging does; null where it is off. */
+static json_t *merge_stats(struct host *h)
+{
+	struct host_merge m;
+	struct ipt_counts c;
+	host_merge_info(h, &m);
+	if (!m.percent)
+		return json_null();
+	ipt_counts(host_table(h), &c);
+	json_t *o = json_object();
+	put(o, "percent", m.percent);
+	json_object_set_new(o, "running", json_boolean(m.running));
+	put(o, "starts", m.starts);
+	put(o, "shared_frames", c.frames[IPT_SHARED]);
+	put(o, "aliases", c.frames[IPT_ALIAS]);
+	put(o, "passes", m.counters->passes);
+	put(o, "scanned_bytes", m.counters->scanned_bytes);
+	put(o, "merger_cpu_ns", m.counters->merger_ns);
+	put(o, "vms_cpu_ns", m.counters->vms_ns);
+	put(o, "requests", m.counters->requests);
+	put(o, "requests_refused", m.counters->refused);
+	put(o, "requests_unheard", m.counters->unheard);
+	put(o, "pages_refused", m.counters->pages_refused);
 	return o;
 }
 
@@ -143,6 +170,9 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 			    json_real(seconds_since(mb->run_started_ns, vm->forked_ns)));
 	json_object_set_new(o, "second_stage_faults", faults(mb));
 	json_object_set_new(o, "fault_service", service(&mb->service_ns));
+	put(o, "zero_frames_given_back", mb->zero_frames);
+	put(o, "merged_frames", mb->merged_frames);
+	put(o, "published_frames", mb->published_frames);
 	put(o, "starved", mb->starved);
 	put(o, "extents", mb->extents);
 	put(o, "extent_frames", mb->extent_frames);
@@ -199,6 +229,7 @@ json_t *stats_take(struct host *h, bool processes)
 	json_object_set_new(o, "table", table_stats(host_table(h)));
 	json_object_set_new(o, "files", files_stats(h));
 	json_object_set_new(o, "host", host_stats());
+	json_object_set_new(o, "merge", merge_stats(h));
 	json_object_set_new(o, "vms", vms);
 	struct host_vm *vm;
 	for (unsigned i = 0; (vm = host_vm_at(h, i)); i++)

@@ -4,6 +4,7 @@
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/identity.h"
+#include "vmm/merge.h"
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -173,6 +174,12 @@ static void take_orders(struct vm *vm)
 			identity_announce(vm);
 		else if (rc == -EAGAIN) /* until ORDER_FRAMES comes */
 			atomic_fetch_or_explicit(&mb->orders, ORDER_RENEW, memory_order_relaxed);
+	}
+	if (orders & ORDER_MERGE) {
+		int rc = merge_take(&vm->memory, vm->links.merging);
+		if (rc)
+			vm_end(vm, END_HOST_ERROR, "merging left a page without its mapping: %s%s",
+			       strerror(-rc), rc == -ENOMEM ? " (raise vm.max_map_count)" : "");
 	}
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
