@@ -49,7 +49,7 @@ static int become(struct vm *vm, const struct link_request *request, const gfn_t
 		return rc;
 	if (request->predict)
 		memory_copy_ahead(&vm->memory, ahead, pages);
-	rc = kvm_vm_create(&vm->kvm, vm->links.kvm, m, &vm->memory.window, error);
+	rc = kvm_vm_create_again(&vm->kvm, m, &vm->memory.window, error);
 	if (rc)
 		return rc;
 	rc = identity_renew(vm, request->number);
