@@ -1,6 +1,7 @@
 #include "vmm/requests.h"
 #include "vmm/clone_requests.h"
 #include "vmm/exec.h"
+#include "vmm/fleet.h"
 #include "vmm/stats.h"
 #include <stdio.h>
 #include <string.h>
@@ -160,9 +161,13 @@ static const struct request_kind kinds[] = {
 
 void requests_handle(struct control_request *r, const json_t *object)
 {
+	const struct fleet *f = control_ctx(r);
 	const char *what = json_string_value(json_object_get(object, "do"));
 	char names[256] = "";
 	size_t n = 0;
+	/* Here nobody goes through the VMs. A host that ends with its guests tells of them all at last. */
+	if (!f->config.setup)
+		host_forget_gone(f->host);
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
 		if (what && !strcmp(what, kinds[i].name)) {
 			kinds[i].handler(r, object);
