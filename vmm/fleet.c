@@ -383,6 +383,7 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 		const struct run_options *o = &config->setup->options;
 		f->config.host = (struct host_config){.pool_bytes = o->pool_bytes,
 						      .kind = o->table,
+						      .merge_percent = o->merge_percent,
 						      .max_vms = o->count + FLEET_CLONES};
 	}
 	f->config.host.nodes = f->config.host.colours = 1;

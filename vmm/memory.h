@@ -10,7 +10,8 @@
  *   writes to the common frame: dax.c)
  *   -> wake
  *
- * Devices come in by the gmem interface (gmem.c) and end at the same functions.
+ * Devices come in by the gmem interface (gmem.c) and end at the same functions; they pin what they use, which is
+ * done under the lock, so that what isn't pinned there stays so for as long as the lock is held.
  * The array is changed before the window: a process that dies in between leaves frames which the
  * table knows it owned.
  */
@@ -51,6 +52,10 @@ struct memory {
 
 	/* Sharing (share.c): has the window pieces that are registered for write protection? */
 	bool shares;
+	/* Merging (merge_vm.c): are there clusters without frames that are marked as touched? How many mappings the
+	 * window may still get before they are counted again, and the last count. */
+	bool gave_back;
+	uint32_t mappings_left, mappings;
 	uint64_t
 		shown_to; /* where the last piece shown ends, gfn, and how long it was: the next one */
 	uint32_t shown_pages; /* that follows it is twice as long */
@@ -80,6 +85,11 @@ frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
 
 /* ---- share.c: frames that others see too ---------------------------------------------------- */
 
+/* With memory.lock held: clean and free limbo frames. */
+void memory_free(struct memory *m, frame_t first, uint32_t n);
+/* With memory.lock held: limbo frames become what is at n gfns, in the table (over aliases) and in the window.
+ * -errno as ipt_map_over, or of mmap. */
+int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n);
 /* Give the gfn a frame of this VM's own, whose bytes are those that it had: populated if it is void, copied if it
  * is shared. 0 or as memory_populate. Same threads. */
 int memory_own(struct memory *m, gfn_t g);

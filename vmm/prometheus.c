@@ -57,6 +57,11 @@ static const struct metric of_vm[] = {
 	{"vm_disk_requests_total", "Disk requests.", "disk_reads", "kind=\"read\"", 0},
 	{NULL, NULL, "disk_writes", "kind=\"write\"", 0},
 	{"vm_disk_errors_total", "Disk requests that failed.", "disk_errors", NULL, 0},
+	{"vm_pmem_flushes_total", "Flushes of persistent memory.", "pmem_flushes", NULL, 0},
+	{"vm_pmem_errors_total", "Flushes of persistent memory that failed.", "pmem_errors", NULL,
+	 0},
+	{"vm_pmem_dirty_pages", "Pages of shared files that the VM wrote and that aren't durable.",
+	 "pmem_dirty_pages", NULL, 0},
 };
 
 static void put_escaped(const char *value)

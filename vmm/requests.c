@@ -21,8 +21,10 @@ struct viewers {
 
 static bool add_viewer(void *ctx, vmid_t vm, gfn_t g, enum ipt_place_kind how)
 {
-	static const char *const words[] = {
-		[IPT_OWN] = "own", [IPT_INHERITED] = "inherited", [IPT_MERGED] = "merged"};
+	static const char *const words[] = {[IPT_OWN] = "own",
+					    [IPT_INHERITED] = "inherited",
+					    [IPT_MERGED] = "merged",
+					    [IPT_FILE_PAGE] = "file"};
 	struct viewers *v = ctx;
 	struct ipt_vm_info info;
 	const char *name = vm_name(v->table, vm, &info);
@@ -61,6 +63,9 @@ static void take_owner(struct control_request *r, const json_t *o)
 		json_object_set_new(a, "vm", json_string(vm_name(t, owner.vm, &info)));
 		json_object_set_new(a, "vm_id", json_integer(owner.vm.v));
 	}
+	const struct pmem_file *file = host_file_by_id(control_host(r), owner.vm);
+	if (file)
+		json_object_set_new(a, "file", json_string(file->path));
 	if (owner.state == IPT_PRIVATE) {
 		json_object_set_new(a, "gfn", json_integer((json_int_t)owner.gfn.v));
 		json_object_set_new(a, "gpa", json_integer((json_int_t)gfn_gpa(owner.gfn).v));
@@ -100,6 +105,11 @@ static void take_translate(struct control_request *r, const json_t *o)
 				   p.kind == IPT_VOID  ? "void"
 				   : p.kind == IPT_OWN ? "private"
 						       : "shared");
+	struct ipt_owner owner;
+	if (p.kind == IPT_FILE_PAGE && ipt_owner(t, f, &owner) == 0) {
+		const struct pmem_file *file = host_file_by_id(h, owner.vm);
+		json_object_set_new(answer, "file", json_string(file ? file->path : ""));
+	}
 	if (p.kind == IPT_INHERITED) {
 		struct ipt_vm_info info;
 		json_object_set_new(answer, "from", json_string(vm_name(t, p.at, &info)));

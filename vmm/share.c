@@ -35,6 +35,37 @@ static bool has_page(const struct pool *p, frame_t f)
 	return lseek(p->fd, at, SEEK_DATA) == at;
 }
 
+static bool is_pinned(const struct memory *m, frame_t f)
+{
+	struct ipt_owner o;
+	return ipt_owner(m->table, f, &o) == 0 && o.pins;
+}
+
+void memory_free(struct memory *m, frame_t first, uint32_t n)
+{
+	/* What can't be cleaned, or is read by a device at this moment, stays in limbo until the VM's end. */
+	for (uint32_t i = 0, run; i < n; i += run + 1) {
+		for (run = 0; i + run < n && !is_pinned(m, frame_add(first, i + run)); run++)
+			;
+		frame_t f = frame_add(first, i);
+		if (run && pool_clean((void *)m->pool, f, run) == 0)
+			ipt_free(m->table, m->vm, f, run);
+	}
+}
+
+/* Shared frames that lost their last viewer with us. */
+static void lost(void *ctx, gfn_t g, frame_t first, uint32_t n)
+{
+	(void)g;
+	memory_free(ctx, first, n);
+}
+
+int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n)
+{
+	int rc = ipt_map_over(m->table, m->vm, first, f, n, lost, m);
+	return rc ? rc : window_map(&m->window, first, f, n);
+}
+
 /* A shared page's new owner: first..first+n are `from`.., shared, and none or (n = 1) one has a page. */
 static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool copy)
 {
@@ -49,20 +80,15 @@ static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bo
 	if (copy)
 		rc = copy_page(m->pool, f, from);
 	if (!rc)
-		rc = ipt_map(m->table, m->vm, first, f, n);
-	if (!rc) {
-		rc = window_map(&m->window, first, f, n);
-		if (!rc) {
-			memory_note_own(m, first);
-			atomic_fetch_add_explicit(&m->mailbox->copied_frames, n,
-						  memory_order_relaxed);
-			return 0;
-		}
-		ipt_unmap(m->table, m->vm, first, n, NULL, NULL);
+		rc = ipt_map_over(m->table, m->vm, first, f, n, lost, m);
+	if (rc) {
+		memory_free(m, f, 1u << order);
+		return rc;
 	}
-	pool_clean((void *)m->pool, f, 1u << order);
-	ipt_free(m->table, m->vm, f, 1u << order);
-	return rc;
+	memory_note_own(m, first);
+	atomic_fetch_add_explicit(&m->mailbox->copied_frames, n, memory_order_relaxed);
+	/* If this fails the page stays watched, and the next touch of it tries again. */
+	return window_map(&m->window, first, f, n);
 }
 
 static void note(struct memory *m, gfn_t g)
@@ -258,7 +284,9 @@ static int each_run(struct memory *m, run_fn *fn)
 	return rc;
 }
 
-/* A cluster may have void pages beside its frames, which can't be registered in this way: then page by page. */
+/* A cluster may have void pages beside its frames, and pages of a file that aren't mapped (dax.c). These can't be
+ * registered in this way, so it goes page by page. Void ones whose frames were given back can, and must be: whose page
+ * would be seen there? */
 static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 {
 	int rc = fault_register(m->uffd, at, bytes, true);
@@ -268,10 +296,10 @@ static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 	for (uint8_t *end = at + bytes; at < end && !rc; at += PAGE_SIZE) {
 		struct ipt_place p;
 		gfn_t g = window_gfn(&m->window, (uintptr_t)at);
-		/* A file's pages have been registered as they were mapped, or aren't there: dax.c. */
-		if (ipt_place(m->table, m->vm, g, 1, &p) && p.kind != IPT_VOID &&
-		    p.kind != IPT_FILE_PAGE)
-			rc = fault_register(m->uffd, at, PAGE_SIZE, true);
+		rc = fault_register(m->uffd, at, PAGE_SIZE, true);
+		if (rc == -EINVAL && ipt_place(m->table, m->vm, g, 1, &p) &&
+		    (p.kind == IPT_VOID || p.kind == IPT_FILE_PAGE))
+			rc = 0;
 	}
 	return rc;
 }

@@ -12,6 +12,7 @@
 #include "vmm/error.h"
 #include "vmm/fds.h"
 #include "vmm/identity.h"
+#include "vmm/merge.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <malloc.h>
@@ -211,6 +212,8 @@ void template_make(struct vm *vm, const struct link_request *request, int link,
 			       strerror(-rc));
 	}
 	if (!rc) {
+		merge_set_domain(vm->links.merging, id,
+				 merge_domain(vm->links.merging, vm->links.id));
 		a->template_id = vm->links.id.v;
 		a->id = id.v;
 		vm->learn = learn_create();

@@ -4,6 +4,7 @@
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/identity.h"
+#include "vmm/merge.h"
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -73,6 +74,15 @@ static void sample(struct vm *vm)
 	mb->disk_reads = reads;
 	mb->disk_writes = writes;
 	mb->disk_errors = errors;
+	uint64_t flushes = errors = 0;
+	for (unsigned i = 0; i < vm->config.pmems; i++) {
+		struct virtio_pmem_stats s;
+		virtio_pmem_stats(vm->pmem[i], &s);
+		flushes += s.flushes;
+		errors += s.errors;
+	}
+	mb->pmem_flushes = flushes;
+	mb->pmem_errors = errors;
 }
 
 /* Stops everything while the loop still runs, since devices finish their I/O on it. */
@@ -158,8 +168,19 @@ static void take_orders(struct vm *vm)
 		pause_by_user(vm, true);
 	if (orders & ORDER_RESUME)
 		pause_by_user(vm, false);
-	if (orders & ORDER_RENEW && identity_renew(vm, vm->identity) == 0)
-		identity_announce(vm);
+	if (orders & ORDER_RENEW) {
+		int rc = identity_renew(vm, vm->identity);
+		if (rc == 0)
+			identity_announce(vm);
+		else if (rc == -EAGAIN) /* until ORDER_FRAMES comes */
+			atomic_fetch_or_explicit(&mb->orders, ORDER_RENEW, memory_order_relaxed);
+	}
+	if (orders & ORDER_MERGE) {
+		int rc = merge_take(&vm->memory, vm->links.merging);
+		if (rc)
+			vm_end(vm, END_HOST_ERROR, "merging left a page without its mapping: %s%s",
+			       strerror(-rc), rc == -ENOMEM ? " (raise vm.max_map_count)" : "");
+	}
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }

@@ -28,6 +28,9 @@ int window_map(struct window *w, gfn_t first, frame_t frame, uint32_t count);
 
 /* The same for a mapping that nobody may write by. */
 int window_map_read_only(struct window *w, gfn_t first, frame_t frame, uint32_t count);
+/* The same for frames of others: what is written before userfaultfd watches the piece goes to a copy, an
+ * anonymous page of this process. */
+int window_map_copied(struct window *w, gfn_t first, frame_t frame, uint32_t count);
 
 /* Where a gfn is in the window; NULL if no bank has it. */
 uint8_t *window_at(const struct window *w, gfn_t g);

@@ -705,7 +705,7 @@ static void check_all(struct share *m)
 		cr_assert_eq(info.frames[IPT_ALIAS], have[ALIAS]);
 		cr_assert_eq(info.frames[IPT_TOMB], have[TOMB]);
 		cr_assert_eq(info.frames[IPT_SPARE], 0);
-		cr_assert_eq(info.children, children(m, v));
+		cr_assert_eq(info.children, (uint32_t)children(m, v));
 		cr_assert_eq(info.kind, m->vm[v].template ? IPT_TEMPLATE : IPT_VM);
 	}
 	for (uint32_t f = 0; f < m->frames; f++)
