@@ -173,7 +173,7 @@ void requests_handle(struct control_request *r, const json_t *object)
 {
 	const struct fleet *f = control_ctx(r);
 	const char *what = json_string_value(json_object_get(object, "do"));
-	char names[256] = "";
+	char names[512] = "";
 	size_t n = 0;
 	/* Here nobody goes through the VMs. A host that ends with its guests tells of them all at last. */
 	if (!f->config.setup)
@@ -183,8 +183,9 @@ void requests_handle(struct control_request *r, const json_t *object)
 			kinds[i].handler(r, object);
 			return;
 		}
-		n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
-				      kinds[i].name);
+		if (n < sizeof names)
+			n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
+					      kinds[i].name);
 	}
 	control_refuse(r, "a request is an object with \"do\", one of: %s", names);
 }
