@@ -1,6 +1,7 @@
 #include "vmm/requests.h"
 #include "vmm/clone_requests.h"
 #include "vmm/exec.h"
+#include "vmm/fleet.h"
 #include "vmm/stats.h"
 #include <stdio.h>
 #include <string.h>
@@ -170,16 +171,21 @@ static const struct request_kind kinds[] = {
 
 void requests_handle(struct control_request *r, const json_t *object)
 {
+	const struct fleet *f = control_ctx(r);
 	const char *what = json_string_value(json_object_get(object, "do"));
-	char names[256] = "";
+	char names[512] = "";
 	size_t n = 0;
+	/* Here nobody goes through the VMs. A host that ends with its guests tells of them all at last. */
+	if (!f->config.setup)
+		host_forget_gone(f->host);
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
 		if (what && !strcmp(what, kinds[i].name)) {
 			kinds[i].handler(r, object);
 			return;
 		}
-		n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
-				      kinds[i].name);
+		if (n < sizeof names)
+			n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
+					      kinds[i].name);
 	}
 	control_refuse(r, "a request is an object with \"do\", one of: %s", names);
 }

@@ -45,7 +45,7 @@ static json_t *pool_stats(struct host *h)
 	put(o, "frames_free", ipt_free_frames(host_table(h)));
 	put(o, "frames_limbo", c.frames[IPT_LIMBO]);
 	put(o, "frames_private", c.frames[IPT_PRIVATE]);
-	put(o, "frames_merged", c.frames[IPT_SHARED]);
+	put(o, "frames_shared", c.frames[IPT_SHARED]);
 	put(o, "total_bytes", (uint64_t)p->frames << PAGE_SHIFT);
 	put(o, "populated_bytes", pool_populated_bytes(p));
 	return o;
