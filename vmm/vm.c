@@ -6,6 +6,7 @@
 #include "vmm/identity.h"
 #include "vmm/merge.h"
 #include <errno.h>
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -320,6 +321,8 @@ static int set_up(struct vm *vm, char *error)
 
 static void be_a_vm_process(void)
 {
+	/* An arena for each vCPU's thread would cost more than waiting for each other does. */
+	mallopt(M_ARENA_MAX, 1);
 	/* The terminal's Ctrl-C is for the host, which tells us what to do. */
 	signal(SIGINT, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);
