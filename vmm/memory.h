@@ -101,9 +101,9 @@ int memory_freeze(struct memory *m, char *error);
 /* The table has given what was ours to a template; we go on as `vm`. */
 void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn);
 /* In a clone's process: a userfaultfd of its own over the window that was inherited, all of it shared. -errno with
- * words. */
-int memory_adopt(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn,
-		 char *error);
+ * words. Then, when it is known which clone it is, that. */
+int memory_adopt(struct memory *m, char *error);
+void memory_become(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn);
 /* Copy these shared pages in one go, into frames that follow each other where there are such. Pages that can't be
  * had stay shared. Before the guest runs. */
 void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n);

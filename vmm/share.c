@@ -339,14 +339,17 @@ void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn)
 	begin_learning(m, learn);
 }
 
-int memory_adopt(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn,
-		 char *error)
+void memory_become(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn)
 {
 	m->vm = vm;
 	m->mailbox = mailbox;
+	begin_learning(m, learn);
+}
+
+int memory_adopt(struct memory *m, char *error)
+{
 	m->shares = true;
 	m->shown_to = 0;
-	begin_learning(m, learn);
 	m->uffd = fault_open(error);
 	if (m->uffd < 0)
 		return m->uffd;

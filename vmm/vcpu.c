@@ -151,7 +151,7 @@ static bool complete_access(struct vm *vm, unsigned cpu)
 static bool wake(struct vm *vm)
 {
 	char error[ERROR_MAX] = "";
-	int rc = template_wake(vm, error);
+	int rc = clone_wake(vm, error);
 	for (unsigned i = 1; !rc && i < vm->kvm.cpus; i++) {
 		rc = vcpu_start(vm, i);
 		if (rc)
