@@ -1,6 +1,6 @@
 /*
  * The aliases of a SHARED frame: a chain of slots. The frame's word holds the first, each slot's link the
- * next. A SHARED frame has at least one; when it loses the last it goes to limbo of the VM that let it go.
+ * next and the one before. A SHARED frame has at least one; when it loses the last it goes to limbo of the VM that let it go.
  *
  * All of a chain, its frame's word, and the words of slots that become its aliases or cease to be, change
  * under the chain's lock, one of TABLE_CHAINS by the frame's number. Chains can be made anew from the slots:

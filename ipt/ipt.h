@@ -19,7 +19,7 @@
  * Three parts, all in one memfd that every process maps shared:
  *   array    ipt[frame], one atomic 64-bit word {state, vm, gfn}: the truth and the commit point of
  *            every change; 4 bytes beside it (pins, age) in an array of their own. As many words again
- *            for slots, with 8 bytes beside those that are aliases; what isn't used has no memory
+ *            for slots, with 12 bytes beside those that are aliases; what isn't used has no memory
  *   forward  (vm, gfn) -> frame, a cache of the array that can be rebuilt from it. Two kinds with
  *            one interface: the hash index (IPT_INDEX) and per-VM radix tables (IPT_RADIX, for which
  *            the array is the reverse map)
@@ -31,7 +31,8 @@
  *   I2  word(f) = {PRIVATE, ALIAS or TOMB, vm, gfn}  <=>  forward(vm, gfn) = f, and at most one such frame
  *       or slot f per (vm, gfn)
  *   I3  zone.free = sum of the free blocks' sizes + frames beyond the wilderness mark
- *   I4  vm.frames[state] = number of words with that vm and state; only a live or dying VM has any
+ *   I4  vm.frames[state] + vm.adopted[state] = number of words with that vm and state; only a live or dying
+ *       VM, template or file has any
  *   I5  every forward element leads to a word that confirms it for at least one gfn; no element
  *       stands twice
  *   I6  a free frame has no pins
@@ -42,13 +43,15 @@
  *   and robust: whoever finds a holder dead rebuilds that part from the array before it goes on.
  *   A word's (vm, gfn) is changed only by that VM's process, or, once it is dead, by its reaper
  *   (ipt_vm_reap), and a template's by who collapses it (ipt_vm_collapse): so the only contention is for
- *   stripes and zones, never for one mapping.
+ *   stripes and zones, never for one mapping. Shared frames' words change under their chain's lock,
+ *   files' pages come from whoever is first.
  *   Lock order (checked at run time where NDEBUG is not defined; ipt/lock.h):
- *     registry  <  chain (one at a time)  <  stripe (two only in order of their numbers)  <  zone (one at a time)  <  radix table pages
+ *     registry  <  chain  <  stripe  <  zone  <  radix table pages
+ *   one of each at a time, but two stripes in the order of their numbers
  *
  * Functions return 0 or -errno and print nothing. A VM that is not registered is -ENOENT everywhere,
  * and so is a dying one where something would be given to it (ipt_alloc, ipt_map); what would change a
- * template is -EPERM (but ipt_free); a count of 0 is -EINVAL.
+ * template or a file is -EPERM (but ipt_free); a count of 0 is -EINVAL.
  */
 #ifndef IPT_IPT_H
 #define IPT_IPT_H
@@ -59,7 +62,7 @@
 #define IPT_MAX_ORDER      9 /* 2 MiB */
 #define IPT_CLUSTER_ORDER  4 /* 64 KiB */
 #define IPT_CLUSTER_FRAMES (1u << IPT_CLUSTER_ORDER)
-#define IPT_MAX_FRAMES     (UINT32_C(1) << 28) /* 1 TiB of pool */
+#define IPT_MAX_FRAMES     (UINT32_C(1) << 28) /* 1 TiB of pool; and of frames and slots together */
 #define IPT_MAX_GFN        (UINT64_C(1) << 36) /* 48 bits of gpa */
 #define IPT_MAX_VMS        (UINT32_C(1) << 20)
 #define IPT_MAX_NODES      8
@@ -157,7 +160,8 @@ int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
  * -ENOENT, -EPERM if vm is no template, -ENOSPC and -ENOMEM as ipt_map (-ENOSPC also if the child would have
  * too many regions), clean's error, -EBUSY if it has more
  * children, if the child is dying, or if a frame to be freed is pinned. The template is marked dying at
- * the start; whoever dies at this, or whatever error came, calling it again goes on where it stopped.
+ * the start; whoever dies at this, or whatever error came, calling it again goes on where it stopped;
+ * one at a time for one template.
  * Locks: the registry for each 64 KiB, and within it the stripes of both.
  */
 int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
@@ -286,11 +290,10 @@ int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out);
 
 /*
  * Tell everyone who sees a frame, that is, to whose gfn a look-up gives it: its owner (OWN) or those who have
- * an alias of it (MERGED), and the descendants of these without something of their own there (INHERITED), or,
- * for a file's, who has a region there (FILE_PAGE); VMs
- * and templates alike. `fn` says whether to go on. -EINVAL for a frame outside the pool, -ENOMEM. Costs a
- * look-up for each VM, and again for each alias that a template has. Others' changes
- * meanwhile may or may not be seen; no lock is held.
+ * an alias of it (MERGED), and the descendants of these without something of their own there (INHERITED), or, for
+ * a file's page, those with a region there (FILE_PAGE); VMs and templates alike. `fn` says whether to go on.
+ * -EINVAL for a frame outside the pool, -ENOMEM. Costs a look-up for each VM, and again for each alias that
+ * a template has. Others' changes meanwhile may or may not be seen; no lock is held.
  */
 typedef bool ipt_viewer_fn(void *ctx, vmid_t vm, gfn_t gfn, enum ipt_place_kind how);
 int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx);
@@ -307,7 +310,7 @@ void ipt_unpin(struct ipt *t, frame_t f);
 struct ipt_bytes {        /* memory the table really has (populated pages of the memfd), bytes */
 	uint64_t array;   /* the words */
 	uint64_t side;    /* the 4 bytes beside each */
-	uint64_t slots;   /* the words of slots and the 8 bytes beside aliases */
+	uint64_t slots;   /* the words of slots and the 12 bytes beside aliases */
 	uint64_t forward; /* index or radix tables, with their stripes' headers and locks */
 	uint64_t other;   /* header, registry, zones */
 };

@@ -28,7 +28,7 @@ static int alias_in_place(struct ipt *t, vmid_t vm, uint64_t g, uint32_t old, ui
 {
 	uint32_t was;
 
-	slot_set(t, slot, f, 0);
+	store_release32(&slot_link(t, slot)->target, f);
 	int err = forward_swap(t, vm.v, g, slot, 1, IPT_ALIAS, 1u << IPT_PRIVATE, &was);
 	if (err)
 		return err;
