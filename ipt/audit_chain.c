@@ -1,4 +1,5 @@
-/* The checker of I7: every alias is in the chain of its SHARED frame, once, and nothing else is in a chain. */
+/* The checker of I7: every alias is in the chain of its SHARED frame, once, and nothing else is in a
+ * chain. */
 #include "ipt/audit.h"
 #include "ipt/chain.h"
 #include "ipt/zone.h"

@@ -86,7 +86,8 @@ static void clear_flag(struct ipt *t, struct chain *c, uint32_t f, uint64_t w)
 		store_release64(&t->words[f], w & ~WORD_FLAG);
 }
 
-/* The flag says that the chain in the frame's word is a new one. A frame in limbo is about to be SHARED. */
+/* The flag says that the chain in the frame's word is a new one. A frame in limbo is about to be
+ * SHARED. */
 static void push_again(struct ipt *t, struct chain *c, uint32_t slot, uint64_t w)
 {
 	uint32_t f =

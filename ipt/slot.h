@@ -1,9 +1,9 @@
 /*
- * Slots: what a VM has at a gfn that is no frame of its own. They are numbered like frames, from the pool's
- * size on, and their words go on where the frames' end, so that everything that leads to a frame leads to a
- * slot as well: index, clusters, rebuilding, auditing. There are as many as frames, but only what is left of
- * IPT_MAX_FRAMES numbers for pools of more than 512 GiB, and none with radix tables. A free slot is a block of the last zone, a spare
- * one a VM's in the middle of something.
+ * Slots: what a VM has at a gfn that is no frame of its own. They are numbered like frames, from the
+ * pool's size on, and their words go on where the frames' end, so that everything that leads to a
+ * frame leads to a slot as well: index, clusters, rebuilding, auditing. There are as many as frames,
+ * but only what is left of IPT_MAX_FRAMES numbers for pools of more than 512 GiB, and none with radix
+ * tables. A free slot is a block of the last zone, a spare one a VM's in the middle of something.
  *
  *   TOMB     void here, whatever the ancestors have
  *   ALIAS    here is a SHARED frame; link(slot) says which

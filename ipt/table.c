@@ -35,8 +35,8 @@ static uint32_t zone_frames(const struct ipt_config *c)
 	return (uint32_t)round_up((c->frames + c->nodes - 1) / c->nodes, grain);
 }
 
-/* As many slots as frames, on pages of the array that they have for themselves, as far as numbers go. Radix
- * tables have none. */
+/* As many slots as frames, on pages of the array that they have for themselves, as far as numbers go.
+ * Radix tables have none. */
 static void slots_layout(struct table_layout *l, const struct ipt_config *c)
 {
 	uint32_t first = (uint32_t)round_up(c->frames, PAGE_SIZE / 8);

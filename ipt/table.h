@@ -67,7 +67,8 @@ struct slot_link {
 	_Atomic uint32_t target, next, prev;
 };
 
-/* A zone of the allocator; the last one's frames are the slots, see slot.h. Equation: free = sum of the listed blocks' frames + (end - mark). */
+/* A zone of the allocator; the last one's frames are the slots, see slot.h. Equation: free = sum of
+ * the listed blocks' frames + (end - mark). */
 struct zone {
 	_Alignas(TABLE_LINE) struct lock lock;
 	_Atomic uint32_t free; /* frames */

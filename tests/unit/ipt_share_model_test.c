@@ -1,6 +1,7 @@
 /*
- * Sharing against a model that is too simple to be wrong: for each VM and gfn what stands there, a frame, an
- * alias or a tomb, and a parent. Random operations from fixed seeds, every answer compared, audits in between.
+ * Sharing against a model that is too simple to be wrong: for each VM and gfn what stands there, a
+ * frame, an alias or a tomb, and a parent. Random operations from fixed seeds, every answer compared,
+ * audits in between.
  */
 #include "tests/unit/ipt_help.h"
 #include <stdio.h>
