@@ -785,9 +785,9 @@ static void run(uint32_t frames, unsigned ops, uint64_t seed)
 		if (i % (ops / 100) == 0)
 			check_all(&m);
 	}
-	for (int i = 0; i < 14; i++) {
+	for (int i = 0; i < 14 && !UNDER_SLOW; i++) {
 		if (i != 10) /* slots ran out */
-			cr_assert_gt(m.did[i], UNDER_SLOW ? 0 : 20, "%d: %u", i, m.did[i]);
+			cr_assert_gt(m.did[i], 20, "%d: %u", i, m.did[i]);
 	}
 	for (int left = VMS; left--;) {
 		for (int v = 0; v < VMS; v++) {
