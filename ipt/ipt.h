@@ -163,6 +163,8 @@ int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
  * the child is dying, or if a frame to be freed is pinned. The template is marked dying at the start;
  * whoever dies at this, or whatever error came, calling it again goes on where it stopped; one at a
  * time for one template. Locks: the registry for each 64 KiB, and within it the stripes of both.
+ * A frame that the child overrides while this goes on is freed at once: whoever replaces what it inherited
+ * holds a pin on it until its window doesn't show it any more.
  */
 int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
 
