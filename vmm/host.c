@@ -315,7 +315,7 @@ void host_forget_gone(struct host *h)
 	unsigned kept = 0;
 	for (unsigned i = 0; i < h->vms; i++) {
 		struct host_vm *vm = h->vm[i];
-		if (vm->phase == HOST_VM_GONE && !vm->draining)
+		if (vm->phase == HOST_VM_GONE && !vm->draining && !vm->job)
 			free(vm);
 		else
 			h->vm[kept++] = vm;

@@ -16,10 +16,12 @@
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define AHEAD_MOST 512 /* pages that a clone is given before it runs */
@@ -120,6 +122,12 @@ static void answer(const struct vm *vm, const struct link_answer *a, int pidfd)
 	}
 }
 
+static void refuse(struct link_answer *a, const struct link_request *request, const char *why)
+{
+	a->status = -errno;
+	snprintf(a->words, sizeof a->words, "%s: %s: %s", request->name, why, strerror(errno));
+}
+
 static void make_clone(struct vm *vm, const struct link_request *request,
 		       const int fds[LINK_FDS_MAX])
 {
@@ -132,16 +140,23 @@ static void make_clone(struct vm *vm, const struct link_request *request,
 		known = noted;
 	}
 	struct link_answer a = {.id = request->id};
+	if (fds[LINK_FDS - 1] < 0) { /* the kernel found no room for them */
+		errno = EMFILE;
+		refuse(&a, request, "its template can't take its channels");
+		answer(vm, &a, -1);
+		return;
+	}
 	a.pid = fork();
 	if (a.pid == 0)
 		clone_main(vm, request, fds, ahead, pages);
 	int pidfd = -1;
 	if (a.pid > 0)
 		pidfd = (int)syscall(SYS_pidfd_open, a.pid, 0);
-	if (pidfd < 0) {
-		a.status = -errno;
-		snprintf(a.words, sizeof a.words, "%s: no process for it: %s", request->name,
-			 strerror(errno));
+	if (pidfd < 0)
+		refuse(&a, request, "no process for it");
+	if (pidfd < 0 && a.pid > 0) { /* there is one, but it can't be watched */
+		kill(a.pid, SIGKILL);
+		waitpid(a.pid, NULL, 0);
 	}
 	answer(vm, &a, pidfd);
 	if (pidfd >= 0)
@@ -188,7 +203,7 @@ static _Noreturn void template_main(struct vm *vm, int link, const char *name)
 		if (n < 0)
 			continue;
 		request.name[IPT_NAME_LEN - 1] = 0;
-		if (request.op == LINK_CLONE && fds[LINK_FDS - 1] >= 0)
+		if (request.op == LINK_CLONE)
 			make_clone(vm, &request, fds);
 		link_close(fds);
 	}
