@@ -159,8 +159,8 @@ static int ask(struct clone_job *job, char *error)
 		unsigned n = LINK_FDS + host_vm_pmem_fds(clone, fds + LINK_FDS);
 		rc = link_send(job->template->link_fd, &request, sizeof request, fds, n);
 		if (rc && rc != -EAGAIN)
-			errorf(error, rc, "%s: its template doesn't answer: %s", request.name,
-			       strerror(-rc));
+			errorf(error, rc, "%s: its template can't be asked: %s", request.name,
+			       rc == -EPIPE || rc == -EBADF ? "its process ended" : strerror(-rc));
 	}
 	for (unsigned i = 0; i < LINK_FDS; i++)
 		close(ends[i]);
