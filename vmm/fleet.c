@@ -327,6 +327,8 @@ static void cloned(void *ctx, struct host_vm *vm, struct host_vm *of)
 	snprintf(g->line.name, sizeof g->line.name, "%.31s", vm->config.machine.name);
 	g->line.how = from->line.how == SCREEN_HIDDEN ? SCREEN_HIDDEN : SCREEN_LINES;
 	g->line.ready_word = f->config.ready;
+	if (f->stop != FLEET_RUNS) /* too late */
+		fleet_stop_guest(g, f->stop);
 }
 
 /* ---- the whole ----------------------------------------------------------------------------- */

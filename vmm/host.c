@@ -333,7 +333,7 @@ void host_forget_gone(struct host *h)
 		return;
 	for (unsigned i = 0; i < h->vms; i++) {
 		struct host_vm *vm = h->vm[i];
-		if (vm->phase == HOST_VM_GONE && !vm->draining && !vm->mailbox)
+		if (vm->phase == HOST_VM_GONE && !vm->draining && !vm->mailbox && !vm->job)
 			free(vm); /* nothing else is left since host_vm.c's finish() */
 		else
 			h->vm[kept++] = vm;

@@ -43,7 +43,7 @@ struct host_vm {
 	struct host_source on_exit, on_console, on_link;
 	uint64_t forked_ns, ready_ns, ended_ns; /* CLOCK_MONOTONIC, 0: not yet */
 	bool is_template;
-	bool link_ended; /* a template that is FORKING: there is no process at the other end */
+	bool link_ended;          /* FORKING: there is no process at the other end any more */
 	struct host_vm *pristine; /* the template made of it, as long as it hasn't run since */
 	struct clone_job *
 		job; /* a clone or template: what it is being made for; a VM: what it is frozen for */

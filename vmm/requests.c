@@ -91,7 +91,7 @@ static void take_translate(struct control_request *r, const json_t *o)
 		control_refuse(r, "translate: no running VM is called %s", name);
 		return;
 	}
-	struct host_vm *vm = host_vm_by_id(h, id);
+	struct host_vm *vm = host_vm_by_name(h, name);
 	gpa_t a = gpa((uint64_t)json_integer_value(at));
 	if (!vm || !machine_bank_of(&vm->config.machine, a, 1)) {
 		control_refuse(r, "translate: the guest has no memory at that address");
@@ -148,9 +148,7 @@ static void take_renew(struct control_request *r, const json_t *o)
 {
 	struct host *h = control_host(r);
 	const char *name = json_string_value(json_object_get(o, "vm"));
-	vmid_t id;
-	struct host_vm *vm =
-		name && ipt_vm_find(host_table(h), name, &id) == 0 ? host_vm_by_id(h, id) : NULL;
+	struct host_vm *vm = name ? host_vm_by_name(h, name) : NULL;
 	if (!vm) {
 		control_refuse(r, "renew: needs \"vm\", the name of a running VM");
 		return;

@@ -15,10 +15,12 @@
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- the template's process ---------------------------------------------------------------- */
@@ -29,6 +31,12 @@ static void answer(const struct vm *vm, const struct link_answer *a, int pidfd)
 		struct pollfd p = {.fd = vm->links.link_fd, .events = POLLOUT};
 		poll(&p, 1, -1);
 	}
+}
+
+static void refuse(struct link_answer *a, const struct link_request *request, const char *why)
+{
+	a->status = -errno;
+	snprintf(a->words, sizeof a->words, "%s: %s: %s", request->name, why, strerror(errno));
 }
 
 /*
@@ -121,10 +129,11 @@ static void fork_clone(struct vm *vm, const struct birth *b, const int fds[LINK_
 	}
 	if (a->pid > 0)
 		*pidfd = (int)syscall(SYS_pidfd_open, a->pid, 0);
-	if (*pidfd < 0) {
-		a->status = -errno;
-		snprintf(a->words, sizeof a->words, "%s: no process for it: %s", b->request.name,
-			 strerror(errno));
+	if (*pidfd < 0)
+		refuse(a, &b->request, "no process for it");
+	if (*pidfd < 0 && a->pid > 0) { /* there is one, but it can't be watched */
+		kill(a->pid, SIGKILL);
+		waitpid(a->pid, NULL, 0);
 	}
 }
 
@@ -141,7 +150,10 @@ static void make_clone(struct vm *vm, const struct link_request *request,
 	b.request = *request;
 	struct link_answer a = {.id = request->id};
 	int pidfd = -1;
-	if (!use_spare(&b, fds, &a, &pidfd))
+	if (fds[LINK_FDS - 1] < 0) { /* the kernel found no room for them */
+		errno = EMFILE;
+		refuse(&a, request, "its template can't take its channels");
+	} else if (!use_spare(&b, fds, &a, &pidfd))
 		fork_clone(vm, &b, fds, &a, &pidfd);
 	answer(vm, &a, pidfd);
 	if (pidfd >= 0)
@@ -191,7 +203,7 @@ static _Noreturn void template_main(struct vm *vm, int link, const char *name)
 		if (n < 0)
 			continue;
 		request.name[IPT_NAME_LEN - 1] = 0;
-		if (request.op == LINK_CLONE && fds[LINK_FDS - 1] >= 0)
+		if (request.op == LINK_CLONE)
 			make_clone(vm, &request, fds);
 		link_close(fds);
 	}
