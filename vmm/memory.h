@@ -87,7 +87,8 @@ frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
 
 /* With memory.lock held: clean and free limbo frames. */
 void memory_free(struct memory *m, frame_t first, uint32_t n);
-/* With memory.lock held: limbo frames become what is at n gfns, in the table (over aliases) and in the window.
+#define MEMORY_RUN 64 /* pages that are dealt with at once, at most */
+/* With memory.lock held: limbo frames become what is at n gfns, at most MEMORY_RUN, in the table (over aliases) and in the window.
  * -errno as ipt_map_over, or of mmap. */
 int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n);
 /* Give the gfn a frame of this VM's own, whose bytes are those that it had: populated if it is void, copied if it

@@ -21,6 +21,7 @@ enum merge_op {
 	MERGE_ZERO,    /* pages that hold only zeroes: make them void */
 	MERGE_PUBLISH, /* own frames become shared ones */
 	MERGE_MERGE, /* own frames give way to the shared ones from `frame` on, which hold the same */
+	MERGE_OPS
 };
 
 enum merge_state { MERGE_FREE, MERGE_ASKED, MERGE_TAKEN, MERGE_DONE };
@@ -46,8 +47,8 @@ struct merge_counters { /* written by the merger only */
 	_Atomic uint64_t requests; /* asked */
 	_Atomic uint64_t refused;  /* of them: the VM had no room for more mappings */
 	_Atomic uint64_t unheard;  /* of them: the VM didn't answer */
-	_Atomic uint64_t
-		pages_refused; /* of requests: not done, since they had changed or were in use */
+	_Atomic uint64_t pages_done[MERGE_OPS];
+	_Atomic uint64_t pages_refused; /* since they had changed, or were in use */
 };
 
 struct merge_board {

@@ -331,7 +331,7 @@ static int obey(struct memory *m, const struct merge_board *b, const struct merg
 {
 	struct job j = {.m = m, .first = gfn(r->gfn)};
 	int rc = 0;
-	if (!r->count || r->count > MERGE_RUN || r->gfn >= IPT_MAX_GFN || r->op > MERGE_MERGE)
+	if (!r->count || r->count > MERGE_RUN || r->gfn >= IPT_MAX_GFN || r->op >= MERGE_OPS)
 		a->status = -EINVAL;
 	else if (!r->domain || r->domain != merge_domain(b, m->vm))
 		a->status = -EPERM; /* the request was for one who had our id before */

@@ -78,8 +78,11 @@ static uint64_t ask(void *ctx, const struct merge_request *r)
 	count(&c->refused, a.status == -ENOSPC);
 	if (rc || (a.status == -ENOSPC && r->count >= MERGE_RUN / 4))
 		merge_scan_leave(&m->scan, r->vm);
-	if (!rc && !a.status)
-		count(&c->pages_refused, r->count - (unsigned)__builtin_popcountll(a.done));
+	if (!rc && !a.status) {
+		unsigned done = (unsigned)__builtin_popcountll(a.done);
+		count(&c->pages_done[r->op], done);
+		count(&c->pages_refused, r->count - done);
+	}
 	count(&c->vms_ns, a.ns);
 	m->spent_ns += a.ns;
 	pace(m);

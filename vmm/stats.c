@@ -66,6 +66,8 @@ static json_t *merge_stats(struct host *h)
 	put(o, "starts", m.starts);
 	put(o, "shared_frames", c.frames[IPT_SHARED]);
 	put(o, "aliases", c.frames[IPT_ALIAS]);
+	put(o, "zero_frames_given_back", m.counters->pages_done[MERGE_ZERO]);
+	put(o, "merged_frames", m.counters->pages_done[MERGE_MERGE]);
 	put(o, "passes", m.counters->passes);
 	put(o, "scanned_bytes", m.counters->scanned_bytes);
 	put(o, "merger_cpu_ns", m.counters->merger_ns);
