@@ -10,7 +10,7 @@ import time
 
 from figures import BARE, BUILD, INVISOR, TREE, Failed, command, tell, tell_samples, wanted
 
-CLONE_IDS = ["clone-p50-ms", "clone-first-exit-ms", "clone-answer-ms", "clone-1000-s", "clone-table-bytes", "clone-idle-kib",
+CLONE_IDS = ["clone-p50-ms", "clone-first-exit-ms", "clone-answer-ms", "clone-1000-s", "clone-idle-kib",
              "clone-kib", "kvm-floor-kib"]
 FLEET_IDS = ["predict-write-ms", "predict-faults", "fleet-kernel-bytes", "fleet-kernel-bytes-unpredicted"]
 
@@ -109,22 +109,13 @@ def single_clones(host, template):
     tell_samples("clone-answer-ms", answer, "ms")
 
 
-def table_bytes(host):
-    return host.ask(do="stats", processes=False)["table"]["total_bytes"]
-
-
 def many_clones(host, template):
-    before = table_bytes(host)
     began = time.monotonic()
-    got = host.ask(do="clone", vm=template, count=MANY, predict=False)
+    got = host.ask(do="clone", vm=template, count=MANY)
     seconds = time.monotonic() - began
-    wrote = sum(v["frames_private"] for v in host.vms(set(names_of(got))))
-    after = table_bytes(host)
     if len(got["clones"]) != MANY:
         raise Failed("%d clones of %d" % (len(got["clones"]), MANY))
     tell("clone-1000-s", seconds, "s", 2, n=MANY)
-    # What they have written to by now is counted at 20 bytes a page, the most that it takes (table-bytes-per-frame).
-    tell("clone-table-bytes", (after - before - 20 * wrote) / MANY, "bytes", 100, n=MANY)
     host.kill(names_of(got))
 
 
@@ -154,7 +145,7 @@ def with_host(bench):
 def bench_clones():
     if wanted("clone-p50-ms", "clone-first-exit-ms", "clone-answer-ms"):
         with_host(single_clones)
-    if wanted("clone-1000-s", "clone-table-bytes"):
+    if wanted("clone-1000-s"):
         with_host(many_clones)
     if wanted("clone-idle-kib", "clone-kib", "kvm-floor-kib"):
         with_host(idle_clones)
