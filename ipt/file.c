@@ -1,5 +1,5 @@
-/* Files: pages that VMs see by their regions. A file is a VM to the registry and the forward map; its gfns are
- * page numbers, and nobody works for it. */
+/* Files: pages that VMs see by their regions. A file is a VM to the registry and the forward map; its
+ * gfns are page numbers, and nobody works for it. */
 #include "ipt/map.h"
 #include "ipt/move.h"
 #include <errno.h>

@@ -121,8 +121,8 @@ static void freeze_finish(struct ipt *t)
 	store_release64(&t->header->freeze, 0);
 }
 
-/* A registrar died at work: a freeze is finished, slots in flux belong to VMs that never were or were just going, and
- * children are counted anew. */
+/* A registrar died at work: a freeze is finished, what was being given is counted, slots in flux
+ * belong to VMs that never were or were just going, and children are counted anew. */
 static void registry_rebuild(struct ipt *t)
 {
 	uint32_t high = vm_high(t);

@@ -62,7 +62,13 @@ struct chain {
 	_Atomic uint32_t frames; /* SHARED */
 };
 
-/* A zone of the allocator; the last one's frames are the slots, see slot.h. Equation: free = sum of the listed blocks' frames + (end - mark). */
+/* What an alias has beside its slot's word. */
+struct slot_link {
+	_Atomic uint32_t target, next, prev;
+};
+
+/* A zone of the allocator; the last one's frames are the slots, see slot.h. Equation: free = sum of
+ * the listed blocks' frames + (end - mark). */
 struct zone {
 	_Alignas(TABLE_LINE) struct lock lock;
 	_Atomic uint32_t free; /* frames */
@@ -125,7 +131,7 @@ struct ipt {
 	struct region *regions;  /* IPT_MAX_REGIONS for each VM */
 	struct zone *zones;
 	struct chain *chains;
-	_Atomic uint64_t *links; /* of the slots, from the first on */
+	struct slot_link *links; /* of the slots, from the first on */
 	struct table_header *header;
 	struct table_layout layout;
 	struct ipt_config config;

@@ -1,5 +1,6 @@
 #include "vmm/clone_requests.h"
 #include "vmm/error.h"
+#include "vmm/fleet.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,6 +124,10 @@ void take_clone(struct control_request *r, const json_t *o)
 	}
 	if (name && (!json_is_string(name) || !name_is_good(json_string_value(name)))) {
 		control_refuse(r, "clone: \"name\" has 1 to 26 letters, digits, '-', '_' or '.'");
+		return;
+	}
+	if (((struct fleet *)control_ctx(r))->stop != FLEET_RUNS) {
+		control_refuse(r, "clone: the host is being stopped");
 		return;
 	}
 	struct host_vm *vm = named(r, o, "clone");

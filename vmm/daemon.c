@@ -208,6 +208,7 @@ static _Noreturn void become_daemon(const struct start *s, int lock, const char 
 		close(null);
 	if (out > STDERR_FILENO)
 		close(out);
+	fleet_say_when();
 	exit(serve(s));
 }
 

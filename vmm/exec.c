@@ -82,15 +82,17 @@ void exec_take(struct control_request *r, const json_t *object)
 	const json_t *command = json_object_get(object, "command");
 	struct host *h = control_host(r);
 	char error[ERROR_MAX];
-	vmid_t id;
 	if (!name || !json_is_string(command)) {
 		control_refuse(r, "exec: needs \"vm\", a name, and \"command\", a text");
 		return;
 	}
-	struct host_vm *vm =
-		ipt_vm_find(host_table(h), name, &id) == 0 ? host_vm_by_id(h, id) : NULL;
+	struct host_vm *vm = host_vm_by_name(h, name);
 	if (!vm) {
 		control_refuse(r, "exec: no running VM is called %s", name);
+		return;
+	}
+	if (vm->is_template) {
+		control_refuse(r, "exec: %s is a template, which doesn't run", name);
 		return;
 	}
 	struct exec *e = calloc(1, sizeof *e);

@@ -43,7 +43,7 @@ struct host_vm {
 	struct host_source on_exit, on_console, on_link;
 	uint64_t forked_ns, ready_ns, ended_ns; /* CLOCK_MONOTONIC, 0: not yet */
 	bool is_template;
-	bool link_ended; /* a template that is FORKING: there is no process at the other end */
+	bool link_ended;          /* FORKING: there is no process at the other end any more */
 	struct host_vm *pristine; /* the template made of it, as long as it hasn't run since */
 	struct clone_job *
 		job; /* a clone or template: what it is being made for; a VM: what it is frozen for */
@@ -147,6 +147,9 @@ int host_run(struct host *h);
 void host_stop(struct host *h);
 
 struct ipt *host_table(struct host *h);
+/* Files that VMs have as persistent memory, a list; and the one whose id in the table that is, or NULL. */
+const struct pmem_file *host_files(const struct host *h);
+const struct pmem_file *host_file_by_id(const struct host *h, vmid_t id);
 const struct pool *host_pool(struct host *h);
 unsigned host_alive(struct host *h); /* guests, without templates */
 /* VMs by index, in order of start, the gone ones too; NULL past the last. */

@@ -121,12 +121,14 @@ static int name_clone(const struct clone_job *job, struct vm_config *c, char *er
 	if (!*job->name) {
 		const char *after = job->source->config.machine.name;
 		int length = (int)strcspn(after, "@"); /* a template's own name is its VM's */
-		n = snprintf(name, size, "%.*s.%u", length < 20 ? length : 20, after,
-			     job->host->clones + 1);
-	}
-	if (*job->name && job->request.count == 1)
+		vmid_t id;
+		do /* somebody may have given a name like that to a VM */
+			n = snprintf(name, size, "%.*s.%u", length < 20 ? length : 20, after,
+				     job->host->clones + 1);
+		while (ipt_vm_find(job->host->table, name, &id) == 0 && ++job->host->clones);
+	} else if (job->request.count == 1)
 		n = snprintf(name, size, "%s", job->name);
-	else if (*job->name)
+	else
 		n = snprintf(name, size, "%.26s-%u", job->name, job->made + 1);
 	return n < (int)size ? 0 : errorf(error, -ENAMETOOLONG, "%.40s...: too long a name", name);
 }
@@ -158,8 +160,8 @@ static int ask(struct clone_job *job, char *error)
 		unsigned n = LINK_FDS + host_vm_pmem_fds(clone, fds + LINK_FDS);
 		rc = link_send(job->template->link_fd, &request, sizeof request, fds, n);
 		if (rc && rc != -EAGAIN)
-			errorf(error, rc, "%s: its template doesn't answer: %s", request.name,
-			       strerror(-rc));
+			errorf(error, rc, "%s: its template can't be asked: %s", request.name,
+			       rc == -EPIPE || rc == -EBADF ? "its process ended" : strerror(-rc));
 	}
 	for (unsigned i = 0; i < LINK_FDS; i++)
 		close(ends[i]);
@@ -262,14 +264,15 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 	struct clone_job *job = vm->job;
 	struct host_vm *t = job->template;
 	struct host *h = job->host;
+	bool unwatched = !a->status && pidfd < 0;
 	vm->job = NULL;
 	job->source = t; /* from now on it doesn't matter what becomes of vm */
 	if (a->template_id) {
 		t->id = vmid(a->template_id);
 		vm->id = vmid(a->id);
 	}
-	if (a->status) {
-		fail(job, "%s", a->words);
+	if (a->status || unwatched) {
+		fail(job, "%s", unwatched ? "the host has too many files open" : a->words);
 		t->job = NULL;
 		finish(job);
 		bury(t);
@@ -280,9 +283,9 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 	atomic_store_explicit(&t->mailbox->state, VM_TEMPLATE, memory_order_relaxed);
 	if (atomic_load_explicit(&vm->mailbox->state, memory_order_acquire) == VM_PAUSED)
 		vm->pristine = t;
+	int rc = host_vm_supervise(t);
 	if (h->events.cloned)
 		h->events.cloned(h->events.ctx, t, vm);
-	int rc = host_vm_supervise(t);
 	if (rc)
 		fail(job, "%s: can't watch its process: %s", t->config.machine.name, strerror(-rc));
 	retire_the_last(h, t);
@@ -296,9 +299,10 @@ static void cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 	struct clone_job *job = t->job;
 	struct host *h = t->host;
 	struct host_vm *clone = job->clones[job->answered];
-	if (a->id != clone->id.v) {
-		fail(job, "%s answered for another clone", t->config.machine.name);
-		host_kill(t); /* whatever that process is, it isn't our template any more */
+	if (a->id != clone->id.v || (!a->status && pidfd < 0)) {
+		/* A process that can't be watched ends with its link, as those that are asked for do. */
+		fail(job, "%s: no process that can be watched", clone->config.machine.name);
+		host_kill(t);
 		return;
 	}
 	job->answered++;
@@ -309,9 +313,9 @@ static void cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 	} else {
 		clone->pid = a->pid;
 		clone->pidfd = pidfd;
+		int rc = host_vm_supervise(clone);
 		if (h->events.cloned)
 			h->events.cloned(h->events.ctx, clone, job->source);
-		int rc = host_vm_supervise(clone);
 		if (rc)
 			fail(job, "%s: can't watch its process: %s", clone->config.machine.name,
 			     strerror(-rc));
@@ -321,29 +325,35 @@ static void cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 	step(job);
 }
 
-/* The other end is closed, and so there is no process. */
+/* A clone that is FORKING has no process and gets none. */
+static void drop_clone(struct clone_job *job, struct host_vm *clone)
+{
+	unsigned i = job->answered;
+	while (job->clones[i] != clone)
+		i++;
+	job->clones[i] = job->clones[job->answered];
+	job->clones[job->answered++] = NULL;
+	host_vm_unmake(clone);
+}
+
+/* The other end is closed, and so there is no process any more. */
 static void never_came(struct host_vm *vm)
 {
 	struct clone_job *job = vm->job;
-	if (vm->is_template && job->source != vm) {
-		/* The VM's answer, or its end, says what became of its frames. */
+	if (vm->is_template ? job->source != vm : job->template->phase == HOST_VM_ALIVE) {
+		/* Who was asked for it answers yet, or ends: that says what there was. */
 		host_remove_source(vm->host, &vm->on_link);
 		vm->link_ended = true;
-		fail(job, "%s: its process ended", vm->config.machine.name);
-		return;
-	}
-	if (vm->is_template) {
+		if (vm->is_template)
+			fail(job, "%s: its process ended", vm->config.machine.name);
+	} else if (vm->is_template) {
 		finish(job);
 		bury(vm);
-		return;
 	} else {
-		while (job->clones[job->answered] != vm)
-			job->answered++; /* those before it are gone as well */
-		job->clones[job->answered++] = NULL;
-		host_vm_unmake(vm);
+		drop_clone(job, vm);
+		if (job->answered == job->made)
+			finish(job);
 	}
-	if (job && job->answered == job->made)
-		finish(job);
 }
 
 void host_clone_link(struct host_vm *vm)
@@ -360,7 +370,7 @@ void host_clone_link(struct host_vm *vm)
 		return;
 	}
 	a.words[sizeof a.words - 1] = 0;
-	bool takes = n > 0 && vm->job && (!a.status ? fds[0] >= 0 : true);
+	bool takes = n > 0 && vm->job;
 	if (takes && vm->is_template && vm->job->answered < vm->job->made) {
 		cloned(vm, &a, fds[0]);
 		fds[0] = a.status ? fds[0] : -1;
@@ -390,7 +400,10 @@ void host_clone_ended(struct host_vm *vm)
 	if (vm->is_template) {
 		fail(job, "%s: its process ended", vm->config.machine.name);
 		for (unsigned i = job->answered; i < job->made; i++)
-			hang_up(job->clones[i]);
+			if (job->clones[i]->link_ended)
+				drop_clone(job, job->clones[i]);
+			else
+				hang_up(job->clones[i]);
 		if (job->answered == job->made)
 			finish(job);
 	} else if (job->source == vm) {
@@ -421,9 +434,19 @@ void host_clone_ended(struct host_vm *vm)
 
 /* ---- requests ------------------------------------------------------------------------------ */
 
+/* Guests that run, or are being made. */
+static unsigned guests(const struct host *h)
+{
+	unsigned n = h->alive;
+	for (unsigned i = 0; i < h->vms; i++)
+		n += h->vm[i]->phase == HOST_VM_FORKING && !h->vm[i]->is_template;
+	return n;
+}
+
 static int check(const struct host_vm *vm, const struct host_clone_request *r, char *error)
 {
 	struct host *h = vm->host;
+	unsigned have = guests(h), room = have < h->config.max_vms ? h->config.max_vms - have : 0;
 	const char *name = vm->config.machine.name;
 	uint32_t state = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire);
 	uint32_t left = ipt_free_frames(h->table);
@@ -436,9 +459,10 @@ static int check(const struct host_vm *vm, const struct host_clone_request *r, c
 	if (!vm->is_template && state != VM_RUNNING && state != VM_PAUSED)
 		return errorf(error, -EAGAIN, "%s: can't be cloned while it is %s", name,
 			      vm_state_name(state));
-	if (!r->count || r->count > h->config.max_vms)
-		return errorf(error, -EINVAL, "%u clones: this host has room for %u VMs in all",
-			      r->count, h->config.max_vms);
+	if (!r->count || r->count > room)
+		return errorf(error, -EINVAL,
+			      "%u clones: the host has room for %u more guests; see --max-vms",
+			      r->count, room);
 	if (left / HOST_CLONE_FRAMES < r->count)
 		return errorf(
 			error, -ENOMEM,
@@ -453,6 +477,7 @@ static int check(const struct host_vm *vm, const struct host_clone_request *r, c
 int host_clone(struct host_vm *vm, const struct host_clone_request *request, char *error)
 {
 	struct host *h = vm->host;
+	host_forget_gone(h);
 	int rc = check(vm, request, error);
 	if (rc)
 		return rc;

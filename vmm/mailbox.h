@@ -76,9 +76,11 @@ struct mailbox {
 	_Atomic uint64_t starved;              /* times that a fault had to wait for frames */
 	_Atomic uint64_t extents;              /* pieces of pool mapped into the window */
 	_Atomic uint64_t extent_frames;
-	struct histogram service_ns;       /* userfault read to wake */
-	_Atomic uint64_t exits[64];        /* KVM exits by reason */
-	_Atomic uint64_t run_started_ns;   /* CLOCK_MONOTONIC at the first KVM_RUN */
+	struct histogram service_ns;     /* userfault read to wake */
+	_Atomic uint64_t exits[64];      /* KVM exits by reason */
+	_Atomic uint64_t run_started_ns; /* CLOCK_MONOTONIC at the first KVM_RUN */
+	_Atomic uint64_t
+		first_exit_ns; /* and when it came back from it: the guest has executed something */
 	_Atomic uint64_t copied_frames;    /* shared frames of which it has a copy now */
 	_Atomic uint64_t predicted_frames; /* of them: copied before it ran */
 	_Atomic uint64_t zero_frames;      /* given back, since they held only zeroes */
@@ -88,6 +90,7 @@ struct mailbox {
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
 	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */
 	_Atomic uint64_t disk_reads, disk_writes, disk_errors;
+	_Atomic uint64_t pmem_flushes, pmem_errors;
 };
 
 /* Names for people: "running", "power-off" and so on. */

@@ -87,7 +87,8 @@ frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
 
 /* With memory.lock held: clean and free limbo frames. */
 void memory_free(struct memory *m, frame_t first, uint32_t n);
-/* With memory.lock held: limbo frames become what is at n gfns, in the table (over aliases) and in the window.
+#define MEMORY_RUN 64 /* pages that are dealt with at once, at most */
+/* With memory.lock held: limbo frames become what is at n gfns, at most MEMORY_RUN, in the table (over aliases) and in the window.
  * -errno as ipt_map_over, or of mmap. */
 int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n);
 /* Give the gfn a frame of this VM's own, whose bytes are those that it had: populated if it is void, copied if it
@@ -101,9 +102,9 @@ int memory_freeze(struct memory *m, char *error);
 /* The table has given what was ours to a template; we go on as `vm`. */
 void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn);
 /* In a clone's process: a userfaultfd of its own over the window that was inherited, all of it shared. -errno with
- * words. */
-int memory_adopt(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn,
-		 char *error);
+ * words. Then, when it is known which clone it is, that. */
+int memory_adopt(struct memory *m, char *error);
+void memory_become(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn);
 /* Copy these shared pages in one go, into frames that follow each other where there are such. Pages that can't be
  * had stay shared. Before the guest runs. */
 void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n);

@@ -29,8 +29,7 @@ struct run_options {
 		bool share;
 	} pmem[VM_MAX_PMEM];
 	unsigned pmems;
-	uint64_t
-		pmem_bytes; /* what the guests' persistent memory may come to in the pool, set by setup */
+	uint64_t pmem_bytes; /* of the pool that all guests' pmem may come to; set by setup */
 	enum ipt_kind table;
 	const char *stats;
 	uint64_t timeout_seconds; /* 0: none */

@@ -33,10 +33,11 @@ static bool all_parked(const struct vm *vm)
 void pause_wait(struct vm *vm, unsigned cpu)
 {
 	struct vm_pause *p = &vm->pause;
+	/* Under the lock: see settle(). */
+	pthread_mutex_lock(&p->lock);
 	/* Release: what this thread did to the vCPU and to devices is seen by who finds it parked. */
 	atomic_store_explicit(&p->parked[cpu], true, memory_order_release);
 	loop_post(vm->loop, &p->look);
-	pthread_mutex_lock(&p->lock);
 	while (atomic_load_explicit(&p->wanted, memory_order_relaxed) &&
 	       !atomic_load_explicit(&vm->stopping, memory_order_acquire))
 		pthread_cond_wait(&p->go, &p->lock);
@@ -125,6 +126,13 @@ static void freeze(struct vm *vm)
 	answer_freeze(vm, &a, pidfd);
 }
 
+/* Parked vCPUs sleep when this returns, and hold no lock: the process may be forked. */
+static void settle(struct vm *vm)
+{
+	pthread_mutex_lock(&vm->pause.lock);
+	pthread_mutex_unlock(&vm->pause.lock);
+}
+
 static void update(struct vm *vm)
 {
 	struct vm_pause *p = &vm->pause;
@@ -142,6 +150,7 @@ static void update(struct vm *vm)
 		arm_timer(vm);
 	}
 	if (p->stillness == VM_PARKS && all_parked(vm)) {
+		settle(vm);
 		board_pause(vm);
 		p->stillness = VM_STILL;
 		if (p->by_user)

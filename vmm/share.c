@@ -53,21 +53,63 @@ void memory_free(struct memory *m, frame_t first, uint32_t n)
 	}
 }
 
-/* Shared frames that lost their last viewer with us. */
-static void lost(void *ctx, gfn_t g, frame_t first, uint32_t n)
+/* Shared frames that lost their last viewer with us. Our window shows them until the new ones are mapped, and so they
+ * are cleaned only then. */
+struct lost {
+	struct {
+		frame_t first;
+		uint32_t n;
+	} run[MEMORY_RUN];
+	unsigned runs;
+};
+
+static void lose(void *ctx, gfn_t g, frame_t first, uint32_t n)
 {
+	struct lost *l = ctx;
 	(void)g;
-	memory_free(ctx, first, n);
+	if (l->runs < MEMORY_RUN)
+		l->run[l->runs++] = (typeof(l->run[0])){first, n};
+}
+
+static void free_lost(struct memory *m, const struct lost *l)
+{
+	for (unsigned i = 0; i < l->runs; i++)
+		memory_free(m, l->run[i].first, l->run[i].n);
 }
 
 int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n)
 {
-	int rc = ipt_map_over(m->table, m->vm, first, f, n, lost, m);
-	return rc ? rc : window_map(&m->window, first, f, n);
+	struct lost lost = {.runs = 0};
+	int rc = ipt_map_over(m->table, m->vm, first, f, n, lose, &lost);
+	if (!rc)
+		rc = window_map(&m->window, first, f, n);
+	free_lost(m, &lost);
+	return rc;
 }
 
-/* A shared page's new owner: first..first+n are `from`.., shared, and none or (n = 1) one has a page. */
-static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool copy)
+/* Hold the frames from..from+n, which gfns first.. are seen at: they are neither freed nor used again while our window
+ * shows them, whatever becomes of their template. -EEXIST if they aren't there any more. */
+static int hold(struct memory *m, gfn_t first, frame_t from, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		frame_t f;
+		int rc = ipt_pin(m->table, m->vm, gfn_add(first, i), &f);
+		if (!rc && f.v != from.v + i) {
+			ipt_unpin(m->table, f);
+			rc = -ENOENT;
+		}
+		if (rc) {
+			while (i--)
+				ipt_unpin(m->table, frame_add(from, i));
+			return rc == -ENOENT ? -EEXIST : rc;
+		}
+	}
+	return 0;
+}
+
+/* A shared page's new owner: first..first+n are `from`.., shared and held, and none or (n = 1) one has a page. */
+static int replace(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool copy,
+		   struct lost *lost)
 {
 	unsigned order = 0;
 	while (1u << order < n)
@@ -80,7 +122,7 @@ static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bo
 	if (copy)
 		rc = copy_page(m->pool, f, from);
 	if (!rc)
-		rc = ipt_map_over(m->table, m->vm, first, f, n, lost, m);
+		rc = ipt_map_over(m->table, m->vm, first, f, n, lose, lost);
 	if (rc) {
 		memory_free(m, f, 1u << order);
 		return rc;
@@ -89,6 +131,19 @@ static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bo
 	atomic_fetch_add_explicit(&m->mailbox->copied_frames, n, memory_order_relaxed);
 	/* If this fails the page stays watched, and the next touch of it tries again. */
 	return window_map(&m->window, first, f, n);
+}
+
+static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool copy)
+{
+	int rc = hold(m, first, from, n);
+	if (rc)
+		return rc;
+	struct lost lost = {.runs = 0};
+	rc = replace(m, first, from, n, copy, &lost);
+	for (uint32_t i = 0; i < n; i++)
+		ipt_unpin(m->table, frame_add(from, i));
+	free_lost(m, &lost);
+	return rc;
 }
 
 static void note(struct memory *m, gfn_t g)
@@ -167,8 +222,8 @@ int memory_own(struct memory *m, gfn_t g)
 		return -EFAULT;
 	pthread_mutex_lock(&m->lock);
 	int rc = own_locked(m, g);
-	if (rc == -EEXIST) /* its template's end made it ours meanwhile */
-		rc = own_locked(m, g);
+	for (int tries = 0; rc == -EEXIST && tries < 8; tries++)
+		rc = own_locked(m, g); /* its template's end made it ours meanwhile */
 	pthread_mutex_unlock(&m->lock);
 	return rc;
 }
@@ -339,14 +394,17 @@ void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn)
 	begin_learning(m, learn);
 }
 
-int memory_adopt(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn,
-		 char *error)
+void memory_become(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn)
 {
 	m->vm = vm;
 	m->mailbox = mailbox;
+	begin_learning(m, learn);
+}
+
+int memory_adopt(struct memory *m, char *error)
+{
 	m->shares = true;
 	m->shown_to = 0;
-	begin_learning(m, learn);
 	m->uffd = fault_open(error);
 	if (m->uffd < 0)
 		return m->uffd;

@@ -119,6 +119,13 @@ static bool handle(struct vm *vm, unsigned cpu, struct kvm_run *run)
 	}
 }
 
+static void run_failed(struct vm *vm, unsigned cpu)
+{
+	char words[128];
+	snprintf(words, sizeof words, "KVM_RUN: %s", strerror(errno));
+	end_with_registers(vm, cpu, END_KVM_ERROR, words);
+}
+
 /* What the guest's last access still needs of KVM: entering with immediate_exit completes it and comes back
  * (api.rst, 5, KVM_EXIT_IO and KVM_EXIT_MMIO), or brings the next part of the same access. */
 static bool complete_access(struct vm *vm, unsigned cpu)
@@ -128,21 +135,23 @@ static bool complete_access(struct vm *vm, unsigned cpu)
 		v->run->immediate_exit = 1;
 		int rc = ioctl(v->fd, KVM_RUN, 0);
 		if (rc < 0 && errno == EINTR)
-			break;
+			return true;
 		if (rc < 0 && errno == EAGAIN)
 			continue;
-		if (rc < 0 || !handle(vm, cpu, v->run))
-			return false; /* the end is told when the guest is entered next, or was */
+		if (rc < 0) {
+			run_failed(vm, cpu);
+			return false;
+		}
+		if (!handle(vm, cpu, v->run))
+			return false; /* the end is told */
 	}
-	v->run->immediate_exit = 0;
-	return true;
 }
 
 /* A clone's vCPUs begin where they were frozen. */
 static bool wake(struct vm *vm)
 {
 	char error[ERROR_MAX] = "";
-	int rc = template_wake(vm, error);
+	int rc = clone_wake(vm, error);
 	for (unsigned i = 1; !rc && i < vm->kvm.cpus; i++) {
 		rc = vcpu_start(vm, i);
 		if (rc)
@@ -170,7 +179,16 @@ static void *vcpu_main(void *arg)
 		vm_set_state(vm, VM_RUNNING);
 	}
 	uint64_t remaps = atomic_load_explicit(&vm->memory.remaps, memory_order_acquire);
-	while (!atomic_load_explicit(&vm->stopping, memory_order_acquire)) {
+	bool first = cpu == 0;
+	for (;;) {
+		/* Who kicks says why first. So what a kick left is cleared before we look why: a later one then is
+		 * seen by KVM, and one that comes after its reason is gone doesn't keep us out for ever. */
+		if (v->run->immediate_exit) {
+			v->run->immediate_exit = 0;
+			atomic_thread_fence(memory_order_seq_cst);
+		}
+		if (atomic_load_explicit(&vm->stopping, memory_order_acquire))
+			break;
 		if (atomic_load_explicit(&vm->pause.wanted, memory_order_acquire)) {
 			if (!complete_access(vm, cpu))
 				break;
@@ -183,10 +201,13 @@ static void *vcpu_main(void *arg)
 		if (rc < 0 && errno == EFAULT && dax_was_remapping(&vm->memory, &remaps))
 			continue;
 		if (rc < 0) {
-			char words[128];
-			snprintf(words, sizeof words, "KVM_RUN: %s", strerror(errno));
-			end_with_registers(vm, cpu, END_KVM_ERROR, words);
+			run_failed(vm, cpu);
 			break;
+		}
+		if (first) {
+			first = false;
+			atomic_store_explicit(&vm->links.mailbox->first_exit_ns, clock_ns(),
+					      memory_order_relaxed);
 		}
 		atomic_fetch_add_explicit(&vm->links.mailbox->exits[v->run->exit_reason & 63], 1,
 					  memory_order_relaxed);

@@ -95,7 +95,7 @@ struct vm {
 	struct virtio_dev *device[MACHINE_MAX_VIRTIO];
 	struct vm_slot slot[MACHINE_MAX_VIRTIO];
 	unsigned devices;
-	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS];
+	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS], *pmem[VM_MAX_PMEM];
 	struct outlet outlet, agent_outlet;
 	struct inlet inlet, agent_inlet;
 	struct idle idle;
@@ -164,7 +164,7 @@ void template_make(struct vm *vm, const struct link_request *request, int link,
 		   struct link_answer *answer, int *pidfd);
 /* A clone's first step, on the thread of its vCPU 0 while the loop runs: it gets the state that was frozen. -errno
  * with words. */
-int template_wake(struct vm *vm, char *error);
+int clone_wake(struct vm *vm, char *error);
 
 /* ---- vcpu.c -------------------------------------------------------------------------------- */
 

@@ -1,17 +1,20 @@
 /*
- * work=serve: does what the host's commands say, until "off". A command is one line: its name, then
- * words key=value. It answers with text and a status: 0, 1 (memory isn't as it should be), 2 (no such
- * command, or bad words).
+ * work=serve: does what the host's commands say, until "off". A command is its name, then words
+ * key=value; a line may have several, parted by ";", done one after the other until one fails. It
+ * answers with text and a status: 0, 1 (memory isn't as it should be), 2 (no such command, or bad
+ * words).
  *
  *   fill seed=S base=GPA pages=N   all words of the pages, by (seed, page, word) as work=pattern has
  *                                  them; seed=0: zeros
  *   check seed=S base= pages=      "ok", or "bad GPA" of the first word that isn't
  *   zero base= pages=              as fill seed=0
+ *   runs GPA S*N...                as check, for runs of pages that follow each other from GPA on, N
+ *                                  of seed S each; the rest of the line
  *   sum base= pages=               a hash of the contents
  *   write GPA VALUE                8 bytes
  *   read GPA
  *   identity                       which clone this is, 0: none
- *   echo TEXT
+ *   echo TEXT                      the rest of the line
  *   cpu loops=N                    arithmetic
  *   off                            DONE and ACPI power-off
  *
@@ -117,7 +120,7 @@ static unsigned fill(const struct args *a)
 	return OK;
 }
 
-static unsigned check(const struct args *a)
+static unsigned verify(const struct args *a)
 {
 	if (!pages_are_usable(a))
 		return BAD;
@@ -126,6 +129,43 @@ static unsigned check(const struct args *a)
 			agent_say("bad 0x%lx", at);
 			return WRONG;
 		}
+	return OK;
+}
+
+static unsigned check(const struct args *a)
+{
+	unsigned status = verify(a);
+	if (status == OK)
+		agent_say("ok");
+	return status;
+}
+
+/* "S*N", seed and pages. */
+static bool read_run(struct args *a, const char *word, size_t n)
+{
+	const char *star = memchr(word, '*', n);
+	return star != NULL && text_number(word, (size_t)(star - word), &a->seed) &&
+	       text_number(star + 1, n - (size_t)(star - word) - 1, &a->pages);
+}
+
+static unsigned runs(const struct args *all)
+{
+	struct args a = {.base = WORDS_UNSET};
+	const char *at = all->rest;
+	for (size_t left = all->rest_n, n; left > 0; at += n, left -= n) {
+		const char *space = memchr(at, ' ', left);
+		size_t word = space != NULL ? (size_t)(space - at) : left;
+		n = word + (space != NULL);
+		if (a.base == WORDS_UNSET ? !text_number(at, word, &a.base)
+					  : !read_run(&a, at, word)) {
+			agent_say("runs: bad words");
+			return BAD;
+		}
+		unsigned status = a.pages > 0 ? verify(&a) : OK;
+		if (status != OK)
+			return status;
+		a.base += a.pages * REGION_PAGE;
+	}
 	agent_say("ok");
 	return OK;
 }
@@ -211,18 +251,25 @@ static const struct command commands[] = {
 	{"zero", zero, 0, false},         {"sum", sum, 0, false},
 	{"write", write_word, 2, false},  {"read", read_word, 1, false},
 	{"identity", identity, 0, false}, {"echo", echo, 0, true},
-	{"cpu", cpu, 0, false},           {"off", off, 0, false},
+	{"runs", runs, 0, true},          {"cpu", cpu, 0, false},
+	{"off", off, 0, false},
 };
 
-static unsigned obey(const char *text, size_t n)
+/* One command, and what it took of the line. */
+static unsigned obey_one(const char *text, size_t left, size_t *took)
 {
+	const char *end = memchr(text, ';', left);
+	size_t n = end != NULL ? (size_t)(end - text) : left;
 	const char *space = memchr(text, ' ', n);
 	size_t name = space != NULL ? (size_t)(space - text) : n;
 	struct args a = {.seed = 1, .base = WORDS_UNSET, .pages = 1, .loops = 100000000};
+	*took = n + (end != NULL);
 	for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
 		const struct command *c = &commands[i];
 		if (!text_is(text, name, c->name))
 			continue;
+		if (c->text)
+			*took = n = left;
 		a.rest = text + name + (space != NULL);
 		a.rest_n = n - name - (space != NULL);
 		if (!c->text && (!read_args(&a, a.rest, a.rest_n) || a.numbers != c->numbers)) {
@@ -233,6 +280,18 @@ static unsigned obey(const char *text, size_t n)
 	}
 	agent_say("no such command");
 	return BAD;
+}
+
+static unsigned obey(const char *text, size_t n)
+{
+	size_t took;
+	unsigned status = obey_one(text, n, &took);
+	while (status == OK && took < n) {
+		text += took;
+		n -= took;
+		status = obey_one(text, n, &took);
+	}
+	return status;
 }
 
 void serve_run(const struct stage *s)
