@@ -14,7 +14,8 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#define SHORTEST   4 /* run of pages that aren't zero, unless the pool is short of frames */
+#define SHORTEST   4 /* run of pages that aren't zero; but */
+#define SHORT_IN   4 /* one pass in so many takes shorter ones, after longer ones had their chance */
 #define SEEN_MOST  (1u << 22) /* 48 MiB of memory */
 #define NO_FRAME_V UINT32_MAX
 
@@ -253,7 +254,8 @@ void merge_scan_begin(struct merge_scan *s)
 {
 	s->pass++;
 	merge_set_clear(&s->seen);
-	s->short_runs = ipt_free_frames(s->table) < ipt_config(s->table)->frames / 8;
+	s->short_runs = s->pass % SHORT_IN == 0 ||
+			ipt_free_frames(s->table) < ipt_config(s->table)->frames / 8;
 }
 
 static bool is_worth_a_look(struct merge_scan *s, frame_t f, const struct ipt_owner *o)

@@ -25,7 +25,7 @@ struct merge_scan {
 	struct merge_set shared; /* frames that are, or were, shared */
 	struct merge_set seen;   /* private ones that this pass came by, which don't change */
 	struct merge_run run;
-	bool short_runs;                    /* the pool is short of frames: take these too */
+	bool short_runs;                    /* take these too */
 	uint8_t *bytes;                     /* of a step's frames */
 	uint64_t scanned_bytes, pages_done; /* so far */
 };

@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 #define MAPPINGS_MOST  16384 /* of a window, for the sake of merging */
-#define MAPPINGS_SHORT 16    /* shorter runs than this are refused from half of it on */
+#define MAPPINGS_SHORT 16    /* shorter runs than this are refused from three quarters of it on */
 #define COUNT_EVERY    256   /* requests, at least, between counting mappings */
 #define READ_PAGES     4
 
@@ -303,7 +303,7 @@ static bool has_room(struct memory *m, uint32_t count)
 		uint32_t left = m->mappings < most ? (most - m->mappings) / 2 : 0;
 		m->mappings_left = left < COUNT_EVERY ? left : COUNT_EVERY;
 	}
-	if (!m->mappings_left || (m->mappings > most / 2 && count < MAPPINGS_SHORT))
+	if (!m->mappings_left || (m->mappings > most / 4 * 3 && count < MAPPINGS_SHORT))
 		return false;
 	m->mappings_left--;
 	return true;
