@@ -183,7 +183,7 @@ static int own_shared(struct memory *m, gfn_t g, const struct ipt_place *p)
 	gfn_t first = g;
 	bool copy = has_page(m->pool, p->frame);
 	uint32_t n = copy ? 1 : blank_around(m, g, p->frame, &first);
-	int rc = take_over(m, first, p->frame, n, copy);
+	int rc = take_over(m, first, frame(p->frame.v - (uint32_t)(g.v - first.v)), n, copy);
 	if (rc == -EAGAIN && n > 1)
 		rc = take_over(m, g, p->frame, 1, copy);
 	if (!rc)
