@@ -21,6 +21,7 @@ struct trial {
 	struct fleet fleet;
 	struct density_before before;
 	struct host_source on_tick;
+	enum { NO_CLONES, CLONES_ASKED, CLONES_RUN } clones;
 	unsigned ticks, settling, still;
 	uint32_t frames;
 	bool over; /* measured, or will never be */
@@ -44,11 +45,13 @@ static void measure(struct trial *t)
 	density_freeze(&t->fleet);
 	density_measure(t->run, &t->fleet, &t->before);
 	if (t->run == &t->row->ipt)
-		rc = density_replay(&t->row->replay, host_table(t->fleet.host), error);
+		rc = density_replay(&t->row->replay, host_table(t->fleet.host),
+				    &t->density->setup.config.machine, density_replay_limit(),
+				    error);
 	density_thaw(&t->fleet);
 	if (!rc && t->row->replay.mismatches) {
 		rc = -EIO;
-		errorf(error, rc, "radix tables to compare: %" PRIu64 " frames differ",
+		errorf(error, rc, "radix tables to compare: %" PRIu64 " mappings differ",
 		       t->row->replay.mismatches);
 	}
 	if (rc) {
@@ -63,13 +66,60 @@ static void measure(struct trial *t)
 }
 
 /* All are up; what they still load in the background belongs to them, so wait until it is there. */
-static void settle(struct trial *t)
+static bool settled(struct trial *t)
 {
 	struct ipt_counts c;
 	ipt_counts(host_table(t->fleet.host), &c);
 	t->still = c.frames[IPT_PRIVATE] == t->frames ? t->still + 1 : 0;
 	t->frames = c.frames[IPT_PRIVATE];
-	if (t->still >= STILL_TICKS || ++t->settling >= SETTLE_TICKS)
+	return t->still >= STILL_TICKS || ++t->settling >= SETTLE_TICKS;
+}
+
+/* ---- clones -------------------------------------------------------------------------------- */
+
+static void clones_run(void *ctx, struct host_vm **clones, unsigned n)
+{
+	struct trial *t = ctx;
+	(void)clones;
+	(void)n;
+	t->clones = CLONES_RUN;
+	t->settling = t->still = 0;
+}
+
+static void clones_failed(void *ctx, const char *words)
+{
+	struct trial *t = ctx;
+	if (t->over || t->fleet.stop != FLEET_RUNS)
+		return;
+	fleet_say("%s", words);
+	give_up(t, EXIT_GUEST);
+}
+
+/* The guest that was booted, and as many clones as the count lacks. */
+static void make_clones(struct trial *t)
+{
+	char error[ERROR_MAX];
+	const struct host_clone_request request = {.count = t->row->guests - 1,
+						   .predict = true,
+						   .done = clones_run,
+						   .failed = clones_failed,
+						   .ctx = t};
+	t->clones = CLONES_ASKED;
+	int rc = host_clone(host_vm_at(t->fleet.host, 0), &request, error);
+	if (!rc)
+		return;
+	fleet_say("%s", error);
+	give_up(t, rc == -ENOMEM ? EXIT_BAD_INPUT : EXIT_GUEST);
+}
+
+static void go_on(struct trial *t)
+{
+	bool clones = t->row->guests > t->fleet.count;
+	if ((clones && t->clones == CLONES_ASKED) || !settled(t))
+		return;
+	if (clones && t->clones == NO_CLONES)
+		make_clones(t);
+	else
 		measure(t);
 }
 
@@ -83,7 +133,7 @@ static void on_tick(struct host_source *s, uint32_t events)
 	if (t->over || t->fleet.stop != FLEET_RUNS)
 		return;
 	if (t->fleet.ready == t->fleet.count)
-		settle(t);
+		go_on(t);
 	else if (++t->ticks % PROGRESS_TICKS == 0)
 		fleet_say("%u guests, table %s: %u are up after %u s", t->row->guests,
 			  table_name(t), t->fleet.ready, t->ticks * TICK_MS / 1000);
@@ -128,8 +178,8 @@ static int add_tick(struct trial *t, char *error)
 /* With --append 'invisor.run="..."' a Linux guest is up when that command has ended. */
 static const char *ready_word(const struct density *d)
 {
-	if (d->setup.image.kind == BOOT_BARE)
-		return "DONE";
+	if (d->setup.image.kind == BOOT_BARE) /* one that serves is never done */
+		return strstr(d->setup.cmdline, "work=serve") ? "serve" : "DONE";
 	return strstr(d->setup.cmdline, "invisor.run=") ? "EXIT" : "READY";
 }
 
@@ -143,7 +193,7 @@ static int run_trial(struct density *d, struct density_row *row, enum ipt_kind k
 		.setup = &d->setup, .ready = ready_word(d), .quiet = true};
 	const struct fleet_events events = {.starved = starved, .ended = ended, .ctx = &t};
 	char error[ERROR_MAX] = "";
-	d->setup.options.count = row->guests;
+	d->setup.options.count = d->options.clones ? 1 : row->guests;
 	d->setup.options.table = kind;
 	density_before(&t.before);
 	int status = EXIT_BAD_INPUT, rc = fleet_open(&t.fleet, &config, &events, error);
@@ -170,6 +220,14 @@ static int check_memory(const struct density *d, unsigned guests)
 		return EXIT_CLEAN;
 	const struct density_row *last = &d->row[d->rows - 1];
 	int64_t need = last->ipt.parts_kib / last->guests * (int64_t)guests;
+	if (d->options.clones) {
+		/* A clone takes what it has of its own: by how much the last count took more. */
+		if (d->rows < 2)
+			return EXIT_CLEAN;
+		int64_t more = last->ipt.parts_kib - last[-1].ipt.parts_kib;
+		need = last->ipt.parts_kib +
+		       more / (last->guests - last[-1].guests) * (int64_t)(guests - last->guests);
+	}
 	int64_t have = (int64_t)proc_meminfo_kib("MemAvailable");
 	if (need <= have)
 		return EXIT_CLEAN;
@@ -189,7 +247,7 @@ static int run_all(struct density *d)
 		if (status == EXIT_CLEAN)
 			status = run_trial(d, row, IPT_INDEX);
 		d->rows += row->ipt.measured;
-		if (status == EXIT_CLEAN && !d->options.quick)
+		if (status == EXIT_CLEAN && !d->options.quick && !d->options.clones)
 			status = run_trial(d, row, IPT_RADIX);
 	}
 	return status;

@@ -26,6 +26,7 @@ static const char help[] =
 	"if\n"
 	"                        there is)\n"
 	"      --out DIR|PREFIX  where density.csv, .gp and .svg go, or PREFIX.csv ... (here)\n"
+	"      --clones          boot one guest; the others of a count are clones of it\n"
 	"      --quick           only run with the inverted table\n"
 	"      --timeout SECONDS for each count of guests to come up (120 and 30 a guest)\n"
 	"      --help            this\n"
@@ -33,8 +34,10 @@ static const char help[] =
 	"Linux guests stay up with invisor.stay=1 and are measured when they said READY (with\n"
 	"--append 'invisor.run=\"...\"': when that command ended, EXIT); bare guests get end=spin "
 	"and\n"
-	"are measured when they said DONE. Every count is run with --table ipt and with --table\n"
-	"radix. docs/DENSITY.md describes the columns.\n"
+	"are measured when they said DONE, or serve where work=serve is among their work. Every "
+	"count\n"
+	"is run with --table ipt and, unless its guests are clones, with --table radix. "
+	"docs/DENSITY.md describes the columns.\n"
 	"Exit status: 0 all was measured, 1 a guest failed or the plot couldn't be made, 2 bad "
 	"input\n"
 	"or too little memory, 3 timeout, 130 Ctrl-C; what was measured by then is written.\n";
@@ -88,6 +91,9 @@ static int parse_one(void *ctx, int option, char *value, char *error)
 				      value);
 		o->out = value;
 		return 0;
+	case 'C':
+		o->clones = true;
+		return 0;
 	case 'q':
 		o->quick = true;
 		return 0;
@@ -102,7 +108,8 @@ int density_options_parse(struct density_options *o, int argc, char **argv, char
 		{"guests", 1, NULL, 'g'}, {"mem", 1, NULL, 'm'},     {"kernel", 1, NULL, 'k'},
 		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'},  {"cpus", 1, NULL, 'c'},
 		{"pool", 1, NULL, 'p'},   {"out", 1, NULL, 'o'},     {"quick", 0, NULL, 'q'},
-		{"help", 0, NULL, 'h'},   {"timeout", 1, NULL, 'T'}, {NULL, 0, NULL, 0},
+		{"help", 0, NULL, 'h'},   {"timeout", 1, NULL, 'T'}, {"clones", 0, NULL, 'C'},
+		{NULL, 0, NULL, 0},
 	};
 	static const struct options_spec spec = {.command = "density",
 						 .help = help,

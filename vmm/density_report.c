@@ -6,16 +6,32 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-uint64_t density_ipt_bytes(const struct density_row *r)
+uint64_t density_table_bytes(const struct ipt_bytes *b)
 {
-	const struct ipt_bytes *b = &r->ipt.table;
-	return b->array + b->side + b->forward + b->other;
+	return b->array + b->side + b->slots + b->forward + b->other;
 }
 
-uint64_t density_radix_bytes(const struct density_row *r, bool with_reverse_map)
+/* Of all VMs, from what some of them took. */
+static uint64_t of_all(const struct density_replay *p, uint64_t bytes)
 {
-	const struct ipt_bytes *b = &r->replay.bytes;
-	return b->forward + (with_reverse_map ? b->array : 0);
+	if (!p->mappings || p->mappings == p->seen)
+		return bytes;
+	return (uint64_t)((double)bytes * (double)p->seen / (double)p->mappings);
+}
+
+uint64_t density_radix_tables_bytes(const struct density_row *r)
+{
+	return of_all(&r->replay, r->replay.bytes.forward);
+}
+
+uint64_t density_reverse_map_bytes(const struct density_row *r)
+{
+	return of_all(&r->replay, r->replay.bytes.array);
+}
+
+static uint64_t radix_and_reverse(const struct density_row *r)
+{
+	return density_radix_tables_bytes(r) + density_reverse_map_bytes(r);
 }
 
 double density_break_even(const unsigned *guests, const uint64_t *cost, const uint64_t *other,
@@ -59,10 +75,10 @@ static void print_break_even(const struct density *d)
 	uint64_t ipt[DENSITY_MAX_COUNTS], both[DENSITY_MAX_COUNTS], forward[DENSITY_MAX_COUNTS],
 		index[DENSITY_MAX_COUNTS];
 	for (unsigned i = 0; i < d->rows; i++) {
-		ipt[i] = density_ipt_bytes(&d->row[i]);
+		ipt[i] = density_table_bytes(&d->row[i].ipt.table);
 		index[i] = d->row[i].ipt.table.forward;
-		both[i] = density_radix_bytes(&d->row[i], true);
-		forward[i] = density_radix_bytes(&d->row[i], false);
+		both[i] = radix_and_reverse(&d->row[i]);
+		forward[i] = density_radix_tables_bytes(&d->row[i]);
 	}
 	printf("\nBreak-even of the inverted page table, everything counted\n");
 	say_break_even(d, "against radix tables with reverse map", ipt, both);
@@ -73,19 +89,69 @@ static void print_break_even(const struct density *d)
 static void print_tables(const struct density *d)
 {
 	printf("\nTables for the same mappings, KiB\n");
-	printf("%6s %9s | %-39s | %-23s |\n", "", "", "inverted page table", "per-VM radix tables");
-	printf("%6s %9s | %7s %7s %7s %7s %7s | %7s %7s %7s | %s\n", "guests", "mapped", "array",
-	       "side", "index", "other", "total", "tables", "reverse", "both", "total/both");
+	printf("%6s %9s | %-47s | %-23s |\n", "", "", "inverted page table", "per-VM radix tables");
+	printf("%6s %9s | %7s %7s %7s %7s %7s %7s | %7s %7s %7s | %s\n", "guests", "mapped",
+	       "array", "side", "slots", "index", "other", "total", "tables", "reverse", "both",
+	       "total/both");
 	for (unsigned i = 0; i < d->rows; i++) {
 		const struct density_row *r = &d->row[i];
 		const struct ipt_bytes *b = &r->ipt.table;
-		uint64_t both = density_radix_bytes(r, true);
+		uint64_t total = density_table_bytes(b), both = radix_and_reverse(r);
 		printf("%6u %9" PRIu64 " | %7" PRIu64 " %7" PRIu64 " %7" PRIu64 " %7" PRIu64
-		       " %7" PRIu64 " | %7" PRIu64 " %7" PRIu64 " %7" PRIu64 " | %.2f\n",
+		       " %7" PRIu64 " %7" PRIu64 " | %7" PRIu64 " %7" PRIu64 " %7" PRIu64
+		       " | %.2f\n",
 		       r->guests, r->ipt.frames * PAGE_SIZE / KiB, b->array / KiB, b->side / KiB,
-		       b->forward / KiB, b->other / KiB, density_ipt_bytes(r) / KiB,
-		       density_radix_bytes(r, false) / KiB, r->replay.bytes.array / KiB, both / KiB,
-		       (double)density_ipt_bytes(r) / (double)both);
+		       b->slots / KiB, b->forward / KiB, b->other / KiB, total / KiB,
+		       density_radix_tables_bytes(r) / KiB, density_reverse_map_bytes(r) / KiB,
+		       both / KiB, (double)total / (double)both);
+	}
+	for (unsigned i = 0; i < d->rows; i++) {
+		const struct density_replay *p = &d->row[i].replay;
+		if (p->mappings != p->seen)
+			printf("%6u guests: radix tables and reverse map of %u were made, and "
+			       "count for all\n",
+			       d->row[i].guests, p->vms_replayed);
+	}
+}
+
+static void print_clones(const struct density *d)
+{
+	printf("\nFrames of 4 KiB, one booted guest and its clones\n");
+	printf("%6s %9s | %9s | %9s %9s | %7s %7s\n", "guests", "templates", "private", "seen",
+	       "inherited", "aliases", "tombs");
+	for (unsigned i = 0; i < d->rows; i++) {
+		const struct density_row *r = &d->row[i];
+		printf("%6u %9u | %9" PRIu64 " | %9" PRIu64 " %9" PRIu64 " | %7u %7u\n", r->guests,
+		       r->ipt.templates, r->ipt.frames, r->replay.seen, r->replay.inherited,
+		       r->ipt.aliases, r->ipt.tombs);
+	}
+	printf("Clones are run with --table ipt alone.\n");
+}
+
+static void print_mapping(unsigned guests, const char *name, const struct density_run *r)
+{
+	char vmas[24] = "-", guest[24] = "-", frame[24] = "-";
+	uint64_t bytes = density_mapping_bytes(r);
+	if (!r->measured)
+		return;
+	if (r->has_vma_bytes) {
+		snprintf(vmas, sizeof vmas, "%" PRIu64, r->vma_bytes / KiB);
+		snprintf(guest, sizeof guest, "%.1f", (double)bytes / KiB / guests);
+		snprintf(frame, sizeof frame, "%.1f",
+			 (double)bytes / (double)(r->frames ? r->frames : 1));
+	}
+	printf("%6u %5s | %8" PRIu64 " %8s %8" PRIu64 " | %8s %8s\n", guests, name, r->vmas, vmas,
+	       r->page_table_kib, guest, frame);
+}
+
+static void print_mappings(const struct density *d)
+{
+	printf("\nMappings of VM processes, kernel memory for them in KiB (VMAs: a number)\n");
+	printf("%6s %5s | %8s %8s %8s | %8s %8s\n", "guests", "table", "VMAs", "for VMAs",
+	       "pg.tabs", "a guest", "bytes a private frame");
+	for (unsigned i = 0; i < d->rows; i++) {
+		print_mapping(d->row[i].guests, "ipt", &d->row[i].ipt);
+		print_mapping(d->row[i].guests, "radix", &d->row[i].radix);
 	}
 }
 
@@ -107,7 +173,10 @@ static void print_host(const struct density_row *row, const char *name, const st
 void density_print(const struct density *d)
 {
 	print_tables(d);
+	if (d->options.clones)
+		print_clones(d);
 	print_break_even(d);
+	print_mappings(d);
 	printf("\nMemory of the host, KiB (window: mappings, a number)\n");
 	printf("%6s %5s | %-55s | %s\n", "", "", "all guests", "a guest");
 	printf("%6s %5s | %8s %9s %8s %8s %9s %8s | %8s %8s %9s\n", "guests", "table", "pool",
@@ -155,15 +224,20 @@ static void put_real(struct csv *c, const char *name, double v)
 
 static void put_run(struct csv *c, const char *prefix, const struct density_run *r, int64_t guests)
 {
-	const struct ipt_bytes *b = &r->table;
 	c->prefix = prefix;
 	c->empty = !r->measured;
 	put_real(c, "ready_seconds", r->ready_seconds);
-	put(c, "table_bytes", (int64_t)(b->array + b->side + b->forward + b->other));
+	put(c, "table_bytes", (int64_t)density_table_bytes(&r->table));
 	put(c, "pool_populated_bytes", (int64_t)r->pool_bytes);
 	put(c, "frames_private_per_guest", (int64_t)r->frames / guests);
 	put(c, "window_mappings", (int64_t)r->window_mappings);
+	put(c, "vmas", (int64_t)r->vmas);
 	put(c, "host_page_table_kib", (int64_t)r->page_table_kib);
+	c->empty = !r->measured || !r->has_vma_bytes;
+	put(c, "vma_bytes", (int64_t)r->vma_bytes);
+	put(c, "mapping_bytes_per_guest", (int64_t)density_mapping_bytes(r) / guests);
+	put_real(c, "mapping_bytes_per_private_frame",
+		 (double)density_mapping_bytes(r) / (double)(r->frames ? r->frames : 1));
 	c->empty = !r->measured || !r->has_second_stage;
 	put(c, "second_stage_table_kib", r->second_stage_kib);
 	c->empty = !r->measured;
@@ -177,7 +251,8 @@ static void put_run(struct csv *c, const char *prefix, const struct density_run 
 
 static void columns(struct csv *c, const struct density *d, const struct density_row *r)
 {
-	const struct ipt_bytes *b = &r->ipt.table, *x = &r->replay.bytes;
+	const struct ipt_bytes *b = &r->ipt.table;
+	const struct density_replay *p = &r->replay;
 	c->n = 0;
 	c->prefix = "";
 	put(c, "guests", r->guests);
@@ -186,15 +261,22 @@ static void columns(struct csv *c, const struct density *d, const struct density
 	put(c, "frames_mapped", (int64_t)r->ipt.frames);
 	put(c, "ipt_array_bytes", (int64_t)b->array);
 	put(c, "ipt_side_bytes", (int64_t)b->side);
+	put(c, "ipt_slots_bytes", (int64_t)b->slots);
 	put(c, "ipt_index_bytes", (int64_t)b->forward);
 	put(c, "ipt_other_bytes", (int64_t)b->other);
-	put(c, "ipt_total_bytes", (int64_t)density_ipt_bytes(r));
-	put(c, "radix_tables_bytes", (int64_t)x->forward);
-	put(c, "reverse_map_bytes", (int64_t)x->array);
-	put(c, "radix_and_reverse_bytes", (int64_t)density_radix_bytes(r, true));
-	put(c, "radix_table_pages", (int64_t)r->replay.table_pages);
-	put(c, "replay_frames", (int64_t)r->replay.frames);
-	put(c, "replay_mismatches", (int64_t)r->replay.mismatches);
+	put(c, "ipt_total_bytes", (int64_t)density_table_bytes(b));
+	put(c, "radix_tables_bytes", (int64_t)density_radix_tables_bytes(r));
+	put(c, "reverse_map_bytes", (int64_t)density_reverse_map_bytes(r));
+	put(c, "radix_and_reverse_bytes", (int64_t)radix_and_reverse(r));
+	put(c, "radix_table_pages", (int64_t)p->table_pages);
+	put(c, "replay_vms", p->vms_replayed);
+	put(c, "replay_frames", (int64_t)p->mappings);
+	put(c, "replay_mismatches", (int64_t)p->mismatches);
+	put(c, "templates", r->ipt.templates);
+	put(c, "frames_seen", (int64_t)p->seen);
+	put(c, "frames_inherited", (int64_t)p->inherited);
+	put(c, "aliases", r->ipt.aliases);
+	put(c, "tombs", r->ipt.tombs);
 	put_run(c, "ipt_run_", &r->ipt, r->guests ? r->guests : 1);
 	put_run(c, "radix_run_", &r->radix, r->guests ? r->guests : 1);
 	fputc('\n', c->f);

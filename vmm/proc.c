@@ -1,6 +1,5 @@
 #include "vmm/proc.h"
 #include <inttypes.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -24,6 +23,24 @@ uint64_t proc_meminfo_kib(const char *key)
 	return key_kib("/proc/meminfo", key);
 }
 
+bool proc_slab(const char *cache, struct proc_slab *out)
+{
+	FILE *f = fopen("/proc/slabinfo", "re");
+	char line[512], name[128];
+	bool found = false;
+	*out = (struct proc_slab){0, 0};
+	/* name, objects in use, objects, bytes of one ... */
+	while (f && !found && fgets(line, sizeof line, f))
+		found = sscanf(line, "%127s %" SCNu64 " %*u %" SCNu64, name, &out->objects,
+			       &out->object_bytes) == 3 &&
+			!strcmp(name, cache);
+	if (f)
+		fclose(f);
+	if (!found)
+		*out = (struct proc_slab){0, 0};
+	return found;
+}
+
 void proc_memory(pid_t pid, struct proc_memory *out)
 {
 	char path[64], line[512];
@@ -41,6 +58,8 @@ void proc_memory(pid_t pid, struct proc_memory *out)
 		    strchr(line, '-') < strchr(line, ' ')) {
 			bool pool = strstr(line, "/memfd:invisor-pool") != NULL;
 			out->pool_mappings += pool;
+			/* That one is no VMA, but the kernel's own page for all. */
+			out->mappings += strstr(line, "[vsyscall]") == NULL;
 			/* Shared memory (pool, table, mailboxes) isn't this process's own. */
 			ours = pool || strstr(line, "/memfd:") || strstr(line, "/dev/zero");
 		} else if (!ours && sscanf(line, "Private_Dirty: %" SCNu64, &kib) == 1) {

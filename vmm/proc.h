@@ -2,6 +2,7 @@
 #ifndef VMM_PROC_H
 #define VMM_PROC_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -10,10 +11,18 @@ struct proc_memory {
 				       costs */
 	uint64_t page_table_kib;    /* the process's own page tables (VmPTE) */
 	uint64_t pool_mappings;     /* VMAs of the pool in its window */
+	uint64_t mappings;          /* all VMAs */
+};
+
+/* A cache of the kernel's slab allocator. */
+struct proc_slab {
+	uint64_t objects, object_bytes;
 };
 
 void proc_memory(pid_t pid, struct proc_memory *out);
 /* A line of /proc/meminfo, such as "MemTotal", in KiB. */
 uint64_t proc_meminfo_kib(const char *key);
+/* False, and zeroes, if /proc/slabinfo (root's) can't be read or has no cache of that name. */
+bool proc_slab(const char *cache, struct proc_slab *out);
 
 #endif
