@@ -30,7 +30,7 @@ static int move_piece(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uin
 	lineage_open(t);
 	int err = forward_move(t, from, to, g, f, n);
 	lineage_close(t);
-	add_relaxed32(&t->vms[from].frames[state], -move_end(t));
+	add_relaxed32(vm_frames(&t->vms[from], state), -move_end(t));
 	return err;
 }
 

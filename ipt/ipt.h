@@ -77,8 +77,8 @@ enum ipt_kind { IPT_INDEX, IPT_RADIX };
  * free; a gfn leads to those from PRIVATE on. SPARE, ALIAS and TOMB are slots. */
 enum ipt_state {
 	IPT_FREE,
-	IPT_LIMBO,
 	IPT_SHARED,
+	IPT_LIMBO, /* from here on they are of a VM, which counts them */
 	IPT_SPARE,
 	IPT_PRIVATE,
 	IPT_ALIAS,

@@ -51,8 +51,8 @@ void lineage_close(struct ipt *t);
 /* How many frames in that state a VM has. */
 static inline uint32_t registry_count(const struct ipt *t, uint32_t vm, enum ipt_state state)
 {
-	return load_relaxed32(&t->vms[vm].frames[state]) +
-	       load_relaxed32(&t->vms[vm].adopted[state]);
+	return load_relaxed32(vm_frames(&t->vms[vm], state)) +
+	       load_relaxed32(vm_adopted(&t->vms[vm], state));
 }
 
 /* Where a look-up that missed in vm goes on: its parent, or 0. No lock. */

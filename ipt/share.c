@@ -59,9 +59,9 @@ static int give_up(struct ipt *t, vmid_t vm, uint64_t g, uint32_t old, uint32_t 
 		return err;
 	}
 	slot_count(t, vm, IPT_SPARE, IPT_ALIAS, 1);
-	add_relaxed32(&t->vms[vm.v].frames[IPT_PRIVATE], UINT32_MAX); /* minus one */
+	add_relaxed32(vm_frames(&t->vms[vm.v], IPT_PRIVATE), UINT32_MAX); /* minus one */
 	if (f != old)
-		add_relaxed32(&t->vms[vm.v].frames[IPT_LIMBO], 1);
+		add_relaxed32(vm_frames(&t->vms[vm.v], IPT_LIMBO), 1);
 	return 0;
 }
 

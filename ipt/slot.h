@@ -41,8 +41,8 @@ static inline uint32_t slot_next(const struct ipt *t, uint32_t slot)
 static inline void slot_count(struct ipt *t, vmid_t vm, enum ipt_state from, enum ipt_state to,
 			      uint32_t n)
 {
-	add_relaxed32(&t->vms[vm.v].frames[to], n);
-	add_relaxed32(&t->vms[vm.v].frames[from], -n);
+	add_relaxed32(vm_frames(&t->vms[vm.v], to), n);
+	add_relaxed32(vm_frames(&t->vms[vm.v], from), -n);
 }
 
 /*

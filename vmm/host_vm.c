@@ -418,6 +418,7 @@ void host_vm_unmake(struct host_vm *vm)
 		;
 	memmove(h->vm + i, h->vm + i + 1, (--h->vms - i) * sizeof(struct host_vm *));
 	free_vm(vm);
+	reap_templates(h); /* it may have been the last but one that saw a dead template's frames */
 }
 
 int host_vm_supervise(struct host_vm *vm)

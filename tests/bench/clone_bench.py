@@ -10,7 +10,7 @@ import time
 
 from figures import BARE, BUILD, INVISOR, TREE, Failed, command, tell, tell_samples, wanted
 
-CLONE_IDS = ["clone-p50-ms", "clone-first-exit-ms", "clone-answer-ms", "clone-1000-s", "clone-table-bytes", "clone-idle-kib",
+CLONE_IDS = ["clone-p50-ms", "clone-first-exit-ms", "clone-answer-ms", "clone-1000-s", "clone-idle-kib",
              "clone-kib", "kvm-floor-kib"]
 FLEET_IDS = ["predict-write-ms", "predict-faults", "fleet-kernel-bytes", "fleet-kernel-bytes-unpredicted"]
 
@@ -109,22 +109,13 @@ def single_clones(host, template):
     tell_samples("clone-answer-ms", answer, "ms")
 
 
-def table_bytes(host):
-    return host.ask(do="stats", processes=False)["table"]["total_bytes"]
-
-
 def many_clones(host, template):
-    before = table_bytes(host)
     began = time.monotonic()
-    got = host.ask(do="clone", vm=template, count=MANY, predict=False)
+    got = host.ask(do="clone", vm=template, count=MANY)
     seconds = time.monotonic() - began
-    wrote = sum(v["frames_private"] for v in host.vms(set(names_of(got))))
-    after = table_bytes(host)
     if len(got["clones"]) != MANY:
         raise Failed("%d clones of %d" % (len(got["clones"]), MANY))
     tell("clone-1000-s", seconds, "s", 2, n=MANY)
-    # What they have written to by now is counted at 20 bytes a page, the most that it takes (table-bytes-per-frame).
-    tell("clone-table-bytes", (after - before - 20 * wrote) / MANY, "bytes", 100, n=MANY)
     host.kill(names_of(got))
 
 
@@ -142,11 +133,11 @@ def idle_clones(host, template):
     tell("clone-idle-kib", each - floor, "KiB", 150, n=IDLE)
 
 
-def with_host(bench):
+def with_host(bench, words="work=serve"):
     with tempfile.TemporaryDirectory() as tmp:
         host = Host(tmp)
         try:
-            bench(host, host.template(host.boot()))
+            bench(host, host.template(host.boot(words)))
         finally:
             host.stop()
 
@@ -154,7 +145,7 @@ def with_host(bench):
 def bench_clones():
     if wanted("clone-p50-ms", "clone-first-exit-ms", "clone-answer-ms"):
         with_host(single_clones)
-    if wanted("clone-1000-s", "clone-table-bytes"):
+    if wanted("clone-1000-s"):
         with_host(many_clones)
     if wanted("clone-idle-kib", "clone-kib", "kvm-floor-kib"):
         with_host(idle_clones)
@@ -163,6 +154,7 @@ def bench_clones():
 # ---- copy on write: prediction, and what the kernel takes for private pages ----------------------------------------
 
 WRITERS, PAGES, RUN, SPAN = 20, 500, 8, 16 << 20
+FULL = "work=pattern base=32M mem=16M work=serve"  # what clones write to isn't void
 
 
 def write_set():
@@ -172,9 +164,13 @@ def write_set():
     return [(32 << 20) + i * step % slots * RUN * 4096 for i in range(PAGES // RUN + 1)]
 
 
-def write_all(host, vm, places):
-    for gpa in places:
-        host.ask(do="exec", vm=vm, command="fill seed=1 base=0x%x pages=%d" % (gpa, RUN))
+def write_all(host, vm, places, pages=RUN):
+    """Fill runs of pages, by as few commands as these have room for."""
+    words = ["fill seed=1 base=0x%x pages=%d" % (gpa, pages) for gpa in places]
+    for i in range(0, len(words), 24):
+        answer = host.ask(do="exec", vm=vm, command=";".join(words[i:i + 24]))
+        if answer["status"]:
+            raise Failed("%s doesn't fill its pages: %s" % (vm, answer))
 
 
 def vma_bytes():
@@ -198,13 +194,13 @@ def page_table_bytes(pids):
 
 def prediction(host, template):
     """One write set a clone, written at once: with what others wrote copied ahead, and without."""
-    places = write_set()[:32]
+    places = write_set()
     times, faults = {True: [], False: []}, {True: [], False: []}
     for i in range(4 + 2 * WRITERS):
         predict = i >= 4 and i % 2 == 0
         vm = names_of(host.ask(do="clone", vm=template, predict=predict))[0]
         began = time.monotonic()
-        write_all(host, vm, places)
+        write_all(host, vm, places, 1)
         if i >= 4:
             times[predict].append((time.monotonic() - began) * 1e3)
             faults[predict].append(host.vms([vm])[0]["second_stage_faults"]["copied"])
@@ -244,6 +240,6 @@ def kernel_memory(host, template):
 
 def bench_fleet():
     if wanted("predict-write-ms", "predict-faults"):
-        with_host(prediction)
+        with_host(prediction, FULL)
     if wanted("fleet-kernel-bytes", "fleet-kernel-bytes-unpredicted"):
-        with_host(kernel_memory)
+        with_host(kernel_memory, FULL)

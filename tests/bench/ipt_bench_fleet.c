@@ -11,6 +11,7 @@
 
 #define FLEET      500
 #define PRIVATE    500
+#define CLONES      1000
 #define RUN        4  /* half of the private pages come in runs of so many, half alone */
 #define RADIX_PART 20 /* VMs for which radix tables are made */
 #define REVERSE    8  /* bytes of a reverse map's word */
@@ -27,7 +28,7 @@ static struct ipt *table(enum ipt_kind kind, uint32_t frames)
 {
 	struct ipt_config config = {.kind = kind,
 				    .frames = frames,
-				    .max_vms = FLEET + 8,
+				    .max_vms = CLONES + 8,
 				    .nodes = 1,
 				    .colours = 1,
 				    .seed = 20261125};
@@ -96,6 +97,21 @@ static uint64_t fleet_bytes(void)
 	return bytes;
 }
 
+/* What 1,000 more clones take before they write to anything. */
+static void clone_bytes(void)
+{
+	struct ipt *t = table(IPT_INDEX, 4 * BENCH_VM_FRAMES);
+	vmid_t vm = add(t, "vm", 0, INVALID_VMID), template = vm;
+
+	map_guest(t, vm);
+	check(ipt_vm_freeze(t, vm, "vm@1", &vm), "freeze");
+	uint64_t before = total(t);
+	for (unsigned i = 0; i < CLONES; i++)
+		add(t, "clone", i, template);
+	bench_tell_value("clone-table-bytes", (double)(total(t) - before) / CLONES, "bytes", 100);
+	ipt_detach(t);
+}
+
 static double radix_bytes_a_vm(void)
 {
 	struct ipt *t = table(IPT_RADIX, RADIX_PART * BENCH_VM_FRAMES);
@@ -110,6 +126,8 @@ static double radix_bytes_a_vm(void)
 
 void bench_fleet(void)
 {
+	if (bench_wanted("clone-table-bytes"))
+		clone_bytes();
 	if (!bench_wanted("fleet-metadata-ratio") && !bench_wanted("fleet-metadata-mib") &&
 	    !bench_wanted("fleet-radix-mib"))
 		return;
