@@ -193,7 +193,7 @@ void audit_words(struct audit *a)
 		}
 	}
 	for (uint32_t vm = 1; vm <= high; vm++) {
-		for (int state = 0; state < IPT_NSTATES; state++) {
+		for (int state = IPT_LIMBO; state < IPT_NSTATES; state++) {
 			uint32_t said = registry_count(t, vm, (enum ipt_state)state);
 
 			if (said != count[vm][state])
@@ -246,7 +246,7 @@ void audit_registry(struct audit *a)
 			uint32_t file = load_relaxed32(&region_of(t, vm)[i].file);
 
 			if (!registry_slot(t, vmid(file), VM_LIVE) ||
-			    load_relaxed32(&t->vms[file].kind) != IPT_FILE)
+			    load_relaxed8(&t->vms[file].kind) != IPT_FILE)
 				audit_fail(a, "VM %u has a region of %u, which is no file", vm,
 					   file);
 		}

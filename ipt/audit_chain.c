@@ -1,4 +1,5 @@
-/* The checker of I7: every alias is in the chain of its SHARED frame, once, and nothing else is in a chain. */
+/* The checker of I7: every alias is in the chain of its SHARED frame, once, and nothing else is in a
+ * chain. */
 #include "ipt/audit.h"
 #include "ipt/chain.h"
 #include "ipt/zone.h"
@@ -13,11 +14,11 @@ static bool in_slots(const struct ipt *t, uint32_t slot)
 static void audit_chain(struct audit *a, uint32_t f, uint64_t w, uint8_t *seen)
 {
 	struct ipt *t = a->t;
-	uint32_t slot = (uint32_t)word_gfn(w);
+	uint32_t slot = (uint32_t)word_gfn(w), prev = 0;
 
 	if (w != word_shared(slot) || !slot)
 		audit_fail(a, "I7: shared frame %u has word %#lx", f, (unsigned long)w);
-	for (; slot; slot = slot_next(t, slot)) {
+	for (; slot; prev = slot, slot = slot_next(t, slot)) {
 		if (!in_slots(t, slot) ||
 		    word_state(load_relaxed64(&t->words[slot])) != IPT_ALIAS ||
 		    slot_target(t, slot) != f) {
@@ -25,6 +26,9 @@ static void audit_chain(struct audit *a, uint32_t f, uint64_t w, uint8_t *seen)
 				   slot, f);
 			return;
 		}
+		if (load_relaxed32(&slot_link(t, slot)->prev) != prev)
+			audit_fail(a, "I7: slot %u comes behind %u and says %u", slot, prev,
+				   load_relaxed32(&slot_link(t, slot)->prev));
 		uint32_t bit = slot - t->layout.slot_first;
 		if (seen[bit / 8] & 1u << bit % 8) {
 			audit_fail(a, "I7: slot %u stands twice (frame %u)", slot, f);

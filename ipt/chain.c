@@ -18,14 +18,27 @@ bool chain_is(const struct ipt *t, uint32_t f)
 	return word_state(load_relaxed64(&t->words[f])) == IPT_SHARED;
 }
 
+/* Put slot before `head`, which may be 0. */
+static void link_before(struct ipt *t, uint32_t f, uint32_t slot, uint32_t head)
+{
+	struct slot_link *l = slot_link(t, slot);
+
+	store_release32(&l->target, f);
+	store_relaxed32(&l->next, head);
+	store_relaxed32(&l->prev, 0);
+	ipt_step();
+	if (head)
+		store_relaxed32(&slot_link(t, head)->prev, slot);
+	ipt_step();
+}
+
 void chain_push(struct ipt *t, uint32_t f, uint32_t slot)
 {
 	struct chain *c = chain_of(t, f);
 	uint64_t w = load_relaxed64(&t->words[f]);
 	bool shared = word_state(w) == IPT_SHARED;
 
-	slot_set(t, slot, f, shared ? head_of(w) : 0);
-	ipt_step();
+	link_before(t, f, slot, shared ? head_of(w) : 0);
 	store_release64(&t->words[f], word_shared(slot));
 	ipt_step();
 	if (!shared)
@@ -35,22 +48,22 @@ void chain_push(struct ipt *t, uint32_t f, uint32_t slot)
 bool chain_remove(struct ipt *t, uint32_t f, uint32_t slot, vmid_t vm)
 {
 	struct chain *c = chain_of(t, f);
-	uint32_t at = head_of(load_relaxed64(&t->words[f])), next = slot_next(t, slot);
+	struct slot_link *l = slot_link(t, slot);
+	uint32_t next = load_relaxed32(&l->next), prev = load_relaxed32(&l->prev);
 
-	if (at == slot && !next) {
+	if (!next && !prev) {
 		store_release64(&t->words[f], word_limbo(vm.v));
 		ipt_step();
 		store_relaxed32(&c->frames, load_relaxed32(&c->frames) - 1);
 		return true;
 	}
-	if (at == slot) {
+	if (prev)
+		store_relaxed32(&slot_link(t, prev)->next, next);
+	else
 		store_release64(&t->words[f], word_shared(next));
-		return false;
-	}
-	while (at && slot_next(t, at) != slot)
-		at = slot_next(t, at);
-	if (at)
-		slot_set(t, at, f, next);
+	ipt_step();
+	if (next)
+		store_relaxed32(&slot_link(t, next)->prev, prev);
 	return false;
 }
 
@@ -73,7 +86,8 @@ static void clear_flag(struct ipt *t, struct chain *c, uint32_t f, uint64_t w)
 		store_release64(&t->words[f], w & ~WORD_FLAG);
 }
 
-/* The flag says that the chain in the frame's word is a new one. A frame in limbo is about to be SHARED. */
+/* The flag says that the chain in the frame's word is a new one. A frame in limbo is about to be
+ * SHARED. */
 static void push_again(struct ipt *t, struct chain *c, uint32_t slot, uint64_t w)
 {
 	uint32_t f =
@@ -85,7 +99,7 @@ static void push_again(struct ipt *t, struct chain *c, uint32_t slot, uint64_t w
 	bool renewed = word_state(old) == IPT_SHARED && old & WORD_FLAG;
 	if (word_state(old) != IPT_SHARED && old != word_limbo(word_vm(w)))
 		return; /* not ours to mend; the audit tells of it */
-	slot_set(t, slot, f, renewed ? head_of(old) : 0);
+	link_before(t, f, slot, renewed ? head_of(old) : 0);
 	store_release64(&t->words[f], word_shared(slot) | WORD_FLAG);
 }
 

@@ -1,11 +1,12 @@
 /*
- * The aliases of a SHARED frame: a chain of slots. The frame's word holds the first, each slot's link the
- * next. A SHARED frame has at least one; when it loses the last it goes to limbo of the VM that let it go.
+ * The aliases of a SHARED frame: a chain of slots. The frame's word holds the first, each slot's link
+ * the next and the one before. A SHARED frame has at least one; when it loses the last it goes to
+ * limbo of the VM that let it go.
  *
- * All of a chain, its frame's word, and the words of slots that become its aliases or cease to be, change
- * under the chain's lock, one of TABLE_CHAINS by the frame's number. Chains can be made anew from the slots:
- * a slot that says ALIAS is one, whatever chain it is in. So the order of steps is: link, word of the slot
- * (by the index), chain; and back.
+ * All of a chain, its frame's word, and the words of slots that become its aliases or cease to be,
+ * change under the chain's lock, one of TABLE_CHAINS by the frame's number. Chains can be made anew
+ * from the slots: a slot that says ALIAS is one, whatever chain it is in. So the order of steps is:
+ * link, word of the slot (by the index), chain; and back.
  */
 #ifndef IPT_CHAIN_H
 #define IPT_CHAIN_H

@@ -1,11 +1,11 @@
 /*
  * Moving what a template owns into its only child, so that a line of templates doesn't grow forever.
  *
- * A piece of up to 16 frames at a time, and each of them by one store to its word, with the stripes of both
- * keys locked, so that whoever dies leaves every frame the one's or the other's and both stripes to be
- * rebuilt. Look-ups go on meanwhile: one that misses in the child before a frame comes there and in the
- * template after it left sees by the lineage's counter that it must look again. The child's process goes
- * on mapping too: what it maps first stays, and the template's frame for it is freed.
+ * A piece of up to 16 frames at a time, and each of them by one store to its word, with the stripes of
+ * both keys locked, so that whoever dies leaves every frame the one's or the other's and both stripes
+ * to be rebuilt. Look-ups go on meanwhile: one that misses in the child before a frame comes there and
+ * in the template after it left sees by the lineage's counter that it must look again. The child's
+ * process goes on mapping too: what it maps first stays, and the template's frame for it is freed.
  */
 #include "ipt/map.h"
 #include "ipt/move.h"
@@ -30,7 +30,7 @@ static int move_piece(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uin
 	lineage_open(t);
 	int err = forward_move(t, from, to, g, f, n);
 	lineage_close(t);
-	add_relaxed32(&t->vms[from].frames[state], -move_end(t));
+	add_relaxed32(vm_frames(&t->vms[from], state), -move_end(t));
 	return err;
 }
 

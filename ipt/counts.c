@@ -9,7 +9,7 @@ void ipt_counts(struct ipt *t, struct ipt_counts *out)
 	memset(out, 0, sizeof(*out));
 	out->frames[IPT_FREE] = ipt_free_frames(t);
 	for (uint32_t vm = 1; vm <= high; vm++) {
-		for (int state = IPT_FREE + 1; state < IPT_NSTATES; state++)
+		for (int state = IPT_LIMBO; state < IPT_NSTATES; state++)
 			out->frames[state] += registry_count(t, vm, (enum ipt_state)state);
 	}
 	for (unsigned c = 0; c < TABLE_CHAINS; c++)

@@ -1,5 +1,5 @@
-/* Files: pages that VMs see by their regions. A file is a VM to the registry and the forward map; its gfns are
- * page numbers, and nobody works for it. */
+/* Files: pages that VMs see by their regions. A file is a VM to the registry and the forward map; its
+ * gfns are page numbers, and nobody works for it. */
 #include "ipt/map.h"
 #include "ipt/move.h"
 #include <errno.h>
@@ -9,7 +9,7 @@ static int map_piece(struct ipt *t, uint32_t vm, vmid_t file, uint64_t page, uin
 {
 	struct vm_slot *s = registry_slot(t, file, VM_LIVE);
 
-	if (!s || load_relaxed32(&s->kind) != IPT_FILE)
+	if (!s || load_relaxed8(&s->kind) != IPT_FILE)
 		return -ENOENT;
 	move_begin(t, vm, file.v, f, n, IPT_PRIVATE);
 	int err = forward_map(t, file.v, page, f, n, IPT_PRIVATE);
@@ -30,7 +30,7 @@ int ipt_file_map(struct ipt *t, vmid_t vm, vmid_t file, uint64_t first, frame_t 
 		err = map_piece(t, vm.v, file, first + *done, fr.v + *done, n);
 		registry_unlock(t);
 		if (!err) {
-			add_relaxed32(&t->vms[vm.v].frames[IPT_LIMBO], -n);
+			add_relaxed32(vm_frames(&t->vms[vm.v], IPT_LIMBO), -n);
 			*done += n;
 		}
 	}

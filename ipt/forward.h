@@ -42,9 +42,9 @@ static inline unsigned forward_unmap(struct ipt *t, uint32_t vm, uint64_t g, uns
 				    : radix_unmap(t, vm, g, n, frames);
 }
 
-/* Make n frames from f on, mapped at gfns of VM `from` from g on (all in one group), VM `to`'s, but not those
- * at whose gfns it has something itself. 0, or, with nothing changed, -ENOSPC, -ENOMEM. Takes the locks
- * of both keys' stripes. */
+/* Make n frames from f on, mapped at gfns of VM `from` from g on (all in one group), VM `to`'s, but
+ * not those at whose gfns it has something itself. 0, or, with nothing changed, -ENOSPC, -ENOMEM.
+ * Takes the locks of both keys' stripes. */
 static inline int forward_move(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f,
 			       unsigned n)
 {

@@ -1,6 +1,7 @@
 /* The hash index. See index.h; the element tables are in cluster.c and single.c. */
 #include "ipt/index.h"
 #include "ipt/zone.h"
+#include <assert.h>
 #include <errno.h>
 #include <sched.h>
 
@@ -286,7 +287,6 @@ static unsigned unmap_locked(struct ipt *t, struct piece *p, uint64_t g, unsigne
 	}
 	if (touched && count_words(t, p, base, true) == 0)
 		cluster_remove(t, p->s, p->hash, CLUSTER_KEY(p->vm, p->group));
-	piece_find(t, p);
 	return gone;
 }
 
@@ -345,6 +345,7 @@ static int swap_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, u
 		return err;
 	bool opened = stripe_open(&t->stripes[p->s]);
 	unmap_locked(t, p, g, n, old);
+	piece_find(t, p); /* its cluster may be gone */
 	err = map_locked(t, p, g, f, n, state);
 	if (opened)
 		stripe_close(&t->stripes[p->s]);
@@ -361,6 +362,10 @@ int index_swap(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n, e
 	return err;
 }
 
+/*
+ * A single's element goes before the new one comes: with both in one stripe, and tags that happen to be the
+ * same, they could not be told apart. So a reader's miss there doesn't count until the words are moved.
+ */
 static int move_locked(struct ipt *t, struct piece *from, struct piece *to, uint64_t g, uint32_t f,
 		       unsigned n)
 {
@@ -376,10 +381,20 @@ static int move_locked(struct ipt *t, struct piece *from, struct piece *to, uint
 		which |= 1u << i;
 		flagged |= w & WORD_FLAG ? 1u << i : 0;
 	}
-	int err = which ? insert_elements(t, to, g, f, which, &clustered) : 0;
+	/* Room as singles is room enough, however they will go in. */
+	int err = single_reserve(t, to->s, (unsigned)__builtin_popcount(which));
 	if (err || !which)
 		return err;
-	piece_find(t, from); /* both may be in one stripe, whose elements have moved */
+	bool opened = stripe_open(&t->stripes[from->s]);
+	for (unsigned m = which & ~flagged; m; m &= m - 1) {
+		unsigned i = (unsigned)__builtin_ctz(m);
+
+		single_remove(t, from->s, hash_gfn(&t->keys, from->hash, g + i), f + i);
+		ipt_step();
+	}
+	err = insert_elements(t, to, g, f, which, &clustered);
+	assert(!err && "room was reserved");
+	piece_find(t, from); /* both may be in one stripe, whose clusters may have moved */
 	if (flagged)
 		cluster_set_full(from->element, false);
 	ipt_step();
@@ -391,13 +406,13 @@ static int move_locked(struct ipt *t, struct piece *from, struct piece *to, uint
 		store_release64(&t->words[f + i],
 				word_mapped(state, to->vm, g + i) | (clustered ? WORD_FLAG : 0));
 		ipt_step();
-		if (!(flagged & 1u << i))
-			single_remove(t, from->s, hash_gfn(&t->keys, from->hash, g + i), f + i);
 	}
 	if (flagged && count_words(t, from, base, true) == 0)
 		cluster_remove(t, from->s, from->hash, CLUSTER_KEY(from->vm, from->group));
 	gather_cluster(t, to, g, f, clustered);
-	return 0;
+	if (opened)
+		stripe_close(&t->stripes[from->s]);
+	return err;
 }
 
 int index_move(struct ipt *t, uint32_t from, uint32_t to, uint64_t g, uint32_t f, unsigned n)

@@ -62,8 +62,8 @@ static inline uint32_t index_find(struct ipt *t, uint32_t vm, uint64_t g)
 void index_find_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n);
 
 /*
- * Map n gfns from g on, all in one group of 16, at n limbo frames or spare slots of vm from f on. 0 or, with
- * nothing changed, -EEXIST, -ENOSPC, -ENOMEM. Takes the stripe lock.
+ * Map n gfns from g on, all in one group of 16, at n limbo frames or spare slots of vm from f on. 0
+ * or, with nothing changed, -EEXIST, -ENOSPC, -ENOMEM. Takes the stripe lock.
  */
 int index_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n, enum ipt_state state);
 /*

@@ -19,7 +19,7 @@
  * Three parts, all in one memfd that every process maps shared:
  *   array    ipt[frame], one atomic 64-bit word {state, vm, gfn}: the truth and the commit point of
  *            every change; 4 bytes beside it (pins, age) in an array of their own. As many words again
- *            for slots, with 8 bytes beside those that are aliases; what isn't used has no memory
+ *            for slots, with 12 bytes beside those that are aliases; what isn't used has no memory
  *   forward  (vm, gfn) -> frame, a cache of the array that can be rebuilt from it. Two kinds with
  *            one interface: the hash index (IPT_INDEX) and per-VM radix tables (IPT_RADIX, for which
  *            the array is the reverse map)
@@ -31,24 +31,28 @@
  *   I2  word(f) = {PRIVATE, ALIAS or TOMB, vm, gfn}  <=>  forward(vm, gfn) = f, and at most one such frame
  *       or slot f per (vm, gfn)
  *   I3  zone.free = sum of the free blocks' sizes + frames beyond the wilderness mark
- *   I4  vm.frames[state] = number of words with that vm and state; only a live or dying VM has any
+ *   I4  vm.frames[state] + vm.adopted[state] = number of words with that vm and state; only a live or dying
+ *       VM, template or file has any
  *   I5  every forward element leads to a word that confirms it for at least one gfn; no element
  *       stands twice
  *   I6  a free frame has no pins
- *   I7  slot s is an ALIAS of f  <=>  s is in the chain of f, once; f is SHARED  <=>  its chain is not empty
+ *   I7  slot s is an ALIAS of f  <=>  s is in the chain of f, once;
+ *       f is SHARED  <=>  its chain is not empty
  *
  * Concurrency
  *   Readers (lookup, owner) take no lock; writers lock the stripe of the key. Locks are process-shared
  *   and robust: whoever finds a holder dead rebuilds that part from the array before it goes on.
  *   A word's (vm, gfn) is changed only by that VM's process, or, once it is dead, by its reaper
  *   (ipt_vm_reap), and a template's by who collapses it (ipt_vm_collapse): so the only contention is for
- *   stripes and zones, never for one mapping.
+ *   stripes and zones, never for one mapping. Shared frames' words change under their chain's lock,
+ *   files' pages come from whoever is first.
  *   Lock order (checked at run time where NDEBUG is not defined; ipt/lock.h):
- *     registry  <  chain (one at a time)  <  stripe (two only in order of their numbers)  <  zone (one at a time)  <  radix table pages
+ *     registry  <  chain  <  stripe  <  zone  <  radix table pages
+ *   one of each at a time, but two stripes in the order of their numbers
  *
  * Functions return 0 or -errno and print nothing. A VM that is not registered is -ENOENT everywhere,
  * and so is a dying one where something would be given to it (ipt_alloc, ipt_map); what would change a
- * template is -EPERM (but ipt_free); a count of 0 is -EINVAL.
+ * template or a file is -EPERM (but ipt_free); a count of 0 is -EINVAL.
  */
 #ifndef IPT_IPT_H
 #define IPT_IPT_H
@@ -59,7 +63,7 @@
 #define IPT_MAX_ORDER      9 /* 2 MiB */
 #define IPT_CLUSTER_ORDER  4 /* 64 KiB */
 #define IPT_CLUSTER_FRAMES (1u << IPT_CLUSTER_ORDER)
-#define IPT_MAX_FRAMES     (UINT32_C(1) << 28) /* 1 TiB of pool */
+#define IPT_MAX_FRAMES     (UINT32_C(1) << 28) /* 1 TiB of pool; and of frames and slots together */
 #define IPT_MAX_GFN        (UINT64_C(1) << 36) /* 48 bits of gpa */
 #define IPT_MAX_VMS        (UINT32_C(1) << 20)
 #define IPT_MAX_NODES      8
@@ -73,8 +77,8 @@ enum ipt_kind { IPT_INDEX, IPT_RADIX };
  * free; a gfn leads to those from PRIVATE on. SPARE, ALIAS and TOMB are slots. */
 enum ipt_state {
 	IPT_FREE,
-	IPT_LIMBO,
 	IPT_SHARED,
+	IPT_LIMBO, /* from here on they are of a VM, which counts them */
 	IPT_SPARE,
 	IPT_PRIVATE,
 	IPT_ALIAS,
@@ -143,22 +147,24 @@ vmid_t ipt_vm_next(struct ipt *t, vmid_t after);
  * `clean` is called for runs of frames before they become free (the pool punches holes there, so that
  * no guest ever sees another's bytes); if it fails with -errno the run stays in limbo and the error is
  * returned after the rest was freed; call again to retry. The VM is marked dying at the start and
- * unregistered at the end. Repairs whatever the dead left half done. -EBUSY if it has children, or is a file
- * in use.
+ * unregistered at the end. Repairs whatever the dead left half done. -EBUSY if it has children, or is
+ * a file in use.
  */
 typedef int ipt_clean_fn(void *ctx, frame_t first, uint32_t count);
 int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
 
 /*
- * Do away with a template that has one child: what it owns becomes the child's where that has nothing of its
- * own, the rest is cleaned (as by ipt_vm_reap) and freed; the child's parent becomes the template's parent.
- * With no child it is reaped. The child and its descendants work on meanwhile, and no look-up of theirs
- * misses or sees an older frame; ipt_map by the child of what it just inherited for good is -EEXIST.
- * -ENOENT, -EPERM if vm is no template, -ENOSPC and -ENOMEM as ipt_map (-ENOSPC also if the child would have
- * too many regions), clean's error, -EBUSY if it has more
- * children, if the child is dying, or if a frame to be freed is pinned. The template is marked dying at
- * the start; whoever dies at this, or whatever error came, calling it again goes on where it stopped.
- * Locks: the registry for each 64 KiB, and within it the stripes of both.
+ * Do away with a template that has one child: what it owns becomes the child's where that has nothing
+ * of its own, the rest is cleaned (as by ipt_vm_reap) and freed; the child's parent becomes the
+ * template's parent. With no child it is reaped. The child and its descendants work on meanwhile, and
+ * no look-up of theirs misses or sees an older frame; ipt_map by the child of what it just inherited
+ * for good is -EEXIST. -ENOENT, -EPERM if vm is no template, -ENOSPC and -ENOMEM as ipt_map (-ENOSPC
+ * also if the child would have too many regions), clean's error, -EBUSY if it has more children, if
+ * the child is dying, or if a frame to be freed is pinned. The template is marked dying at the start;
+ * whoever dies at this, or whatever error came, calling it again goes on where it stopped; one at a
+ * time for one template. Locks: the registry for each 64 KiB, and within it the stripes of both.
+ * A frame that the child overrides while this goes on is freed at once: whoever replaces what it inherited
+ * holds a pin on it until its window doesn't show it any more.
  */
 int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
 
@@ -186,13 +192,14 @@ int ipt_largest_order(struct ipt *t);
 
 /*
  * Map `count` gfns of vm at consecutive limbo frames of vm, as PRIVATE. Aligned runs of 16 go in as
- * clusters. Tombs of vm's there give way. Prepare/commit: on any error nothing has changed. -EPERM if a
- * frame isn't vm's limbo, -EEXIST if a gfn is mapped already or has an alias, -EINVAL out of range, -ENOSPC/-ENOMEM when the forward map
- * can't grow. Lock: stripes, one at a time.
+ * clusters. Tombs of vm's there give way. Prepare/commit: on any error nothing has changed. -EPERM if
+ * a frame isn't vm's limbo, -EEXIST if a gfn is mapped already or has an alias, -EINVAL out of range,
+ * -ENOSPC/-ENOMEM when the forward map can't grow. Lock: stripes, one at a time.
  */
 int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count);
-/* Take what vm itself has at `count` gfns away, so that they are what the ancestors have there; its frames,
- * and shared ones whose last alias went, go to its limbo. `gone` is told each run of these (may be NULL). */
+/* Take what vm itself has at `count` gfns away, so that they are what the ancestors have there; its
+ * frames, and shared ones whose last alias went, go to its limbo. `gone` is told each run of these
+ * (may be NULL). */
 typedef void ipt_run_fn(void *ctx, gfn_t gfn, frame_t frame, uint32_t count);
 int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn *gone, void *ctx);
 
@@ -210,48 +217,53 @@ uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, fra
 
 /* ---- sharing beside the lineage ------------------------------------------------------------
  *
- * Needs the index: a table of kind IPT_RADIX has no slots, and these functions, where they would need one, are
- * -EOPNOTSUPP. All are for vm's own process alone; a template is -EPERM. *done is how many of the gfns, from
- * the first on, were done before the error; each is done or not done. -ENOSPC when slots or the index run out.
- * Locks: for each page a chain, and within it a stripe.
+ * Needs the index: a table of kind IPT_RADIX has no slots, and these functions, where they would need
+ * one, are -EOPNOTSUPP. All are for vm's own process alone; a template is -EPERM. *done is how many of
+ * the gfns, from the first on, were done before the error; each is done or not done. -ENOSPC when
+ * slots or the index run out. Locks: for each page a chain, and within it a stripe.
  */
 
-/* Make [first, first+count) of vm void, whatever its ancestors have: own frames, and shared ones whose last
- * alias went, go to limbo of vm (`gone` is told, may be NULL); tombs come where an ancestor has something. */
+/* Make [first, first+count) of vm void, whatever its ancestors have: own frames, and shared ones whose
+ * last alias went, go to limbo of vm (`gone` is told, may be NULL); tombs come where an ancestor has
+ * something. */
 int ipt_drop(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, uint32_t *done,
 	     ipt_run_fn *gone, void *ctx);
-/* Map over what is there: as ipt_map, but vm's aliases at these gfns give way too. Shared frames that lost
- * their last alias go to limbo of vm and `gone` is told. On -ENOSPC and -ENOMEM some may be done: ipt_place
- * tells. */
+/* Map over what is there: as ipt_map, but vm's aliases at these gfns give way too. Shared frames that
+ * lost their last alias go to limbo of vm and `gone` is told. On -ENOSPC and -ENOMEM some may be done:
+ * ipt_place tells. */
 int ipt_map_over(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count,
 		 ipt_run_fn *gone, void *ctx);
-/* vm's own frames at these gfns become shared ones, each with vm's alias as its first. -EBUSY if one is pinned,
- * -ENOENT if there is no frame of vm's own. Nobody may write to them from before the call on. */
+/* vm's own frames at these gfns become shared ones, each with vm's alias as its first. -EBUSY if one
+ * is pinned, -ENOENT if there is no frame of vm's own. Nobody may write to them from before the call
+ * on. */
 int ipt_publish(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, uint32_t *done);
-/* vm's own frames at these gfns give way to aliases of the shared frames from `frame` on, whose bytes are the
- * same, and go to limbo of vm; `gone` is told. -EBUSY if an own one is pinned, -ENOENT if there is none,
- * -ESTALE if a target isn't shared (any more). */
+/* vm's own frames at these gfns give way to aliases of the shared frames from `frame` on, whose bytes
+ * are the same, and go to limbo of vm; `gone` is told. -EBUSY if an own one is pinned, -ENOENT if
+ * there is none, -ESTALE if a target isn't shared (any more). */
 int ipt_merge(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count, uint32_t *done,
 	      ipt_run_fn *gone, void *ctx);
 
 /* ---- files ---------------------------------------------------------------------------------
  *
- * A file's pages are there once for all VMs that have a region of it: who looks up a gfn of a region, and has
- * nothing of its own there, finds the file's page, or void if nobody has brought it in yet. A file is registered
- * like a VM, in the same names; nothing but ipt_file_map is for it (-EPERM), and ipt_vm_reap, which is -EBUSY
- * while a VM or template has a region of it. Works with either kind of forward map.
+ * A file's pages are there once for all VMs that have a region of it: who looks up a gfn of a region,
+ * and has nothing of its own there, finds the file's page, or void if nobody has brought it in yet. A
+ * file is registered like a VM, in the same names; nothing but ipt_file_map is for it (-EPERM), and
+ * ipt_vm_reap, which is -EBUSY while a VM or template has a region of it. Works with either kind of
+ * forward map.
  */
 
 /* Register a file. Errors as ipt_vm_add. */
 int ipt_file_add(struct ipt *t, const char *name, vmid_t *out);
-/* Gfns of vm from `first` on, `count` of them, are pages of the file from file_first on; for good, so before
- * vm's guest runs. Descendants inherit it. -ENOENT if there is no such VM or file, -EPERM for a template,
- * -EINVAL, -EEXIST if it overlaps another region of vm, -ENOSPC beyond IPT_MAX_REGIONS. Registry lock. */
+/* Gfns of vm from `first` on, `count` of them, are pages of the file from file_first on; for good, so
+ * before vm's guest runs. Descendants inherit it. -ENOENT if there is no such VM or file, -EPERM for a
+ * template, -EINVAL, -EEXIST if it overlaps another region of vm, -ENOSPC beyond IPT_MAX_REGIONS.
+ * Registry lock. */
 int ipt_vm_region(struct ipt *t, vmid_t vm, gfn_t first, uint64_t count, vmid_t file,
 		  uint64_t file_first);
-/* `count` limbo frames of vm become the file's pages from `first` on: *done of them, each piece of 16 aligned
- * pages as a whole. -EEXIST if another was quicker with one of the next piece (these frames stay limbo). For
- * any VM with a region of the file. Else as ipt_map. Takes the registry lock for each piece. */
+/* `count` limbo frames of vm become the file's pages from `first` on: *done of them, each piece of 16
+ * aligned pages as a whole. -EEXIST if another was quicker with one of the next piece (these frames
+ * stay limbo). For any VM with a region of the file. Else as ipt_map. Takes the registry lock for each
+ * piece. */
 int ipt_file_map(struct ipt *t, vmid_t vm, vmid_t file, uint64_t first, frame_t frame,
 		 uint32_t count, uint32_t *done);
 
@@ -285,12 +297,12 @@ struct ipt_owner {
 int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out);
 
 /*
- * Tell everyone who sees a frame, that is, to whose gfn a look-up gives it: its owner (OWN) or those who have
- * an alias of it (MERGED), and the descendants of these without something of their own there (INHERITED), or,
- * for a file's, who has a region there (FILE_PAGE); VMs
- * and templates alike. `fn` says whether to go on. -EINVAL for a frame outside the pool, -ENOMEM. Costs a
- * look-up for each VM, and again for each alias that a template has. Others' changes
- * meanwhile may or may not be seen; no lock is held.
+ * Tell everyone who sees a frame, that is, to whose gfn a look-up gives it: its owner (OWN) or those
+ * who have an alias of it (MERGED), and the descendants of these without something of their own there
+ * (INHERITED), or, for a file's page, those with a region there (FILE_PAGE); VMs and templates alike.
+ * `fn` says whether to go on. -EINVAL for a frame outside the pool, -ENOMEM. Costs a look-up for each
+ * VM, and again for each alias that a template has. Others' changes meanwhile may or may not be seen;
+ * no lock is held.
  */
 typedef bool ipt_viewer_fn(void *ctx, vmid_t vm, gfn_t gfn, enum ipt_place_kind how);
 int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx);
@@ -307,7 +319,7 @@ void ipt_unpin(struct ipt *t, frame_t f);
 struct ipt_bytes {        /* memory the table really has (populated pages of the memfd), bytes */
 	uint64_t array;   /* the words */
 	uint64_t side;    /* the 4 bytes beside each */
-	uint64_t slots;   /* the words of slots and the 8 bytes beside aliases */
+	uint64_t slots;   /* the words of slots and the 12 bytes beside aliases */
 	uint64_t forward; /* index or radix tables, with their stripes' headers and locks */
 	uint64_t other;   /* header, registry, zones */
 };

@@ -126,7 +126,7 @@ int map_replace_alias(struct ipt *t, vmid_t vm, uint64_t g, uint32_t slot, uint3
 		return err;
 	slot_count(t, vm, IPT_ALIAS, IPT_SPARE, 1);
 	if (*lost != NO_FRAME)
-		add_relaxed32(&t->vms[vm.v].frames[IPT_LIMBO], 1);
+		add_relaxed32(vm_frames(&t->vms[vm.v], IPT_LIMBO), 1);
 	zone_free(t, t->config.nodes, vm, slot, 1);
 	return 0;
 }
@@ -179,7 +179,7 @@ int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn 
 		return -EINVAL;
 	if (!s)
 		return -ENOENT;
-	if (load_relaxed32(&s->kind) != IPT_VM)
+	if (load_relaxed8(&s->kind) != IPT_VM)
 		return -EPERM;
 	/* A range may be far larger than what is mapped in it: done when the VM has nothing left. */
 	for (uint64_t g = first.v, end = g + count; g < end && has_own(t, vm);) {

@@ -27,9 +27,9 @@ int map_frames(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t count)
 /* vm's alias at g: its slot, or NO_SLOT if there is none. */
 uint32_t map_alias(struct ipt *t, vmid_t vm, uint64_t g);
 /*
- * Take vm's alias at g, in `slot`, away, and put frame or slot `with` of vm there in that state (nothing for
- * NO_FRAME). *lost is the frame that became vm's limbo because this was its last alias, or NO_FRAME. 0,
- * or, with nothing changed, -ENOSPC, -ENOMEM. Takes a chain lock.
+ * Take vm's alias at g, in `slot`, away, and put frame or slot `with` of vm there in that state
+ * (nothing for NO_FRAME). *lost is the frame that became vm's limbo because this was its last alias,
+ * or NO_FRAME. 0, or, with nothing changed, -ENOSPC, -ENOMEM. Takes a chain lock.
  */
 int map_replace_alias(struct ipt *t, vmid_t vm, uint64_t g, uint32_t slot, uint32_t with,
 		      enum ipt_state state, uint32_t *lost);

@@ -13,7 +13,7 @@ void move_begin(struct ipt *t, uint32_t from, uint32_t to, uint32_t f, uint32_t 
 		enum ipt_state state)
 {
 	struct table_header *h = t->header;
-	_Atomic uint32_t *adopted = &t->vms[to].adopted[state];
+	_Atomic uint32_t *adopted = vm_adopted(&t->vms[to], state);
 
 	store_relaxed32(&h->move.to, to);
 	store_relaxed32(&h->move.first, f);
@@ -37,7 +37,7 @@ uint32_t move_end(struct ipt *t)
 	 * since. */
 	for (uint32_t i = 0; i < load_relaxed32(&h->move.count); i++)
 		gone += !is_of(t, f + i, from);
-	store_relaxed32(&t->vms[to].adopted[load_relaxed32(&h->move.state)],
+	store_relaxed32(vm_adopted(&t->vms[to], (enum ipt_state)load_relaxed32(&h->move.state)),
 			load_relaxed32(&h->move.base) + gone);
 	ipt_step();
 	store_release32(&h->move.from, 0);

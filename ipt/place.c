@@ -57,8 +57,9 @@ static struct standing file_page(struct ipt *t, uint32_t at, uint32_t file, uint
 }
 
 /*
- * The lineage: what a VM doesn't have itself it has from its nearest ancestor that does, or that has a region
- * there. Right only if no lineage changed meanwhile. `missed`: vm's own entries are known to have nothing.
+ * The lineage: what a VM doesn't have itself it has from its nearest ancestor that does, or that has a
+ * region there. Right only if no lineage changed meanwhile. `missed`: vm's own entries are known to
+ * have nothing.
  */
 static struct standing walk(struct ipt *t, uint32_t vm, uint64_t g, bool missed)
 {
@@ -169,8 +170,8 @@ static bool overridden(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g)
 	return false;
 }
 
-/* Does g have, as the next frame's word says, what VM `at` has there at frame f? Then there is no need to look
- * it up, but for what overrides it. */
+/* Does g have, as the next frame's word says, what VM `at` has there at frame f? Then there is no need
+ * to look it up, but for what overrides it. */
 static bool word_says(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g, uint32_t f)
 {
 	return f < t->frames && f < zone_mark(t, zone_of(t, f)) &&

@@ -90,7 +90,7 @@ static void free_run(struct reaping *r, uint32_t f, uint32_t n)
 
 	if (!err) {
 		/* What its counters say may be wrong by the step at which it died. */
-		store_relaxed32(&r->t->vms[r->vm.v].frames[IPT_LIMBO], n);
+		store_relaxed32(vm_frames(&r->t->vms[r->vm.v], IPT_LIMBO), n);
 		err = ipt_free(r->t, r->vm, frame(f), n);
 	}
 	if (err)
@@ -132,9 +132,10 @@ int reap_limbo(struct ipt *t, vmid_t vm, bool orphaned, ipt_clean_fn *clean, voi
 
 void reap_count(struct ipt *t, vmid_t vm, uint32_t kept)
 {
-	for (int i = 0; i < IPT_NSTATES; i++) {
-		store_relaxed32(&t->vms[vm.v].frames[i], i == IPT_LIMBO ? kept : 0);
-		store_relaxed32(&t->vms[vm.v].adopted[i], 0);
+	for (int i = IPT_LIMBO; i < IPT_NSTATES; i++) {
+		store_relaxed32(vm_frames(&t->vms[vm.v], (enum ipt_state)i),
+				i == IPT_LIMBO ? kept : 0);
+		store_relaxed32(vm_adopted(&t->vms[vm.v], (enum ipt_state)i), 0);
 	}
 }
 

@@ -26,7 +26,7 @@ static void append(struct ipt *t, uint32_t vm, const struct range *a)
 	store_relaxed64(&r->file_first, a->file_first);
 	store_relaxed32(&r->file, a->file);
 	ipt_step();
-	store_release32(&t->vms[vm].regions, n + 1);
+	store_release8(&t->vms[vm].regions, (uint8_t)(n + 1));
 	ipt_step();
 }
 
@@ -82,7 +82,7 @@ static int region_add(struct ipt *t, vmid_t vm, const struct range *a)
 
 	if (err)
 		return err;
-	if (!file || load_relaxed32(&file->kind) != IPT_FILE)
+	if (!file || load_relaxed8(&file->kind) != IPT_FILE)
 		return -ENOENT;
 	for (uint32_t i = 0; i < region_count(t, vm.v); i++) {
 		struct range b = get(&region_of(t, vm.v)[i]);

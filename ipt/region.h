@@ -15,7 +15,7 @@ static inline struct region *region_of(const struct ipt *t, uint32_t vm)
 
 static inline uint32_t region_count(const struct ipt *t, uint32_t vm)
 {
-	return load_acquire32(&t->vms[vm].regions);
+	return load_acquire8(&t->vms[vm].regions);
 }
 
 /* The file whose page gfn g of VM `at` is by a region of its own, and the page; 0 for none. */

@@ -8,15 +8,15 @@
 #include <sched.h>
 #include <string.h>
 
-#define NAME_WORDS (IPT_NAME_LEN / 8)
+#define NAME_WORDS (IPT_NAME_LEN / 4)
 
 struct name {
-	uint64_t w[NAME_WORDS];
+	uint32_t w[NAME_WORDS];
 };
 
 static uint32_t state_of(const struct vm_slot *s)
 {
-	return load_acquire32(&s->state);
+	return load_acquire8(&s->state);
 }
 
 static uint32_t vm_high(const struct ipt *t)
@@ -45,14 +45,14 @@ static uint32_t name_hash(const struct ipt *t, const struct name *name)
 	uint64_t h = 0;
 
 	for (int i = 0; i < NAME_WORDS; i++)
-		h = hash_fold(h + name->w[i] + t->keys.k[i], t->keys.k[0]);
+		h = hash_fold(h + name->w[i] + t->keys.k[i % 4], t->keys.k[0]);
 	return (uint32_t)h ? (uint32_t)h : 1;
 }
 
-static void name_get(const _Atomic uint64_t *from, struct name *out)
+static void name_get(const _Atomic uint32_t *from, struct name *out)
 {
 	for (int i = 0; i < NAME_WORDS; i++)
-		out->w[i] = load_acquire64(&from[i]);
+		out->w[i] = load_acquire32(&from[i]);
 }
 
 uint32_t registry_hash(const struct ipt *t, uint32_t vm)
@@ -66,24 +66,24 @@ uint32_t registry_hash(const struct ipt *t, uint32_t vm)
 static void name_set(struct ipt *t, struct vm_slot *s, const struct name *name)
 {
 	for (int i = 0; i < NAME_WORDS; i++)
-		store_release64(&s->name[i], name->w[i]);
+		store_release32(&s->name[i], name->w[i]);
 	ipt_step();
 	store_release32(&t->names[s - t->vms], name_hash(t, name));
 }
 
 static void slot_clear(struct ipt *t, struct vm_slot *s)
 {
-	store_release32(&s->state, VM_NONE);
+	store_release8(&s->state, VM_NONE);
 	ipt_step();
 	store_release32(&t->names[s - t->vms], 0);
 	store_release32(&s->parent, 0);
 	store_release32(&s->children, 0);
-	store_release32(&s->kind, IPT_VM);
-	store_release32(&s->regions, 0);
+	store_release8(&s->kind, IPT_VM);
+	store_release8(&s->regions, 0);
 	for (int i = 0; i < NAME_WORDS; i++)
-		store_release64(&s->name[i], 0);
+		store_release32(&s->name[i], 0);
 	store_release32(&s->radix_root, 0);
-	for (int i = 0; i < IPT_NSTATES; i++) {
+	for (int i = 0; i < TABLE_VM_STATES; i++) {
 		store_release32(&s->frames[i], 0);
 		store_release32(&s->adopted[i], 0);
 	}
@@ -113,16 +113,16 @@ static void freeze_finish(struct ipt *t)
 	slot_open(frozen);
 	name_get(t->header->freeze_name, &name);
 	name_set(t, frozen, &name);
-	store_release32(&frozen->kind, IPT_TEMPLATE);
+	store_release8(&frozen->kind, IPT_TEMPLATE);
 	slot_close(frozen);
 	slot_open(goes_on);
-	store_release32(&goes_on->state, VM_LIVE);
+	store_release8(&goes_on->state, VM_LIVE);
 	slot_close(goes_on);
 	store_release64(&t->header->freeze, 0);
 }
 
-/* A registrar died at work: a freeze is finished, slots in flux belong to VMs that never were or were just going, and
- * children are counted anew. */
+/* A registrar died at work: a freeze is finished, what was being given is counted, slots in flux
+ * belong to VMs that never were or were just going, and children are counted anew. */
 static void registry_rebuild(struct ipt *t)
 {
 	uint32_t high = vm_high(t);
@@ -180,7 +180,7 @@ int registry_changes(struct ipt *t, vmid_t vm, struct vm_slot **out)
 	*out = registry_slot(t, vm, VM_LIVE);
 	if (!*out)
 		return -ENOENT;
-	return load_relaxed32(&(*out)->kind) == IPT_VM ? 0 : -EPERM;
+	return load_relaxed8(&(*out)->kind) == IPT_VM ? 0 : -EPERM;
 }
 
 uint32_t registry_parent(const struct ipt *t, uint32_t vm)
@@ -200,7 +200,7 @@ static bool name_pack(struct name *out, const char *name)
 static bool name_is(const struct vm_slot *s, const struct name *name)
 {
 	for (int i = 0; i < NAME_WORDS; i++) {
-		if (load_acquire64(&s->name[i]) != name->w[i])
+		if (load_acquire32(&s->name[i]) != name->w[i])
 			return false;
 	}
 	return true;
@@ -254,16 +254,16 @@ static int add_locked(struct ipt *t, const struct name *name, enum ipt_vm_kind k
 	if (find_name(t, name))
 		return -EEXIST;
 	if (parent.v && (!registry_slot(t, parent, VM_LIVE) ||
-			 load_relaxed32(&t->vms[parent.v].kind) == IPT_FILE))
+			 load_relaxed8(&t->vms[parent.v].kind) == IPT_FILE))
 		return -ENOENT;
 
 	struct vm_slot *s = slot_new(t);
 	if (!s)
 		return -ENOSPC;
 	name_set(t, s, name);
-	store_release32(&s->kind, kind);
+	store_release8(&s->kind, (uint8_t)kind);
 	set_parent(t, s, parent.v);
-	store_release32(&s->state, VM_LIVE);
+	store_release8(&s->state, VM_LIVE);
 	slot_close(s);
 	*out = vmid((uint32_t)(s - t->vms));
 	return 0;
@@ -286,7 +286,7 @@ static int freeze_locked(struct ipt *t, vmid_t vm, const struct name *name, vmid
 	name_set(t, goes_on, &old);
 	set_parent(t, goes_on, vm.v);
 	for (int i = 0; i < NAME_WORDS; i++)
-		store_release64(&t->header->freeze_name[i], name->w[i]);
+		store_release32(&t->header->freeze_name[i], name->w[i]);
 	ipt_step();
 	*out = vmid((uint32_t)(goes_on - t->vms));
 	/* The commit point. */
@@ -350,10 +350,10 @@ int registry_dying(struct ipt *t, vmid_t vm)
 	if (!s)
 		err = -ENOENT;
 	else if (load_relaxed32(&s->children) ||
-		 (load_relaxed32(&s->kind) == IPT_FILE && region_uses(t, vm.v)))
+		 (load_relaxed8(&s->kind) == IPT_FILE && region_uses(t, vm.v)))
 		err = -EBUSY;
 	else
-		store_release32(&s->state, VM_DYING);
+		store_release8(&s->state, VM_DYING);
 	registry_unlock(t);
 	return err;
 }
@@ -376,7 +376,7 @@ static int heir_locked(struct ipt *t, vmid_t vm, vmid_t *child)
 
 	if (!s)
 		return -ENOENT;
-	if (load_relaxed32(&s->kind) != IPT_TEMPLATE)
+	if (load_relaxed8(&s->kind) != IPT_TEMPLATE)
 		return -EPERM;
 	if (load_relaxed32(&s->children) > 1)
 		return -EBUSY;
@@ -386,7 +386,7 @@ static int heir_locked(struct ipt *t, vmid_t vm, vmid_t *child)
 	if (child->v && !region_fits(t, vm.v, child->v))
 		return -ENOSPC;
 	if (child->v)
-		store_release32(&s->state, VM_DYING);
+		store_release8(&s->state, VM_DYING);
 	return 0;
 }
 
@@ -445,12 +445,14 @@ static bool read_slot(const struct vm_slot *s, uint32_t id, struct ipt_vm_info *
 
 	*state = (enum vm_state)state_of(s);
 	out->id = vmid(id);
-	out->kind = (enum ipt_vm_kind)load_acquire32(&s->kind);
+	out->kind = (enum ipt_vm_kind)load_acquire8(&s->kind);
 	out->parent = vmid(load_acquire32(&s->parent));
 	out->dying = *state == VM_DYING;
 	out->children = load_acquire32(&s->children);
-	for (int i = 0; i < IPT_NSTATES; i++)
-		out->frames[i] = load_acquire32(&s->frames[i]) + load_acquire32(&s->adopted[i]);
+	memset(out->frames, 0, sizeof(out->frames));
+	for (int i = 0; i < TABLE_VM_STATES; i++)
+		out->frames[IPT_LIMBO + i] =
+			load_acquire32(&s->frames[i]) + load_acquire32(&s->adopted[i]);
 	name_get(s->name, &name);
 	memcpy(out->name, &name, IPT_NAME_LEN);
 	/* The loads above are acquires, so this one comes after them. */

@@ -12,14 +12,15 @@ void registry_lock(struct ipt *t);
 void registry_unlock(struct ipt *t);
 /* The slot of a VM in the given state (VM_NONE: registered, whether live or dying), else NULL. */
 struct vm_slot *registry_slot(struct ipt *t, vmid_t vm, enum vm_state state);
-/* The slot of a VM to which something may be given: -ENOENT if there is no such VM or it is dying, -EPERM if
- * it is a template or a file. */
+/* The slot of a VM to which something may be given: -ENOENT if there is no such VM or it is dying,
+ * -EPERM if it is a template or a file. */
 int registry_changes(struct ipt *t, vmid_t vm, struct vm_slot **out);
-/* Mark a VM dying: -ENOENT, -EBUSY if it has children, or is a file of which one has a region. Takes the registry lock. */
+/* Mark a VM dying: -ENOENT, -EBUSY if it has children, or is a file of which one has a region. Takes
+ * the registry lock. */
 int registry_dying(struct ipt *t, vmid_t vm);
-/* The only child of a template that is now marked dying. -ENOENT, -EPERM if vm is no template, -EBUSY if it has
- * more children or that one is dying. *child is 0 if there is none; then nothing was marked. Takes the
- * registry lock. */
+/* The only child of a template that is now marked dying. -ENOENT, -EPERM if vm is no template, -EBUSY
+ * if it has more children or that one is dying. *child is 0 if there is none; then nothing was marked.
+ * Takes the registry lock. */
 int registry_heir(struct ipt *t, vmid_t vm, vmid_t *child);
 /* Give the only child of vm, which is dying and owns nothing any more, vm's parent, and unregister vm.
  * Takes the registry lock. */
@@ -50,8 +51,8 @@ void lineage_close(struct ipt *t);
 /* How many frames in that state a VM has. */
 static inline uint32_t registry_count(const struct ipt *t, uint32_t vm, enum ipt_state state)
 {
-	return load_relaxed32(&t->vms[vm].frames[state]) +
-	       load_relaxed32(&t->vms[vm].adopted[state]);
+	return load_relaxed32(vm_frames(&t->vms[vm], state)) +
+	       load_relaxed32(vm_adopted(&t->vms[vm], state));
 }
 
 /* Where a look-up that missed in vm goes on: its parent, or 0. No lock. */

@@ -1,6 +1,6 @@
 /*
- * Sharing outside the lineage: frames that belong to no VM and whose viewers have aliases, and gfns that are
- * void although an ancestor has something there.
+ * Sharing outside the lineage: frames that belong to no VM and whose viewers have aliases, and gfns
+ * that are void although an ancestor has something there.
  */
 #include "ipt/chain.h"
 #include "ipt/map.h"
@@ -19,16 +19,16 @@ static bool pinned(const struct ipt *t, uint32_t f)
 /* ---- aliases instead of frames --------------------------------------------------------------- */
 
 /*
- * Put an alias of f, whose chain is locked, in the place of vm's own frame `old` at g. That is limbo for a
- * moment, as seen by the array: if it is f itself, chain_push makes it SHARED at once. A pin that was counted
- * before then stays where it was, so it is undone.
+ * Put an alias of f, whose chain is locked, in the place of vm's own frame `old` at g. That is limbo
+ * for a moment, as seen by the array: if it is f itself, chain_push makes it SHARED at once. A pin
+ * that was counted before then stays where it was, so it is undone.
  */
 static int alias_in_place(struct ipt *t, vmid_t vm, uint64_t g, uint32_t old, uint32_t f,
 			  uint32_t slot)
 {
 	uint32_t was;
 
-	slot_set(t, slot, f, 0);
+	store_release32(&slot_link(t, slot)->target, f);
 	int err = forward_swap(t, vm.v, g, slot, 1, IPT_ALIAS, 1u << IPT_PRIVATE, &was);
 	if (err)
 		return err;
@@ -59,9 +59,9 @@ static int give_up(struct ipt *t, vmid_t vm, uint64_t g, uint32_t old, uint32_t 
 		return err;
 	}
 	slot_count(t, vm, IPT_SPARE, IPT_ALIAS, 1);
-	add_relaxed32(&t->vms[vm.v].frames[IPT_PRIVATE], UINT32_MAX); /* minus one */
+	add_relaxed32(vm_frames(&t->vms[vm.v], IPT_PRIVATE), UINT32_MAX); /* minus one */
 	if (f != old)
-		add_relaxed32(&t->vms[vm.v].frames[IPT_LIMBO], 1);
+		add_relaxed32(vm_frames(&t->vms[vm.v], IPT_LIMBO), 1);
 	return 0;
 }
 

@@ -1,13 +1,14 @@
 /*
- * Slots: what a VM has at a gfn that is no frame of its own. They are numbered like frames, from the pool's
- * size on, and their words go on where the frames' end, so that everything that leads to a frame leads to a
- * slot as well: index, clusters, rebuilding, auditing. A free slot is a block of the last zone, a spare
- * one a VM's in the middle of something.
+ * Slots: what a VM has at a gfn that is no frame of its own. They are numbered like frames, from the
+ * pool's size on, and their words go on where the frames' end, so that everything that leads to a
+ * frame leads to a slot as well: index, clusters, rebuilding, auditing. There are as many as frames,
+ * but only what is left of IPT_MAX_FRAMES numbers for pools of more than 512 GiB, and none with radix
+ * tables. A free slot is a block of the last zone, a spare one a VM's in the middle of something.
  *
  *   TOMB     void here, whatever the ancestors have
  *   ALIAS    here is a SHARED frame; link(slot) says which
  *
- *   link     next:32 | target:32     next: slot of the target's next alias, 0 for none (see chain.h)
+ *   link     the target frame, and the slots before and behind in its chain, 0 for none (see chain.h)
  */
 #ifndef IPT_SLOT_H
 #define IPT_SLOT_H
@@ -21,32 +22,27 @@ static inline bool slot_is(const struct ipt *t, uint32_t f)
 	return f >= t->frames && f != NO_SLOT;
 }
 
-static inline _Atomic uint64_t *slot_link(const struct ipt *t, uint32_t slot)
+static inline struct slot_link *slot_link(const struct ipt *t, uint32_t slot)
 {
 	return &t->links[slot - t->layout.slot_first];
 }
 
 static inline uint32_t slot_target(const struct ipt *t, uint32_t slot)
 {
-	return (uint32_t)load_acquire64(slot_link(t, slot));
+	return load_acquire32(&slot_link(t, slot)->target);
 }
 
 static inline uint32_t slot_next(const struct ipt *t, uint32_t slot)
 {
-	return (uint32_t)(load_relaxed64(slot_link(t, slot)) >> 32);
-}
-
-static inline void slot_set(struct ipt *t, uint32_t slot, uint32_t target, uint32_t next)
-{
-	store_release64(slot_link(t, slot), (uint64_t)next << 32 | target);
+	return load_relaxed32(&slot_link(t, slot)->next);
 }
 
 /* Count n of vm's frames or slots from one state to another. */
 static inline void slot_count(struct ipt *t, vmid_t vm, enum ipt_state from, enum ipt_state to,
 			      uint32_t n)
 {
-	add_relaxed32(&t->vms[vm.v].frames[to], n);
-	add_relaxed32(&t->vms[vm.v].frames[from], -n);
+	add_relaxed32(vm_frames(&t->vms[vm.v], to), n);
+	add_relaxed32(vm_frames(&t->vms[vm.v], from), -n);
 }
 
 /*

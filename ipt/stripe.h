@@ -18,8 +18,8 @@ static inline uint32_t stripe_of(const struct ipt *t, uint64_t group_hash)
 	return (uint32_t)(group_hash >> 40) & t->stripe_mask;
 }
 
-/* Elements move between these two: a reader's miss doesn't count. Who opens closes. The first is a read-modify-write
- * with acquire, so that no element's store moves before it. */
+/* Elements move between these two: a reader's miss doesn't count. Who opens closes. The first is a
+ * read-modify-write with acquire, so that no element's store moves before it. */
 static inline bool stripe_open(struct stripe *st)
 {
 	/* Odd already: we are in the middle of a greater change, or a dead process was. */

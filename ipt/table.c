@@ -35,8 +35,8 @@ static uint32_t zone_frames(const struct ipt_config *c)
 	return (uint32_t)round_up((c->frames + c->nodes - 1) / c->nodes, grain);
 }
 
-/* As many slots as frames, on pages of the array that they have for themselves, as far as numbers go. Radix
- * tables have none. */
+/* As many slots as frames, on pages of the array that they have for themselves, as far as numbers go.
+ * Radix tables have none. */
 static void slots_layout(struct table_layout *l, const struct ipt_config *c)
 {
 	uint32_t first = (uint32_t)round_up(c->frames, PAGE_SIZE / 8);
@@ -48,8 +48,8 @@ static void slots_layout(struct table_layout *l, const struct ipt_config *c)
 			c->frames < IPT_MAX_FRAMES - first ? c->frames : IPT_MAX_FRAMES - first;
 }
 
-/* Room for twice a stripe's share of singles (every frame mapped alone, every slot used), and of half its share in
- * clusters of four frames; beyond that clusters go in as singles. A single stripe gets everything
+/* Room for twice a stripe's share of singles (every frame mapped alone, every slot used), and of half its
+ * share in clusters of four frames; beyond that clusters go in as singles. A single stripe gets everything
  * that can come, so twice its share too. */
 static void index_layout(struct table_layout *l, const struct ipt_config *c)
 {
@@ -98,7 +98,9 @@ int table_layout(struct table_layout *l, const struct ipt_config *c)
 	l->words = l->chains + round_up(TABLE_CHAINS * sizeof(struct chain), PAGE_SIZE);
 	l->side = l->words + round_up((uint64_t)l->slot_end * 8, PAGE_SIZE);
 	l->links = l->side + round_up((uint64_t)c->frames * 4, PAGE_SIZE);
-	l->forward = l->links + round_up((uint64_t)(l->slot_end - l->slot_first) * 8, PAGE_SIZE);
+	l->forward = l->links +
+		     round_up((uint64_t)(l->slot_end - l->slot_first) * sizeof(struct slot_link),
+			      PAGE_SIZE);
 	if (c->kind == IPT_INDEX)
 		index_layout(l, c);
 	else
@@ -144,7 +146,7 @@ static int map_parts(struct ipt *t)
 	t->zones = (struct zone *)(base + t->layout.zones);
 	t->regions = (struct region *)(base + t->layout.regions);
 	t->chains = (struct chain *)(base + t->layout.chains);
-	t->links = (_Atomic uint64_t *)(base + t->layout.links);
+	t->links = (struct slot_link *)(base + t->layout.links);
 	t->words = (_Atomic uint64_t *)(base + t->layout.words);
 	t->side = (_Atomic uint32_t *)(base + t->layout.side);
 	t->forward = base + t->layout.forward;

@@ -18,29 +18,41 @@
 #define TABLE_LINE 64 /* bytes of a cache line */
 
 #define TABLE_MAGIC         UINT64_C(0x31454c4241545049) /* "IPTABLE1" */
-#define TABLE_LAYOUT        UINT32_C(5)
+#define TABLE_LAYOUT        UINT32_C(6)
 #define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
 #define TABLE_MAX_STRIPES   512
 #define TABLE_CHAINS        64 /* locks of chains of aliases */
+#define TABLE_VM_STATES     (IPT_NSTATES - IPT_LIMBO)
 #define TABLE_ORDERS        (IPT_MAX_ORDER + 1)
 
 enum vm_state { VM_NONE, VM_LIVE, VM_DYING };
 
 /* A VM's slot in the registry. gen is odd while the cold fields change (LOCK_REGISTRY). */
 struct vm_slot {
-	_Alignas(TABLE_LINE) _Atomic uint32_t gen;
-	_Atomic uint32_t state; /* enum vm_state */
+	_Atomic uint32_t gen;
 	_Atomic uint32_t parent;
 	_Atomic uint32_t children;
-	_Atomic uint64_t name[IPT_NAME_LEN / 8];
 	_Atomic uint32_t radix_root; /* page + 1 */
-	_Atomic uint32_t kind;       /* enum ipt_vm_kind */
-	_Atomic uint32_t regions;    /* how many it has */
+	_Atomic uint32_t name[IPT_NAME_LEN / 4];
 	/* Changed by the VM's process alone (and by whoever reaps it)... */
-	_Alignas(TABLE_LINE) _Atomic uint32_t frames[IPT_NSTATES];
+	_Atomic uint32_t frames[TABLE_VM_STATES];
 	/* ...and what others gave it (move.h), under LOCK_REGISTRY. It has the sum. */
-	_Atomic uint32_t adopted[IPT_NSTATES];
+	_Atomic uint32_t adopted[TABLE_VM_STATES];
+	_Atomic uint8_t state;   /* enum vm_state */
+	_Atomic uint8_t kind;    /* enum ipt_vm_kind */
+	_Atomic uint8_t regions; /* how many it has */
 };
+
+/* A VM's count of words in a state, from LIMBO on. */
+static inline _Atomic uint32_t *vm_frames(struct vm_slot *s, enum ipt_state state)
+{
+	return &s->frames[state - IPT_LIMBO];
+}
+
+static inline _Atomic uint32_t *vm_adopted(struct vm_slot *s, enum ipt_state state)
+{
+	return &s->adopted[state - IPT_LIMBO];
+}
 
 /* Gfns of a VM that are pages of a file. See region.h. */
 struct region {
@@ -62,7 +74,13 @@ struct chain {
 	_Atomic uint32_t frames; /* SHARED */
 };
 
-/* A zone of the allocator; the last one's frames are the slots, see slot.h. Equation: free = sum of the listed blocks' frames + (end - mark). */
+/* What an alias has beside its slot's word. */
+struct slot_link {
+	_Atomic uint32_t target, next, prev;
+};
+
+/* A zone of the allocator; the last one's frames are the slots, see slot.h. Equation: free = sum of
+ * the listed blocks' frames + (end - mark). */
 struct zone {
 	_Alignas(TABLE_LINE) struct lock lock;
 	_Atomic uint32_t free; /* frames */
@@ -83,7 +101,7 @@ struct table_header {
 	/* A freeze under way, from the moment on at which it can't be undone: the template's id << 32
 	 * | the VM's new id, else 0; and the template's name. See ipt_vm_freeze. */
 	_Atomic uint64_t freeze;
-	_Atomic uint64_t freeze_name[IPT_NAME_LEN / 8];
+	_Atomic uint32_t freeze_name[IPT_NAME_LEN / 4];
 	/* What is being given (move.h): `count` frames from `first` on, by VM `from` (0: nothing) to VM
 	 * `to`, which had adopted `base` of that state before. LOCK_REGISTRY. */
 	struct {
@@ -125,7 +143,7 @@ struct ipt {
 	struct region *regions;  /* IPT_MAX_REGIONS for each VM */
 	struct zone *zones;
 	struct chain *chains;
-	_Atomic uint64_t *links; /* of the slots, from the first on */
+	struct slot_link *links; /* of the slots, from the first on */
 	struct table_header *header;
 	struct table_layout layout;
 	struct ipt_config config;

@@ -106,7 +106,7 @@ int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx)
 
 	if (err)
 		return err;
-	if (o.state == IPT_PRIVATE && load_relaxed32(&t->vms[o.vm.v].kind) == IPT_FILE)
+	if (o.state == IPT_PRIVATE && load_relaxed8(&t->vms[o.vm.v].kind) == IPT_FILE)
 		tell_file(&c, o.vm, o.gfn);
 	else if (o.state == IPT_PRIVATE)
 		tell_family(&c, o.vm, o.gfn);

@@ -68,6 +68,21 @@ static inline void store_relaxed32(_Atomic uint32_t *p, uint32_t v)
 	atomic_store_explicit(p, v, memory_order_relaxed);
 }
 
+static inline uint8_t load_acquire8(const _Atomic uint8_t *p)
+{
+	return atomic_load_explicit(p, memory_order_acquire);
+}
+
+static inline uint8_t load_relaxed8(const _Atomic uint8_t *p)
+{
+	return atomic_load_explicit(p, memory_order_relaxed);
+}
+
+static inline void store_release8(_Atomic uint8_t *p, uint8_t v)
+{
+	atomic_store_explicit(p, v, memory_order_release);
+}
+
 static inline void add_relaxed32(_Atomic uint32_t *p, uint32_t v)
 {
 	atomic_fetch_add_explicit(p, v, memory_order_relaxed);

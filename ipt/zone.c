@@ -361,7 +361,7 @@ static uint32_t zone_alloc(struct ipt *t, unsigned zi, struct vm_slot *s, vmid_t
 			ipt_step();
 		}
 		add_relaxed32(&z->free, -(1u << order));
-		add_relaxed32(&s->frames[slots ? IPT_SPARE : IPT_LIMBO], 1u << order);
+		add_relaxed32(vm_frames(s, slots ? IPT_SPARE : IPT_LIMBO), 1u << order);
 	}
 	zone_unlock(t, zi);
 	return f;
@@ -429,7 +429,7 @@ void zone_free(struct ipt *t, unsigned zi, vmid_t vm, uint32_t f, uint32_t n)
 	range_free(t, zi, f, f + n);
 	add_relaxed32(&t->zones[zi].free, n);
 	ipt_step();
-	add_relaxed32(&t->vms[vm.v].frames[slots ? IPT_SPARE : IPT_LIMBO], -n);
+	add_relaxed32(vm_frames(&t->vms[vm.v], slots ? IPT_SPARE : IPT_LIMBO), -n);
 	zone_unlock(t, zi);
 }
 

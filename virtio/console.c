@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define INPUT_BYTES 4096u /* power of two */
+#define QUEUE_MAX   16    /* Linux keeps a page, zeroed, in every place of the receive queue */
 
 enum { TO_GUEST, FROM_GUEST };
 
@@ -159,6 +160,7 @@ int virtio_console_create(struct virtio_dev **out, const struct virtio_env *env,
 	struct console *k = calloc(1, sizeof(*k));
 	if (!k)
 		return -ENOMEM;
+	k->dev.queue_max = QUEUE_MAX;
 	int r = virtio_init(&k->dev, env, &ops, VIRTIO_ID_CONSOLE, "virtio-console", 0, 2);
 	if (r) {
 		free(k);

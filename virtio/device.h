@@ -26,7 +26,7 @@
 #include <stdbool.h>
 
 #define VIRTIO_QUEUES_MAX 2   /* of a device; the most any of ours has */
-#define VIRTQ_NUM_MAX     128 /* QueueNumMax, descriptors */
+#define VIRTQ_NUM_MAX     128 /* QueueNumMax, descriptors, unless a device wants less */
 #define VIRTQ_TABLE_MAX   256 /* descriptors of an indirect table */
 /* Pieces a chain's buffers may come to in the pool: what one readv takes (IOV_MAX). */
 #define VIRTQ_PIECES_MAX 1024
@@ -84,6 +84,7 @@ struct virtio_dev {
 	char name[40];
 	uint64_t features; /* offered */
 	unsigned queues;
+	uint16_t queue_max;    /* QueueNumMax: VIRTQ_NUM_MAX, or set before virtio_init */
 	const uint8_t *config; /* little-endian bytes */
 	unsigned config_bytes;
 

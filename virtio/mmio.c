@@ -130,6 +130,8 @@ int virtio_init(struct virtio_dev *d, const struct virtio_env *env, const struct
 	d->features = features | 1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_INDIRECT_DESC |
 		      1ull << VIRTIO_RING_F_EVENT_IDX;
 	d->queues = queues;
+	if (!d->queue_max)
+		d->queue_max = VIRTQ_NUM_MAX;
 	d->work.run = work_run;
 	virtio_set_name(d, name);
 	int r = pthread_mutex_init(&d->lock, NULL);
@@ -266,7 +268,7 @@ static uint32_t register_read(struct virtio_dev *d, uint64_t offset)
 	case VIRTIO_MMIO_DEVICE_FEATURES:
 		return d->features_sel < 2 ? (uint32_t)(d->features >> 32 * d->features_sel) : 0;
 	case VIRTIO_MMIO_QUEUE_NUM_MAX:
-		return q ? VIRTQ_NUM_MAX : 0;
+		return q ? d->queue_max : 0;
 	case VIRTIO_MMIO_QUEUE_READY:
 		return q ? q->ready : 0;
 	case VIRTIO_MMIO_INTERRUPT_STATUS:
@@ -347,7 +349,7 @@ static void queue_write(struct virtio_dev *d, struct virtq *q, uint64_t offset, 
 	switch (offset) {
 	case VIRTIO_MMIO_QUEUE_NUM:
 		/* A size that can't be is remembered as 0, which never becomes ready. */
-		q->num = v <= VIRTQ_NUM_MAX && !(v & (v - 1)) ? (uint16_t)v : 0;
+		q->num = v <= d->queue_max && !(v & (v - 1)) ? (uint16_t)v : 0;
 		break;
 	case VIRTIO_MMIO_QUEUE_READY:
 		write_ready(d, q, v);

@@ -84,7 +84,7 @@ void virtq_reset(struct virtq *q)
 	}
 	q->unsent_end = &q->unsent;
 	q->ready = false;
-	q->num = VIRTQ_NUM_MAX;
+	q->num = q->dev->queue_max;
 	q->desc = q->avail = q->used = 0;
 	q->flight = 0;
 }

@@ -200,6 +200,7 @@ int board_create(struct vm *vm, char *error)
 		e = env(vm);
 		rc = virtio_pmem_create(&d, &e, &c);
 		rc = add(vm, rc, d, error);
+		vm->pmem[i] = d;
 	}
 	return rc;
 }

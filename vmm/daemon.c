@@ -17,12 +17,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MAX_VMS 1024 /* unless asked for otherwise */
-#define LOG     "host.log"
-#define UP      "up" /* what the new host tells the command that waits for it */
+#define MAX_VMS       1024 /* unless asked for otherwise */
+#define LOG           "host.log"
+#define MERGE_PERCENT 10   /* of a CPU, unless asked for otherwise */
+#define UP            "up" /* what the new host tells the command that waits for it */
 
 static const char host_help[] =
-	"usage: invisor host start [--pool SIZE] [--max-vms N] [--table KIND] [--foreground]\n"
+	"usage: invisor host start [--pool SIZE] [--max-vms N] [--table KIND] [--merge SHARE]\n"
+	"                          [--foreground]\n"
 	"       invisor host stop [--kill] [--host SOCKET]\n"
 	"       invisor host status [--json] [--host SOCKET]\n"
 	"The long-running host, under which invisor run --detach starts guests: one a run "
@@ -34,6 +36,8 @@ static const char host_help[] =
 	"                  taken as guests use it\n"
 	"  --max-vms N     guests at once, 1 to 4096 (1024)\n"
 	"  --table KIND    ipt (inverted page table) or radix (per-VM tables, to compare)\n"
+	"  --merge SHARE   merge guests' equal frames, with at most so many per cent of a CPU, "
+	"or off (10)\n"
 	"  --foreground    stay on the terminal; Ctrl-C powers the guests off and ends it\n"
 	"stop          power the guests off (by their power button, then by order, then kill), "
 	"end\n"
@@ -45,6 +49,7 @@ static const char host_help[] =
 
 struct start {
 	struct host_config host;
+	int merge; /* per cent of a CPU; -1: not given */
 	bool foreground;
 	int report; /* a pipe to the command that waits; -1: none */
 };
@@ -58,9 +63,12 @@ static int start_one(void *ctx, int option, char *value, char *error)
 	switch (option) {
 	case 'p':
 	case 't':
+	case 'g':
 		rc = options_run_one(&o, option, value, error);
 		if (option == 'p')
 			s->host.pool_bytes = o.pool_bytes;
+		else if (option == 'g')
+			s->merge = (int)o.merge_percent;
 		else
 			s->host.kind = o.table;
 		return rc;
@@ -80,18 +88,23 @@ static int start_one(void *ctx, int option, char *value, char *error)
 static int parse_start(struct start *s, int argc, char **argv, char *error)
 {
 	static const struct option longs[] = {
-		{"pool", 1, NULL, 'p'},       {"max-vms", 1, NULL, 'M'}, {"table", 1, NULL, 't'},
-		{"foreground", 0, NULL, 'F'}, {"help", 0, NULL, 'h'},    {NULL, 0, NULL, 0},
+		{"pool", 1, NULL, 'p'},  {"max-vms", 1, NULL, 'M'},    {"table", 1, NULL, 't'},
+		{"merge", 1, NULL, 'g'}, {"foreground", 0, NULL, 'F'}, {"help", 0, NULL, 'h'},
+		{NULL, 0, NULL, 0},
 	};
 	static const struct options_spec spec = {.command = "host",
 						 .help = host_help,
 						 .shorts = ":h",
 						 .longs = longs,
 						 .one = start_one};
-	*s = (struct start){.host = {.kind = IPT_INDEX, .max_vms = MAX_VMS}, .report = -1};
+	*s = (struct start){
+		.host = {.kind = IPT_INDEX, .max_vms = MAX_VMS}, .merge = -1, .report = -1};
 	int rc = options_parse(&spec, s, argc, argv, error);
 	if (rc)
 		return rc;
+	s->host.merge_percent = s->merge >= 0               ? (unsigned)s->merge
+				: s->host.kind == IPT_INDEX ? MERGE_PERCENT
+							    : 0;
 	struct run_options o = options_run_defaults;
 	o.pool_bytes = s->host.pool_bytes ? s->host.pool_bytes : options_most_pool();
 	o.mem_bytes = o.pool_bytes; /* which is to be checked alone */
@@ -195,6 +208,7 @@ static _Noreturn void become_daemon(const struct start *s, int lock, const char 
 		close(null);
 	if (out > STDERR_FILENO)
 		close(out);
+	fleet_say_when();
 	exit(serve(s));
 }
 

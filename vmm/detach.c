@@ -47,6 +47,8 @@ static int collect(json_t *options, const struct run_options *o, char *error)
 		rc = add(options, "--name", o->name, error);
 	if (!rc && o->append)
 		rc = add(options, "--append", o->append, error);
+	if (!rc && o->share_domain)
+		rc = add(options, "--share-domain", o->share_domain, error);
 	if (!rc && o->kernel)
 		rc = add_file(options, "--kernel", o->kernel, "", error);
 	if (!rc && o->initrd)

@@ -19,9 +19,20 @@
 #define SAMPLE_MS      100
 #define FLEET_CLONES   4096 /* room for so many clones besides the guests that were asked for */
 
+static bool say_when;
+
+void fleet_say_when(void)
+{
+	say_when = true;
+}
+
 void fleet_say(const char *format, ...)
 {
-	char line[MAILBOX_WORDS + 256];
+	char line[MAILBOX_WORDS + 256], when[32] = "";
+	time_t now = time(NULL);
+	struct tm t;
+	if (say_when && localtime_r(&now, &t))
+		strftime(when, sizeof when, "%Y-%m-%d %H:%M:%S ", &t);
 	va_list args;
 	va_start(args, format);
 	int n = vsnprintf(line, sizeof line - 1, format, args);
@@ -31,7 +42,7 @@ void fleet_say(const char *format, ...)
 	if ((size_t)n >= sizeof line - 1)
 		n = sizeof line - 2;
 	line[n++] = '\n';
-	fprintf(stderr, "invisor: %.*s", n, line); /* in one piece: VMs write there too */
+	fprintf(stderr, "%sinvisor: %.*s", when, n, line); /* in one piece: VMs write there too */
 }
 
 static void arm(struct host_source *s, uint64_t ms)
@@ -281,9 +292,12 @@ static void ended(void *ctx, struct host_vm *vm)
 	struct guest *g = vm->user;
 	if (vm->said_starved)
 		f->starved--;
+	bool in_order =
+		vm->end == END_POWER_OFF || (f->stop != FLEET_RUNS && vm->end == END_ORDERED);
 	if (vm->end == END_POWER_OFF)
 		f->clean += !vm->number;
-	else if (!vm->is_template && !(f->stop != FLEET_RUNS && vm->end == END_ORDERED))
+	/* A log tells of every end, a terminal of those that nobody expects. */
+	if (!vm->is_template && (!in_order || !f->config.setup))
 		fleet_say("%s: %s", name_of(vm), vm->mailbox->words);
 	if (g)
 		screen_finish(&g->line);
@@ -371,6 +385,7 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 		const struct run_options *o = &config->setup->options;
 		f->config.host = (struct host_config){.pool_bytes = o->pool_bytes,
 						      .kind = o->table,
+						      .merge_percent = o->merge_percent,
 						      .max_vms = o->count + FLEET_CLONES};
 	}
 	f->config.host.nodes = f->config.host.colours = 1;

@@ -93,5 +93,7 @@ int fleet_status(const struct fleet *f);
 
 /* One line for the user, on standard error. */
 void fleet_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* From now on with the time in front: standard error is a log. */
+void fleet_say_when(void);
 
 #endif

@@ -81,7 +81,6 @@ int fleet_start(struct fleet *f, struct batch *b, char *error)
 	unsigned first = 0;
 	b->count = b->setup->options.count;
 	b->answer = json_array();
-	host_forget_gone(f->host);
 	while (host_vm_at(f->host, first))
 		first++;
 	if (f->stop != FLEET_RUNS)

@@ -23,7 +23,9 @@ static int pin_page(struct memory *m, gfn_t g, bool write, frame_t *f)
 	/* What is given can't be taken away again before we pin it more than a few times, but the loop bounds it
 	 * all the same. */
 	for (int tries = 0; tries < 8; tries++) {
+		pthread_mutex_lock(&m->lock);
 		int rc = ipt_pin(m->table, m->vm, g, f);
+		pthread_mutex_unlock(&m->lock);
 		if (rc == 0 && (!write || is_own(m, *f) || dax_note_device(m, g)))
 			return 0;
 		if (rc == 0)

@@ -230,6 +230,8 @@ int host_create(struct host **out, const struct host_config *config,
 		rc = host_add_source(h, &h->on_news, EPOLLIN);
 	if (!rc)
 		rc = host_add_source(h, &h->on_tick, EPOLLIN);
+	if (!rc)
+		rc = host_merge_create(h, error);
 	if (rc) {
 		host_destroy(h);
 		return rc;
@@ -240,6 +242,7 @@ int host_create(struct host **out, const struct host_config *config,
 
 void host_destroy(struct host *h)
 {
+	host_merge_destroy(h);
 	for (unsigned i = 0; i < h->vms; i++) {
 		struct host_vm *vm = h->vm[i];
 		if (vm->link_fd >= 0)
@@ -278,6 +281,19 @@ struct ipt *host_table(struct host *h)
 	return h->table;
 }
 
+const struct pmem_file *host_files(const struct host *h)
+{
+	return h->pmem_files;
+}
+
+const struct pmem_file *host_file_by_id(const struct host *h, vmid_t id)
+{
+	const struct pmem_file *f = h->pmem_files;
+	while (f && f->id.v != id.v)
+		f = f->next;
+	return f;
+}
+
 const struct pool *host_pool(struct host *h)
 {
 	return &h->pool;
@@ -313,10 +329,12 @@ struct host_vm *host_vm_by_id(struct host *h, vmid_t id)
 void host_forget_gone(struct host *h)
 {
 	unsigned kept = 0;
+	if (h->jobs) /* which point to VMs */
+		return;
 	for (unsigned i = 0; i < h->vms; i++) {
 		struct host_vm *vm = h->vm[i];
-		if (vm->phase == HOST_VM_GONE && !vm->draining && !vm->job)
-			free(vm);
+		if (vm->phase == HOST_VM_GONE && !vm->draining && !vm->mailbox && !vm->job)
+			free(vm); /* nothing else is left since host_vm.c's finish() */
 		else
 			h->vm[kept++] = vm;
 	}

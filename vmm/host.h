@@ -68,7 +68,12 @@ struct host_config {
 	enum ipt_kind kind;
 	uint32_t max_vms;
 	unsigned nodes, colours;
+	unsigned merge_percent; /* of a CPU, for merging equal frames (docs/MERGE.md); 0: off */
 };
+
+/* Sharing domains: the one that guests are in unless they are told, and the one that nobody is in. */
+#define HOST_DOMAIN_DEFAULT "default"
+#define HOST_DOMAIN_NONE    "none"
 
 struct host_events {
 	/* Console bytes of a VM. Returns how many were taken; if fewer than n, the rest is offered
@@ -126,6 +131,15 @@ int host_clone(struct host_vm *vm, const struct host_clone_request *request, cha
 /* Nobody waits for that answer any more. The clones stay. */
 void host_clone_forget(struct host *h, void *ctx);
 
+/* Merging now (host_merge.c). */
+struct host_merge {
+	unsigned percent; /* 0: off, and the rest says nothing */
+	bool running;
+	unsigned starts;
+	const struct merge_counters *counters; /* vmm/merge.h */
+};
+void host_merge_info(struct host *h, struct host_merge *out);
+
 int host_add_source(struct host *h, struct host_source *s, uint32_t events);
 void host_remove_source(struct host *h, struct host_source *s);
 /* Handle events until host_stop. 0 or -errno. */
@@ -133,6 +147,9 @@ int host_run(struct host *h);
 void host_stop(struct host *h);
 
 struct ipt *host_table(struct host *h);
+/* Files that VMs have as persistent memory, a list; and the one whose id in the table that is, or NULL. */
+const struct pmem_file *host_files(const struct host *h);
+const struct pmem_file *host_file_by_id(const struct host *h, vmid_t id);
 const struct pool *host_pool(struct host *h);
 unsigned host_alive(struct host *h); /* guests, without templates */
 /* VMs by index, in order of start, the gone ones too; NULL past the last. */

@@ -106,6 +106,7 @@ static int register_clone(struct clone_job *job, struct host_vm *clone, char *er
 			      rc == -EEXIST   ? "a VM of that name exists"
 			      : rc == -ENOSPC ? "the host has as many VMs as its table has room for"
 					      : strerror(-rc));
+	host_merge_admit(clone);
 	clone->phase = HOST_VM_FORKING;
 	clone->job = job;
 	clone->asked_ns = job->asked_ns;

@@ -24,6 +24,7 @@ struct host {
 	uint32_t clones, templates; /* numbers given out */
 	struct clone_job *jobs;     /* clones being made */
 	uint32_t jobs_ended;
+	struct host_merger *merger; /* NULL: nothing is merged */
 	bool stop;
 };
 
@@ -57,6 +58,12 @@ void host_clone_link(struct host_vm *vm);
 void host_clone_ended(struct host_vm *vm);
 void host_clone_news(struct host *h);
 void host_clone_destroy(struct host *h);
+/* host_merge.c: the merger, if one is wanted; -errno with words. Its board, or NULL. A VM was registered: say which
+ * sharing domain it is in. */
+int host_merge_create(struct host *h, char *error);
+void host_merge_destroy(struct host *h);
+struct merge_board *host_merge_board(struct host *h);
+void host_merge_admit(struct host_vm *vm);
 /* Free what a dead VM owned: 0, or -errno and the tick tries again. */
 int host_vm_reap(struct host_vm *vm);
 

@@ -298,7 +298,8 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 				 .link_fd = ends[0],
 				 .news_fd = h->news_fd,
 				 .console_fd = ends[2],
-				 .agent_fd = ends[3]};
+				 .agent_fd = ends[3],
+				 .merging = host_merge_board(h)};
 	vm_process(&vm->config, &links);
 }
 
@@ -449,6 +450,7 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 		host_vm_unmake(vm);
 		return rc;
 	}
+	host_merge_admit(vm);
 	rc = join_pmem(vm, error);
 	if (rc) {
 		close_all(ends, LINK_FDS);

@@ -136,16 +136,13 @@ static int step(int rc, const char *name, const char *what, char *error)
 	return errorf(error, rc, "%s: %s: %s", name, what, strerror(-rc));
 }
 
-/* APIC ids and topology: all vCPUs are cores of one package. */
-static int vcpu_cpuid(const struct kvm_host *k, int fd, unsigned cpu, unsigned cpus)
+/* APIC ids and topology: all vCPUs are cores of one package. NULL without memory. */
+static struct kvm_cpuid2 *vcpu_cpuid(const struct kvm_host *k, int fd, unsigned cpu, unsigned cpus)
 {
-	size_t bytes = sizeof *k->cpuid + KVM_MAX_CPUID * sizeof *k->cpuid->entries;
-	struct kvm_cpuid2 *c = malloc(bytes);
-	if (!c) {
-		errno = ENOMEM;
-		return -1;
-	}
-	memcpy(c, k->cpuid, bytes);
+	struct kvm_cpuid2 *c = malloc(sizeof *c + (k->cpuid->nent + 1) * sizeof *k->cpuid->entries);
+	if (!c)
+		return NULL;
+	memcpy(c, k->cpuid, sizeof *c + k->cpuid->nent * sizeof *k->cpuid->entries);
 	cpuid_timing(c, ioctl(fd, KVM_GET_TSC_KHZ, 0));
 	unsigned shift = 0;
 	while ((1u << shift) < cpus)
@@ -189,11 +186,7 @@ static int vcpu_cpuid(const struct kvm_host *k, int fd, unsigned cpu, unsigned c
 			break;
 		}
 	}
-	int rc = ioctl(fd, KVM_SET_CPUID2, c);
-	int saved = errno;
-	free(c);
-	errno = saved;
-	return rc;
+	return c;
 }
 
 static int vcpu_create(struct kvm_vm *vm, unsigned cpu, const char *name, char *error)
@@ -208,25 +201,30 @@ static int vcpu_create(struct kvm_vm *vm, unsigned cpu, const char *name, char *
 	if (run == MAP_FAILED)
 		return step(-1, name, "mmap of the vCPU", error);
 	v->run = run;
-	rc = step(vcpu_cpuid(vm->host, v->fd, cpu, vm->cpus), name, "KVM_SET_CPUID2", error);
-	if (rc)
-		return rc;
-	/* Write-back memory by default, as firmware would leave it (SDM vol. 3A 11.11.2.1). */
+	if (!v->cpuid)
+		v->cpuid = vcpu_cpuid(vm->host, v->fd, cpu, vm->cpus);
+	if (!v->cpuid)
+		return errorf(error, -ENOMEM, "%s: no memory for a vCPU's CPUID", name);
+	return step(ioctl(v->fd, KVM_SET_CPUID2, v->cpuid), name, "KVM_SET_CPUID2", error);
+}
+
+/* Write-back memory by default, as firmware would leave it (SDM vol. 3A 11.11.2.1). */
+static int vcpu_reset(const struct kvm_vm *vm, unsigned cpu, const char *name, char *error)
+{
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry entry[1];
 	} msrs = {{.nmsrs = 1}, {{.index = 0x2ff, .data = 1 << 11 | 6}}};
-	return step(ioctl(v->fd, KVM_SET_MSRS, &msrs), name, "KVM_SET_MSRS", error);
+	return step(ioctl(vm->vcpu[cpu].fd, KVM_SET_MSRS, &msrs), name, "KVM_SET_MSRS", error);
 }
 
-int kvm_vm_create(struct kvm_vm *vm, const struct kvm_host *host, const struct machine *machine,
-		  const struct window *window, char *error)
+int kvm_vm_create_again(struct kvm_vm *vm, const struct machine *machine,
+			const struct window *window, char *error)
 {
 	const char *name = machine->name;
-	*vm = (struct kvm_vm){.host = host, .cpus = machine->cpus, .fd = -1};
-	for (unsigned i = 0; i < MACHINE_MAX_CPUS; i++)
+	for (unsigned i = 0; i < vm->cpus; i++)
 		vm->vcpu[i].fd = -1;
-	vm->fd = ioctl(host->fd, KVM_CREATE_VM, 0);
+	vm->fd = ioctl(vm->host->fd, KVM_CREATE_VM, 0);
 	int rc = step(vm->fd, name, "KVM_CREATE_VM", error);
 	for (unsigned i = 0; !rc && i < machine->banks; i++) {
 		const struct machine_bank *b = &machine->bank[i];
@@ -244,8 +242,18 @@ int kvm_vm_create(struct kvm_vm *vm, const struct kvm_host *host, const struct m
 			  "KVM_SET_TSS_ADDR", error);
 	if (!rc)
 		rc = step(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0), name, "KVM_CREATE_IRQCHIP", error);
-	for (unsigned cpu = 0; !rc && cpu < machine->cpus; cpu++)
+	for (unsigned cpu = 0; !rc && cpu < vm->cpus; cpu++)
 		rc = vcpu_create(vm, cpu, name, error);
+	return rc;
+}
+
+int kvm_vm_create(struct kvm_vm *vm, const struct kvm_host *host, const struct machine *machine,
+		  const struct window *window, char *error)
+{
+	*vm = (struct kvm_vm){.host = host, .cpus = machine->cpus, .fd = -1};
+	int rc = kvm_vm_create_again(vm, machine, window, error);
+	for (unsigned cpu = 0; !rc && cpu < vm->cpus; cpu++)
+		rc = vcpu_reset(vm, cpu, machine->name, error);
 	return rc;
 }
 

@@ -33,6 +33,7 @@ struct kvm_vm {
 	struct kvm_vcpu {
 		int fd;
 		struct kvm_run *run;
+		struct kvm_cpuid2 *cpuid; /* what it was made with */
 	} vcpu[MACHINE_MAX_CPUS];
 };
 
@@ -40,6 +41,10 @@ struct kvm_vm {
  * stays open until the process ends, which is this VM alone. */
 int kvm_vm_create(struct kvm_vm *vm, const struct kvm_host *host, const struct machine *machine,
 		  const struct window *window, char *error);
+/* The same for a clone, by the process's inherited struct of the VM that it is a clone of: the vCPUs are made alike,
+ * and are to get that one's state (kvm_state.h). */
+int kvm_vm_create_again(struct kvm_vm *vm, const struct machine *machine,
+			const struct window *window, char *error);
 /* Level of an interrupt line; any thread. */
 void kvm_vm_irq(const struct kvm_vm *vm, unsigned gsi, bool level);
 /* Guest pages KVM has mapped at the second stage, by size (0 if KVM doesn't tell). */

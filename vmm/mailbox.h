@@ -46,6 +46,7 @@ enum vm_order {
 	ORDER_PAUSE = 1 << 4,
 	ORDER_RESUME = 1 << 5, /* of both, the one that came last */
 	ORDER_RENEW = 1 << 6,  /* a new generation id: the guest reseeds its random numbers */
+	ORDER_MERGE = 1 << 7,  /* the merger's board may have a request for this VM: merge.h */
 };
 
 enum fault_kind {
@@ -75,15 +76,21 @@ struct mailbox {
 	_Atomic uint64_t starved;              /* times that a fault had to wait for frames */
 	_Atomic uint64_t extents;              /* pieces of pool mapped into the window */
 	_Atomic uint64_t extent_frames;
-	struct histogram service_ns;       /* userfault read to wake */
-	_Atomic uint64_t exits[64];        /* KVM exits by reason */
-	_Atomic uint64_t run_started_ns;   /* CLOCK_MONOTONIC at the first KVM_RUN */
+	struct histogram service_ns;     /* userfault read to wake */
+	_Atomic uint64_t exits[64];      /* KVM exits by reason */
+	_Atomic uint64_t run_started_ns; /* CLOCK_MONOTONIC at the first KVM_RUN */
+	_Atomic uint64_t
+		first_exit_ns; /* and when it came back from it: the guest has executed something */
 	_Atomic uint64_t copied_frames;    /* shared frames of which it has a copy now */
 	_Atomic uint64_t predicted_frames; /* of them: copied before it ran */
+	_Atomic uint64_t zero_frames;      /* given back, since they held only zeroes */
+	_Atomic uint64_t merged_frames;    /* given back for shared ones that held the same */
+	_Atomic uint64_t published_frames; /* own ones that became shared */
 
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
 	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */
 	_Atomic uint64_t disk_reads, disk_writes, disk_errors;
+	_Atomic uint64_t pmem_flushes, pmem_errors;
 };
 
 /* Names for people: "running", "power-off" and so on. */

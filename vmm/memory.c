@@ -40,7 +40,18 @@ struct extent {
 	unsigned order;
 };
 
-/* Is the naturally aligned block of 2^order gfns around g wholly in its bank and untouched? */
+/* Has cluster c, whose first gfn is `first`, no frame? */
+static bool cluster_is_void(const struct memory *m, uint64_t c, gfn_t first)
+{
+	struct ipt_place p;
+	if (!memory_touched(m, c))
+		return true;
+	return m->gave_back &&
+	       ipt_place(m->table, m->vm, first, IPT_CLUSTER_FRAMES, &p) == IPT_CLUSTER_FRAMES &&
+	       p.kind == IPT_VOID;
+}
+
+/* Is the naturally aligned block of 2^order gfns around g wholly in its bank and void? */
 static bool block_is_void(const struct memory *m, const struct machine_bank *b, gfn_t g,
 			  unsigned order, struct extent *e)
 {
@@ -51,7 +62,7 @@ static bool block_is_void(const struct memory *m, const struct machine_bank *b, 
 		return false;
 	uint64_t c = cluster_of(m, gfn(first)), n = UINT64_C(1) << (order - IPT_CLUSTER_ORDER);
 	for (uint64_t i = 0; i < n; i++)
-		if (memory_touched(m, c + i))
+		if (!cluster_is_void(m, c + i, gfn(first + i * IPT_CLUSTER_FRAMES)))
 			return false;
 	*e = (struct extent){gfn(first), order};
 	return true;

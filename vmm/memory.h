@@ -10,7 +10,8 @@
  *   writes to the common frame: dax.c)
  *   -> wake
  *
- * Devices come in by the gmem interface (gmem.c) and end at the same functions.
+ * Devices come in by the gmem interface (gmem.c) and end at the same functions; they pin what they use, which is
+ * done under the lock, so that what isn't pinned there stays so for as long as the lock is held.
  * The array is changed before the window: a process that dies in between leaves frames which the
  * table knows it owned.
  */
@@ -51,6 +52,10 @@ struct memory {
 
 	/* Sharing (share.c): has the window pieces that are registered for write protection? */
 	bool shares;
+	/* Merging (merge_vm.c): are there clusters without frames that are marked as touched? How many mappings the
+	 * window may still get before they are counted again, and the last count. */
+	bool gave_back;
+	uint32_t mappings_left, mappings;
 	uint64_t
 		shown_to; /* where the last piece shown ends, gfn, and how long it was: the next one */
 	uint32_t shown_pages; /* that follows it is twice as long */
@@ -80,6 +85,12 @@ frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
 
 /* ---- share.c: frames that others see too ---------------------------------------------------- */
 
+/* With memory.lock held: clean and free limbo frames. */
+void memory_free(struct memory *m, frame_t first, uint32_t n);
+#define MEMORY_RUN 64 /* pages that are dealt with at once, at most */
+/* With memory.lock held: limbo frames become what is at n gfns, at most MEMORY_RUN, in the table (over aliases) and in the window.
+ * -errno as ipt_map_over, or of mmap. */
+int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n);
 /* Give the gfn a frame of this VM's own, whose bytes are those that it had: populated if it is void, copied if it
  * is shared. 0 or as memory_populate. Same threads. */
 int memory_own(struct memory *m, gfn_t g);
@@ -91,9 +102,9 @@ int memory_freeze(struct memory *m, char *error);
 /* The table has given what was ours to a template; we go on as `vm`. */
 void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn);
 /* In a clone's process: a userfaultfd of its own over the window that was inherited, all of it shared. -errno with
- * words. */
-int memory_adopt(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn,
-		 char *error);
+ * words. Then, when it is known which clone it is, that. */
+int memory_adopt(struct memory *m, char *error);
+void memory_become(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn);
 /* Copy these shared pages in one go, into frames that follow each other where there are such. Pages that can't be
  * had stay shared. Before the guest runs. */
 void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n);

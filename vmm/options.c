@@ -28,11 +28,17 @@ static const char run_help[] =
 	"      --pool SIZE       host memory for all guests together (enough for all, if there "
 	"is)\n"
 	"      --table KIND      ipt (inverted page table) or radix (per-VM tables, to compare)\n"
+	"      --merge SHARE     merge guests' equal frames, with at most so many per cent of a "
+	"CPU\n"
+	"                        (off)\n"
+	"      --share-domain D  frames are merged among guests of the same domain only; none: "
+	"never\n"
+	"                        (default)\n"
 	"      --stats FILE      write numbers as JSON: when all are ready, and at the end\n"
 	"      --timeout SECONDS power all off and exit 3 if guests still run after that\n"
 	"      --detach          run the guests in the running host (invisor host start), print\n"
-	"                        their names and return; without --pool, --table, --stats, "
-	"--timeout\n"
+	"                        their names and return; without --pool, --table, --merge, "
+	"--stats, --timeout\n"
 	"      --wait up|ready   with --detach, return once they run, or said READY (ready for "
 	"the\n"
 	"                        made guest, else up)\n"
@@ -142,6 +148,19 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 	case 's':
 		o->stats = value;
 		return 0;
+	case 'g':
+		if (!strcmp(value, "off"))
+			value = "0";
+		if (!number_parse(value, 0, 100, &n))
+			return bad(error, "--merge", value,
+				   "is neither off nor 1 to 100 (per cent of a CPU)");
+		o->merge_percent = (unsigned)n;
+		return 0;
+	case 'S':
+		if (!*value || strlen(value) >= IPT_NAME_LEN)
+			return bad(error, "--share-domain", value, "must be 1 to 31 characters");
+		o->share_domain = value;
+		return 0;
 	case 'T':
 		if (!number_parse(value, 1, 1u << 30, &o->timeout_seconds))
 			return bad(error, "--timeout", value,
@@ -205,6 +224,7 @@ static int check_detach(const struct run_options *o, char *error)
 			    : o->table != IPT_INDEX ? "--table"
 			    : o->stats              ? "--stats"
 			    : o->timeout_seconds    ? "--timeout"
+			    : o->merge_percent      ? "--merge"
 						    : NULL;
 	if (o->detach && wrong)
 		return errorf(error, -EINVAL,
@@ -217,12 +237,12 @@ static int check_detach(const struct run_options *o, char *error)
 	return 0;
 }
 
-#define GUEST_LONGS                                                                        \
-	{"count", 1, NULL, 'n'}, {"name", 1, NULL, 'N'}, {"kernel", 1, NULL, 'k'},         \
-		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'}, \
-		{"cpus", 1, NULL, 'c'}, {"pmem", 1, NULL, 'P'},                            \
-	{                                                                                  \
-		"disk", 1, NULL, 'd'                                                       \
+#define GUEST_LONGS                                                                             \
+	{"count", 1, NULL, 'n'}, {"name", 1, NULL, 'N'}, {"kernel", 1, NULL, 'k'},              \
+		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'},      \
+		{"cpus", 1, NULL, 'c'}, {"share-domain", 1, NULL, 'S'}, {"pmem", 1, NULL, 'P'}, \
+	{                                                                                       \
+		"disk", 1, NULL, 'd'                                                            \
 	}
 
 int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
@@ -233,6 +253,7 @@ int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
 		{"table", 1, NULL, 't'},
 		{"stats", 1, NULL, 's'},
 		{"timeout", 1, NULL, 'T'},
+		{"merge", 1, NULL, 'g'},
 		{"detach", 0, NULL, 'D'},
 		{"wait", 1, NULL, 'W'},
 		{"host", 1, NULL, 'H'},

@@ -29,11 +29,12 @@ struct run_options {
 		bool share;
 	} pmem[VM_MAX_PMEM];
 	unsigned pmems;
-	uint64_t
-		pmem_bytes; /* what the guests' persistent memory may come to in the pool, set by setup */
+	uint64_t pmem_bytes; /* of the pool that all guests' pmem may come to; set by setup */
 	enum ipt_kind table;
 	const char *stats;
 	uint64_t timeout_seconds; /* 0: none */
+	unsigned merge_percent;   /* of a CPU; 0: no merging */
+	const char *share_domain; /* NULL: the default one */
 	bool detach;              /* in the long-running host */
 	const char *wait;         /* with detach: up, ready; NULL: chosen by the kernel */
 	const char *host;         /* with detach: its socket; NULL: found */
@@ -63,7 +64,8 @@ struct options_spec {
 /* What options_parse_run does, for any command. */
 int options_parse(const struct options_spec *spec, void *ctx, int argc, char **argv, char *error);
 /* A spec's `one` for the options of run, by its letters: n count, N name, k kernel, i initrd, a append,
- * m mem, c cpus, d disk, P pmem, p pool, t table, s stats, T timeout. ctx is a struct run_options. */
+ * m mem, c cpus, d disk, P pmem, p pool, t table, s stats, T timeout, g merge, S share-domain. ctx is a struct
+ * run_options. */
 int options_run_one(void *ctx, int option, char *value, char *error);
 
 /* The largest pool that leaves the host some memory of its own. */

@@ -270,6 +270,11 @@ static uint64_t count(const struct pageset *s)
 	return all;
 }
 
+uint64_t pmem_dirty_pages(const struct pmem_view *v)
+{
+	return v->share ? count(&v->dirty) + count(&v->writing) : 0;
+}
+
 int pmem_finish(struct pmem_view *v, char *error)
 {
 	if (!v->share)

@@ -108,6 +108,8 @@ int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *er
 /* In the clone's process, whose view is a copy of the other's: take the new view's sets; fd is closed. -errno with
  * words. */
 int pmem_adopt(struct pmem_view *v, int fd, char *error);
+/* Pages that the guest has written since they were last durable. */
+uint64_t pmem_dirty_pages(const struct pmem_view *v);
 /* The view's process is gone: write back what is left, this view's and that of earlier ones. -errno
  * with words; the pages that could not be written are kept for the next try. */
 int pmem_finish(struct pmem_view *v, char *error);

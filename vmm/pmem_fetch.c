@@ -6,6 +6,7 @@
 #include "vmm/pmem.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static bool present(const struct pmem_view *v, uint64_t page)
@@ -39,11 +40,24 @@ static unsigned choose_order(const struct pmem_view *v, uint64_t page)
 	return order;
 }
 
+/* Is [at, end) within the file and nothing but a hole of it? Then it needs no memory of the pool either: frames
+ * without a page read as zero. */
+static bool is_hole(const struct pmem_view *v, uint64_t at, uint64_t end)
+{
+	struct stat st;
+	off_t data = lseek(v->file->fd, (off_t)at, SEEK_DATA);
+	if (data >= 0 ? (uint64_t)data < end : errno != ENXIO)
+		return false;
+	return fstat(v->file->fd, &st) == 0 && end <= (uint64_t)st.st_size;
+}
+
 static int read_pages(const struct pmem_view *v, uint64_t first, uint64_t count, uint8_t *to)
 {
 	uint64_t at = first * PAGE_SIZE, end = at + count * PAGE_SIZE;
 	if (end > v->file->bytes)
 		end = v->file->bytes; /* the rest of the last page is zero, as fresh frames are */
+	if (is_hole(v, at, end))
+		return 0;
 	while (at < end) {
 		ssize_t n = pread(v->file->fd, to, end - at, (off_t)at);
 		if (n == 0)

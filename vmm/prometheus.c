@@ -23,6 +23,7 @@ static const struct metric of_host[] = {
 	{"table_bytes", "Host memory of the table's parts.", "table.array_bytes", "part=\"array\"",
 	 0},
 	{NULL, NULL, "table.side_bytes", "part=\"side\"", 0},
+	{NULL, NULL, "table.slots_bytes", "part=\"slots\"", 0},
 	{NULL, NULL, "table.forward_bytes", "part=\"forward\"", 0},
 	{NULL, NULL, "table.other_bytes", "part=\"other\"", 0},
 	{"table_repairs_total", "Parts rebuilt after a lock's holder had died.", "table.repairs",
@@ -37,6 +38,9 @@ static const struct metric of_vm[] = {
 	{"vm_memory_bytes", "Memory promised to the VM.", "memory_bytes", NULL, 0},
 	{"vm_cpus", "Virtual processors.", "cpus", NULL, 0},
 	{"vm_frames", "The VM's frames of 4 KiB by state.", "frames_*", "state", 0},
+	{"vm_aliases", "Guest frames that are merged frames or a file's.", "aliases", NULL, 0},
+	{"vm_copied_frames_total", "Shared frames that the VM copied to write to them.",
+	 "copied_frames", NULL, 0},
 	{"vm_faults_total", "Second-stage faults served, by what touched.", "second_stage_faults.*",
 	 "by", 0},
 	{"vm_fault_service_seconds",
@@ -53,6 +57,11 @@ static const struct metric of_vm[] = {
 	{"vm_disk_requests_total", "Disk requests.", "disk_reads", "kind=\"read\"", 0},
 	{NULL, NULL, "disk_writes", "kind=\"write\"", 0},
 	{"vm_disk_errors_total", "Disk requests that failed.", "disk_errors", NULL, 0},
+	{"vm_pmem_flushes_total", "Flushes of persistent memory.", "pmem_flushes", NULL, 0},
+	{"vm_pmem_errors_total", "Flushes of persistent memory that failed.", "pmem_errors", NULL,
+	 0},
+	{"vm_pmem_dirty_pages", "Pages of shared files that the VM wrote and that aren't durable.",
+	 "pmem_dirty_pages", NULL, 0},
 };
 
 static void put_escaped(const char *value)

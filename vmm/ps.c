@@ -32,11 +32,11 @@ static void say_vms(const json_t *vms)
 	json_array_foreach(vms, i, vm)
 	{
 		long long own = number(vm, "frames_private");
+		long long shared = number(vm, "frames_inherited") + number(vm, "aliases");
 		printf("%-20s %-9s %-20s %4lld %12.1f %12.1f %12.1f %8lld\n", text(vm, "name"),
 		       text(vm, "state"), text(vm, "parent"), number(vm, "cpus"),
-		       (double)number(vm, "memory_bytes") / (double)MiB,
-		       frames_mib(own + number(vm, "frames_shared")), frames_mib(own),
-		       number(vm, "pid"));
+		       (double)number(vm, "memory_bytes") / (double)MiB, frames_mib(own + shared),
+		       frames_mib(own), number(vm, "pid"));
 	}
 }
 
@@ -47,8 +47,10 @@ int command_ps(int argc, char **argv)
 		.usage = "usage: invisor ps [--json] [--host SOCKET]\n"
 			 "The running host's VMs, one a line: name, state, the VM it was cloned "
 			 "from, processors,\n"
-			 "memory promised, mapped, and of that its own (not shared with others), "
-			 "process.\n",
+			 "memory promised, mapped (of its own, and at most what it shares with "
+			 "templates "
+			 "and files),\n"
+			 "of that its own, process.\n",
 		.flag = {"json"},
 		.operands = "takes no arguments"};
 	struct cli c;

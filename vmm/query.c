@@ -177,6 +177,23 @@ static void say_stats(const json_t *a)
 	       strcmp(string(table, "kind"), "ipt") ? "tables" : "index",
 	       mib(table, "forward_bytes") * 1024, mib(table, "other_bytes") * 1024,
 	       mapped ? (double)integer(table, "total_bytes") / (double)mapped : 0);
+	json_t *file;
+	json_array_foreach(json_object_get(a, "files"), i, file) printf(
+		"file         %s: %.1f of %.1f MiB in the pool, for %lld guests\n",
+		string(file, "path"), (double)integer(file, "frames") * PAGE_SIZE / (double)MiB,
+		mib(file, "bytes"), integer(file, "guests"));
+	const json_t *merge = json_object_get(a, "merge");
+	if (json_is_object(merge))
+		printf("merge        %lld shared frames seen at %lld places; given back %lld that "
+		       "held "
+		       "zeroes, %lld for equal ones; %.1f s of CPU in %lld passes%s\n",
+		       integer(merge, "shared_frames"), integer(merge, "aliases"),
+		       integer(merge, "zero_frames_given_back"), integer(merge, "merged_frames"),
+		       (double)(integer(merge, "merger_cpu_ns") + integer(merge, "vms_cpu_ns")) /
+			       1e9,
+		       integer(merge, "passes"),
+		       json_is_true(json_object_get(merge, "running")) ? ""
+								       : "; the merger failed");
 	json_array_foreach(json_object_get(a, "vms"), i, vm) say_vm(vm);
 }
 

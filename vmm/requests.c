@@ -1,6 +1,7 @@
 #include "vmm/requests.h"
 #include "vmm/clone_requests.h"
 #include "vmm/exec.h"
+#include "vmm/fleet.h"
 #include "vmm/stats.h"
 #include <stdio.h>
 #include <string.h>
@@ -20,8 +21,10 @@ struct viewers {
 
 static bool add_viewer(void *ctx, vmid_t vm, gfn_t g, enum ipt_place_kind how)
 {
-	static const char *const words[] = {
-		[IPT_OWN] = "own", [IPT_INHERITED] = "inherited", [IPT_MERGED] = "merged"};
+	static const char *const words[] = {[IPT_OWN] = "own",
+					    [IPT_INHERITED] = "inherited",
+					    [IPT_MERGED] = "merged",
+					    [IPT_FILE_PAGE] = "file"};
 	struct viewers *v = ctx;
 	struct ipt_vm_info info;
 	const char *name = vm_name(v->table, vm, &info);
@@ -60,6 +63,9 @@ static void take_owner(struct control_request *r, const json_t *o)
 		json_object_set_new(a, "vm", json_string(vm_name(t, owner.vm, &info)));
 		json_object_set_new(a, "vm_id", json_integer(owner.vm.v));
 	}
+	const struct pmem_file *file = host_file_by_id(control_host(r), owner.vm);
+	if (file)
+		json_object_set_new(a, "file", json_string(file->path));
 	if (owner.state == IPT_PRIVATE) {
 		json_object_set_new(a, "gfn", json_integer((json_int_t)owner.gfn.v));
 		json_object_set_new(a, "gpa", json_integer((json_int_t)gfn_gpa(owner.gfn).v));
@@ -99,6 +105,11 @@ static void take_translate(struct control_request *r, const json_t *o)
 				   p.kind == IPT_VOID  ? "void"
 				   : p.kind == IPT_OWN ? "private"
 						       : "shared");
+	struct ipt_owner owner;
+	if (p.kind == IPT_FILE_PAGE && ipt_owner(t, f, &owner) == 0) {
+		const struct pmem_file *file = host_file_by_id(h, owner.vm);
+		json_object_set_new(answer, "file", json_string(file ? file->path : ""));
+	}
 	if (p.kind == IPT_INHERITED) {
 		struct ipt_vm_info info;
 		json_object_set_new(answer, "from", json_string(vm_name(t, p.at, &info)));
@@ -158,16 +169,21 @@ static const struct request_kind kinds[] = {
 
 void requests_handle(struct control_request *r, const json_t *object)
 {
+	const struct fleet *f = control_ctx(r);
 	const char *what = json_string_value(json_object_get(object, "do"));
-	char names[256] = "";
+	char names[512] = "";
 	size_t n = 0;
+	/* Here nobody goes through the VMs. A host that ends with its guests tells of them all at last. */
+	if (!f->config.setup)
+		host_forget_gone(f->host);
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
 		if (what && !strcmp(what, kinds[i].name)) {
 			kinds[i].handler(r, object);
 			return;
 		}
-		n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
-				      kinds[i].name);
+		if (n < sizeof names)
+			n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
+					      kinds[i].name);
 	}
 	control_refuse(r, "a request is an object with \"do\", one of: %s", names);
 }

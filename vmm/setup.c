@@ -164,6 +164,8 @@ int run_setup_open(struct run_setup *s, char *error)
 	m->cpus = s->options.cpus;
 	m->cmdline = s->cmdline;
 	snprintf(m->name, sizeof m->name, "%s", s->options.name);
+	snprintf(s->config.share_domain, sizeof s->config.share_domain, "%s",
+		 s->options.share_domain ? s->options.share_domain : "");
 	rc = make_cmdline(s, error);
 	if (!rc)
 		rc = machine_set_memory(m, s->options.mem_bytes);

@@ -35,8 +35,81 @@ static bool has_page(const struct pool *p, frame_t f)
 	return lseek(p->fd, at, SEEK_DATA) == at;
 }
 
-/* A shared page's new owner: first..first+n are `from`.., shared, and none or (n = 1) one has a page. */
-static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool copy)
+static bool is_pinned(const struct memory *m, frame_t f)
+{
+	struct ipt_owner o;
+	return ipt_owner(m->table, f, &o) == 0 && o.pins;
+}
+
+void memory_free(struct memory *m, frame_t first, uint32_t n)
+{
+	/* What can't be cleaned, or is read by a device at this moment, stays in limbo until the VM's end. */
+	for (uint32_t i = 0, run; i < n; i += run + 1) {
+		for (run = 0; i + run < n && !is_pinned(m, frame_add(first, i + run)); run++)
+			;
+		frame_t f = frame_add(first, i);
+		if (run && pool_clean((void *)m->pool, f, run) == 0)
+			ipt_free(m->table, m->vm, f, run);
+	}
+}
+
+/* Shared frames that lost their last viewer with us. Our window shows them until the new ones are mapped, and so they
+ * are cleaned only then. */
+struct lost {
+	struct {
+		frame_t first;
+		uint32_t n;
+	} run[MEMORY_RUN];
+	unsigned runs;
+};
+
+static void lose(void *ctx, gfn_t g, frame_t first, uint32_t n)
+{
+	struct lost *l = ctx;
+	(void)g;
+	if (l->runs < MEMORY_RUN)
+		l->run[l->runs++] = (typeof(l->run[0])){first, n};
+}
+
+static void free_lost(struct memory *m, const struct lost *l)
+{
+	for (unsigned i = 0; i < l->runs; i++)
+		memory_free(m, l->run[i].first, l->run[i].n);
+}
+
+int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n)
+{
+	struct lost lost = {.runs = 0};
+	int rc = ipt_map_over(m->table, m->vm, first, f, n, lose, &lost);
+	if (!rc)
+		rc = window_map(&m->window, first, f, n);
+	free_lost(m, &lost);
+	return rc;
+}
+
+/* Hold the frames from..from+n, which gfns first.. are seen at: they are neither freed nor used again while our window
+ * shows them, whatever becomes of their template. -EEXIST if they aren't there any more. */
+static int hold(struct memory *m, gfn_t first, frame_t from, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		frame_t f;
+		int rc = ipt_pin(m->table, m->vm, gfn_add(first, i), &f);
+		if (!rc && f.v != from.v + i) {
+			ipt_unpin(m->table, f);
+			rc = -ENOENT;
+		}
+		if (rc) {
+			while (i--)
+				ipt_unpin(m->table, frame_add(from, i));
+			return rc == -ENOENT ? -EEXIST : rc;
+		}
+	}
+	return 0;
+}
+
+/* A shared page's new owner: first..first+n are `from`.., shared and held, and none or (n = 1) one has a page. */
+static int replace(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool copy,
+		   struct lost *lost)
 {
 	unsigned order = 0;
 	while (1u << order < n)
@@ -49,19 +122,27 @@ static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bo
 	if (copy)
 		rc = copy_page(m->pool, f, from);
 	if (!rc)
-		rc = ipt_map(m->table, m->vm, first, f, n);
-	if (!rc) {
-		rc = window_map(&m->window, first, f, n);
-		if (!rc) {
-			memory_note_own(m, first);
-			atomic_fetch_add_explicit(&m->mailbox->copied_frames, n,
-						  memory_order_relaxed);
-			return 0;
-		}
-		ipt_unmap(m->table, m->vm, first, n, NULL, NULL);
+		rc = ipt_map_over(m->table, m->vm, first, f, n, lose, lost);
+	if (rc) {
+		memory_free(m, f, 1u << order);
+		return rc;
 	}
-	pool_clean((void *)m->pool, f, 1u << order);
-	ipt_free(m->table, m->vm, f, 1u << order);
+	memory_note_own(m, first);
+	atomic_fetch_add_explicit(&m->mailbox->copied_frames, n, memory_order_relaxed);
+	/* If this fails the page stays watched, and the next touch of it tries again. */
+	return window_map(&m->window, first, f, n);
+}
+
+static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool copy)
+{
+	int rc = hold(m, first, from, n);
+	if (rc)
+		return rc;
+	struct lost lost = {.runs = 0};
+	rc = replace(m, first, from, n, copy, &lost);
+	for (uint32_t i = 0; i < n; i++)
+		ipt_unpin(m->table, frame_add(from, i));
+	free_lost(m, &lost);
 	return rc;
 }
 
@@ -102,7 +183,7 @@ static int own_shared(struct memory *m, gfn_t g, const struct ipt_place *p)
 	gfn_t first = g;
 	bool copy = has_page(m->pool, p->frame);
 	uint32_t n = copy ? 1 : blank_around(m, g, p->frame, &first);
-	int rc = take_over(m, first, p->frame, n, copy);
+	int rc = take_over(m, first, frame(p->frame.v - (uint32_t)(g.v - first.v)), n, copy);
 	if (rc == -EAGAIN && n > 1)
 		rc = take_over(m, g, p->frame, 1, copy);
 	if (!rc)
@@ -141,8 +222,8 @@ int memory_own(struct memory *m, gfn_t g)
 		return -EFAULT;
 	pthread_mutex_lock(&m->lock);
 	int rc = own_locked(m, g);
-	if (rc == -EEXIST) /* its template's end made it ours meanwhile */
-		rc = own_locked(m, g);
+	for (int tries = 0; rc == -EEXIST && tries < 8; tries++)
+		rc = own_locked(m, g); /* its template's end made it ours meanwhile */
 	pthread_mutex_unlock(&m->lock);
 	return rc;
 }
@@ -204,11 +285,13 @@ static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 	m->shown_to = end;
 	m->shown_pages = pages;
 	struct dax *d = dax_of(m, g);
-	int rc = d ? dax_map(m, d, start, end) : 0;
+	int rc = 0;
 	for (uint64_t at = start; !rc && at < end;) {
 		struct ipt_place p;
 		uint32_t n = ipt_place(m->table, m->vm, gfn(at), (uint32_t)(end - at), &p);
-		if (n && is_shared(&p))
+		if (n && d && p.kind == IPT_FILE_PAGE) /* others bring pages in at any time */
+			rc = dax_map(m, d, at, at + n);
+		if (!rc && n && is_shared(&p))
 			rc = show_run(m, gfn(at), n, p.frame);
 		at += n ? n : 1;
 	}
@@ -258,7 +341,9 @@ static int each_run(struct memory *m, run_fn *fn)
 	return rc;
 }
 
-/* A cluster may have void pages beside its frames, which can't be registered in this way: then page by page. */
+/* A cluster may have void pages beside its frames, and pages of a file that aren't mapped (dax.c). These can't be
+ * registered in this way, so it goes page by page. Void ones whose frames were given back can, and must be: whose page
+ * would be seen there? */
 static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 {
 	int rc = fault_register(m->uffd, at, bytes, true);
@@ -268,10 +353,10 @@ static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 	for (uint8_t *end = at + bytes; at < end && !rc; at += PAGE_SIZE) {
 		struct ipt_place p;
 		gfn_t g = window_gfn(&m->window, (uintptr_t)at);
-		/* A file's pages have been registered as they were mapped, or aren't there: dax.c. */
-		if (ipt_place(m->table, m->vm, g, 1, &p) && p.kind != IPT_VOID &&
-		    p.kind != IPT_FILE_PAGE)
-			rc = fault_register(m->uffd, at, PAGE_SIZE, true);
+		rc = fault_register(m->uffd, at, PAGE_SIZE, true);
+		if (rc == -EINVAL && ipt_place(m->table, m->vm, g, 1, &p) &&
+		    (p.kind == IPT_VOID || p.kind == IPT_FILE_PAGE))
+			rc = 0;
 	}
 	return rc;
 }
@@ -311,14 +396,17 @@ void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn)
 	begin_learning(m, learn);
 }
 
-int memory_adopt(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn,
-		 char *error)
+void memory_become(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn)
 {
 	m->vm = vm;
 	m->mailbox = mailbox;
+	begin_learning(m, learn);
+}
+
+int memory_adopt(struct memory *m, char *error)
+{
 	m->shares = true;
 	m->shown_to = 0;
-	begin_learning(m, learn);
 	m->uffd = fault_open(error);
 	if (m->uffd < 0)
 		return m->uffd;

@@ -1,4 +1,5 @@
 #include "vmm/stats.h"
+#include "vmm/merge.h"
 #include "vmm/proc.h"
 #include <errno.h>
 #include <stdio.h>
@@ -23,9 +24,10 @@ static json_t *table_stats(struct ipt *t)
 			    json_string(ipt_config(t)->kind == IPT_RADIX ? "radix" : "ipt"));
 	put(o, "array_bytes", b.array);
 	put(o, "side_bytes", b.side);
+	put(o, "slots_bytes", b.slots);
 	put(o, "forward_bytes", b.forward);
 	put(o, "other_bytes", b.other);
-	put(o, "total_bytes", b.array + b.side + b.forward + b.other);
+	put(o, "total_bytes", b.array + b.side + b.slots + b.forward + b.other);
 	put(o, "cluster_elements", c.cluster_elements);
 	put(o, "single_elements", c.single_elements);
 	put(o, "radix_pages", c.radix_pages);
@@ -43,8 +45,37 @@ static json_t *pool_stats(struct host *h)
 	put(o, "frames_free", ipt_free_frames(host_table(h)));
 	put(o, "frames_limbo", c.frames[IPT_LIMBO]);
 	put(o, "frames_private", c.frames[IPT_PRIVATE]);
+	put(o, "frames_shared", c.frames[IPT_SHARED]);
 	put(o, "total_bytes", (uint64_t)p->frames << PAGE_SHIFT);
 	put(o, "populated_bytes", pool_populated_bytes(p));
+	return o;
+}
+
+/* What merging does; null where it is off. */
+static json_t *merge_stats(struct host *h)
+{
+	struct host_merge m;
+	struct ipt_counts c;
+	host_merge_info(h, &m);
+	if (!m.percent)
+		return json_null();
+	ipt_counts(host_table(h), &c);
+	json_t *o = json_object();
+	put(o, "percent", m.percent);
+	json_object_set_new(o, "running", json_boolean(m.running));
+	put(o, "starts", m.starts);
+	put(o, "shared_frames", c.frames[IPT_SHARED]);
+	put(o, "aliases", c.frames[IPT_ALIAS]);
+	put(o, "zero_frames_given_back", m.counters->pages_done[MERGE_ZERO]);
+	put(o, "merged_frames", m.counters->pages_done[MERGE_MERGE]);
+	put(o, "passes", m.counters->passes);
+	put(o, "scanned_bytes", m.counters->scanned_bytes);
+	put(o, "merger_cpu_ns", m.counters->merger_ns);
+	put(o, "vms_cpu_ns", m.counters->vms_ns);
+	put(o, "requests", m.counters->requests);
+	put(o, "requests_refused", m.counters->refused);
+	put(o, "requests_unheard", m.counters->unheard);
+	put(o, "pages_refused", m.counters->pages_refused);
 	return o;
 }
 
@@ -87,6 +118,16 @@ static double seconds_since(uint64_t then, uint64_t since)
 	return then > since ? (double)(then - since) / 1e9 : 0;
 }
 
+/* What a clone sees by its templates, unless it has something of its own there: at most these frames. */
+static uint64_t inherited(struct ipt *t, const struct ipt_vm_info *vm)
+{
+	uint64_t frames = 0;
+	struct ipt_vm_info up = *vm;
+	while (up.parent.v != INVALID_VMID.v && ipt_vm_info(t, up.parent, &up) == 0)
+		frames += up.frames[IPT_PRIVATE] + up.frames[IPT_ALIAS];
+	return frames;
+}
+
 json_t *stats_vm(struct host_vm *vm, bool processes)
 {
 	json_t *o = json_object();
@@ -99,20 +140,29 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	put(o, "cpus", vm->config.machine.cpus);
 	uint32_t frames[IPT_NSTATES];
 	memcpy(frames, vm->frames_at_end, sizeof frames);
+	struct ipt *t = host_table(vm->host);
 	struct ipt_vm_info info, parent;
-	bool known = alive && ipt_vm_info(host_table(vm->host), vm->id, &info) == 0;
+	/* A template's frames outlive its process, for its clones. */
+	bool remains = vm->is_template && vm->phase == HOST_VM_REAPING;
+	bool known = (alive || remains) && ipt_vm_info(t, vm->id, &info) == 0;
 	if (known)
 		memcpy(frames, info.frames, sizeof frames);
-	bool cloned = known && ipt_vm_info(host_table(vm->host), info.parent, &parent) == 0;
+	bool cloned = known && ipt_vm_info(t, info.parent, &parent) == 0;
 	json_object_set_new(o, "parent", cloned ? json_string(parent.name) : json_null());
 	put(o, "frames_private", frames[IPT_PRIVATE]);
 	put(o, "frames_limbo", frames[IPT_LIMBO]);
+	put(o, "frames_inherited", known ? inherited(t, &info) : 0);
+	put(o, "aliases", frames[IPT_ALIAS]);
+	put(o, "tombs", frames[IPT_TOMB]);
 	json_object_set_new(o, "ready_seconds",
 			    vm->ready_ns ? json_real(seconds_since(vm->ready_ns, vm->forked_ns))
 					 : json_null());
+	json_object_set_new(o, "state",
+			    json_string(alive     ? vm_state_name(mb->state)
+					: remains ? "remains"
+						  : "ended"));
 	if (!mb)
 		return o;
-	json_object_set_new(o, "state", json_string(alive ? vm_state_name(mb->state) : "ended"));
 	if (!alive) {
 		json_object_set_new(o, "end", json_string(vm_end_name(vm->end)));
 		json_t *words = json_string(mb->words);
@@ -122,9 +172,18 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 			    json_real(seconds_since(mb->run_started_ns, vm->forked_ns)));
 	json_object_set_new(o, "second_stage_faults", faults(mb));
 	json_object_set_new(o, "fault_service", service(&mb->service_ns));
+	put(o, "zero_frames_given_back", mb->zero_frames);
+	put(o, "merged_frames", mb->merged_frames);
+	put(o, "published_frames", mb->published_frames);
 	put(o, "starved", mb->starved);
 	put(o, "extents", mb->extents);
 	put(o, "extent_frames", mb->extent_frames);
+	if (vm->number) {
+		json_object_set_new(o, "asked_to_run_seconds",
+				    json_real(seconds_since(mb->run_started_ns, vm->asked_ns)));
+		json_object_set_new(o, "asked_to_first_exit_seconds",
+				    json_real(seconds_since(mb->first_exit_ns, vm->asked_ns)));
+	}
 	put(o, "copied_frames", mb->copied_frames);
 	put(o, "predicted_frames", mb->predicted_frames);
 	put(o, "second_stage_pages_4k", mb->second_stage_pages_4k);
@@ -132,6 +191,12 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	put(o, "disk_reads", mb->disk_reads);
 	put(o, "disk_writes", mb->disk_writes);
 	put(o, "disk_errors", mb->disk_errors);
+	put(o, "pmem_flushes", mb->pmem_flushes);
+	put(o, "pmem_errors", mb->pmem_errors);
+	uint64_t dirty = 0;
+	for (unsigned i = 0; i < vm->config.pmems; i++)
+		dirty += vm->pmem[i] ? pmem_dirty_pages(vm->pmem[i]) : 0;
+	put(o, "pmem_dirty_pages", dirty);
 	if (alive && processes) {
 		struct proc_memory m;
 		proc_memory(vm->pid, &m);
@@ -142,16 +207,35 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	return o;
 }
 
+static json_t *files_stats(struct host *h)
+{
+	json_t *files = json_array();
+	for (const struct pmem_file *f = host_files(h); f; f = f->next) {
+		struct ipt_vm_info info;
+		json_t *o = json_object();
+		json_t *path = json_string(f->path);
+		json_object_set_new(o, "path", path ? path : json_string("(not text)"));
+		put(o, "bytes", f->bytes);
+		put(o, "guests", f->users);
+		bool known = ipt_vm_info(host_table(h), f->id, &info) == 0;
+		put(o, "frames", known ? info.frames[IPT_PRIVATE] : 0);
+		json_array_append_new(files, o);
+	}
+	return files;
+}
+
 json_t *stats_take(struct host *h, bool processes)
 {
 	json_t *o = json_object(), *vms = json_array();
 	json_object_set_new(o, "pool", pool_stats(h));
 	json_object_set_new(o, "table", table_stats(host_table(h)));
+	json_object_set_new(o, "files", files_stats(h));
 	json_object_set_new(o, "host", host_stats());
+	json_object_set_new(o, "merge", merge_stats(h));
 	json_object_set_new(o, "vms", vms);
 	struct host_vm *vm;
 	for (unsigned i = 0; (vm = host_vm_at(h, i)); i++)
-		if (vm->phase == HOST_VM_ALIVE)
+		if (vm->phase == HOST_VM_ALIVE || (vm->is_template && vm->phase == HOST_VM_REAPING))
 			json_array_append_new(vms, stats_vm(vm, processes));
 	return o;
 }

@@ -8,11 +8,10 @@
  * UART, KVM's state. What the kernel keeps for a process it makes anew: KVM's VM and vCPUs, userfaultfd, io_uring,
  * threads.
  */
-#include "vmm/clock.h"
+#include "vmm/clone.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
-#include "vmm/identity.h"
-#include "vmm/vm.h"
+#include "vmm/merge.h"
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
@@ -23,94 +22,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#define AHEAD_MOST 512 /* pages that a clone is given before it runs */
-
-/* ---- clones -------------------------------------------------------------------------------- */
-
-/* What a VM's process has by the fork and must not go on with. */
-static void forget_the_past(struct vm *vm)
-{
-	vm->said = 0;
-	vm->stopping = vm->ended = false;
-	memset(vm->vcpu_thread, 0, sizeof vm->vcpu_thread);
-	for (unsigned i = 0; i < MACHINE_MAX_CPUS; i++)
-		vm->vcpu_gone[i] = false;
-	vm->starved.n = 0;
-	loop_unpost(vm->loop, &vm->pause.look);
-	pause_init(vm);
-}
-
-static int become(struct vm *vm, const struct link_request *request, const gfn_t *ahead,
-		  unsigned pages, char *error)
-{
-	const struct machine *m = &vm->config.machine;
-	int rc = memory_adopt(&vm->memory, vm->links.id, vm->links.mailbox, vm->learn, error);
-	if (rc)
-		return rc;
-	if (request->predict)
-		memory_copy_ahead(&vm->memory, ahead, pages);
-	rc = kvm_vm_create(&vm->kvm, vm->links.kvm, m, &vm->memory.window, error);
-	if (rc)
-		return rc;
-	rc = identity_renew(vm, request->number);
-	if (rc)
-		return errorf(error, rc, "%s: %s", m->name,
-			      rc == -EAGAIN ? "the pool has no frame for its generation id"
-					    : strerror(-rc));
-	rc = loop_renew(vm->loop, VM_LOOP_ENTRIES);
-	if (rc)
-		return errorf(error, rc, "%s: io_uring: %s", m->name, strerror(-rc));
-	board_renew(vm);
-	return vm_watch(vm, error);
-}
-
-/* KVM writes to the guest's memory when it gets some of the state (its clock's page, for one), and so takes faults
- * that the loop has to serve: another thread's work. */
-int template_wake(struct vm *vm, char *error)
-{
-	int rc = kvm_state_load(&vm->kvm, &vm->frozen, vm->config.machine.name, error);
-	if (rc)
-		return rc;
-	board_resume(vm);
-	identity_announce(vm);
-	return 0;
-}
-
-/* What the guest writes to files that it shares is noted in sets of its own from now on. */
-static int adopt_sets(struct vm *vm, const int *fds, char *error)
-{
-	int rc = 0;
-	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
-		if (vm->links.pmem[i]->share)
-			rc = pmem_adopt(vm->links.pmem[i], *fds++, error);
-	return rc;
-}
-
-static _Noreturn void clone_main(struct vm *vm, const struct link_request *request,
-				 const int fds[LINK_FDS_MAX], const gfn_t *ahead, unsigned pages)
-{
-	char error[ERROR_MAX] = "";
-	close(vm->links.link_fd); /* the template's */
-	struct mailbox *mb = mmap(NULL, sizeof *mb, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
-	close(fds[1]);
-	if (mb == MAP_FAILED)
-		_exit(1);
-	vm->links.mailbox = mb;
-	vm->links.link_fd = fds[0];
-	vm->links.console_fd = fds[2];
-	vm->links.agent_fd = fds[3];
-	vm->links.id = vmid(request->id);
-	snprintf(vm->config.machine.name, sizeof vm->config.machine.name, "%s", request->name);
-	vm_name_process("vm", request->name);
-	forget_the_past(vm);
-	int rc = adopt_sets(vm, fds + LINK_FDS, error);
-	if (!rc)
-		rc = become(vm, request, ahead, pages, error);
-	if (rc)
-		vm_give_up(vm, *error ? error : strerror(-rc));
-	vm_run(vm);
-}
 
 /* ---- the template's process ---------------------------------------------------------------- */
 
@@ -128,36 +39,122 @@ static void refuse(struct link_answer *a, const struct link_request *request, co
 	snprintf(a->words, sizeof a->words, "%s: %s: %s", request->name, why, strerror(errno));
 }
 
+/*
+ * A clone kept ready: its process is forked and prepared while nobody waits, so that who asks next waits only for its
+ * birth. It hears by a link of its own, and ends with the template's process.
+ */
+static struct {
+	int link; /* -1: there is none */
+	int pidfd;
+	pid_t pid;
+} spare = {.link = -1, .pidfd = -1};
+
+static void drop_spare(void)
+{
+	if (spare.link >= 0)
+		close(spare.link);
+	if (spare.pidfd >= 0)
+		close(spare.pidfd);
+	spare.link = spare.pidfd = -1;
+}
+
+static _Noreturn void spare_main(struct vm *vm, int link)
+{
+	char error[ERROR_MAX] = "";
+	struct birth b;
+	int fds[LINK_FDS_MAX];
+	int rc = clone_prepare(vm, error);
+	if (rc)
+		_exit(1); /* who asks next gets a clone that says why */
+	struct pollfd p = {.fd = link, .events = POLLIN};
+	ssize_t n;
+	do
+		poll(&p, 1, -1);
+	while ((n = link_receive(link, &b, sizeof b, fds)) == -EAGAIN);
+	close(link);
+	if (n <= 0)
+		_exit(0);
+	clone_born(vm, &b, fds, 0, error);
+}
+
+static void keep_spare(struct vm *vm)
+{
+	int link[2];
+	if (link_pair(link))
+		return;
+	spare.pid = fork();
+	if (spare.pid == 0) {
+		close(link[0]);
+		close(vm->links.link_fd); /* the template's: its end must be heard */
+		vm_name_process("sp", vm->config.machine.name);
+		spare_main(vm, link[1]);
+	}
+	close(link[1]);
+	spare.link = link[0];
+	if (spare.pid > 0)
+		spare.pidfd = (int)syscall(SYS_pidfd_open, spare.pid, 0);
+	if (spare.pidfd < 0)
+		drop_spare();
+}
+
+/* Give the birth to the spare. False if there is none, or it is gone. */
+static bool use_spare(const struct birth *b, const int fds[LINK_FDS_MAX], struct link_answer *a,
+		      int *pidfd)
+{
+	unsigned n = 0;
+	while (n < LINK_FDS_MAX && fds[n] >= 0)
+		n++;
+	size_t bytes = offsetof(struct birth, ahead) + b->pages * sizeof b->ahead[0];
+	if (spare.link < 0 || link_send(spare.link, b, bytes, fds, n)) {
+		drop_spare();
+		return false;
+	}
+	a->pid = spare.pid;
+	*pidfd = spare.pidfd;
+	spare.pidfd = -1;
+	drop_spare();
+	return true;
+}
+
+static void fork_clone(struct vm *vm, const struct birth *b, const int fds[LINK_FDS_MAX],
+		       struct link_answer *a, int *pidfd)
+{
+	a->pid = fork();
+	if (a->pid == 0) {
+		char error[ERROR_MAX] = "";
+		drop_spare();
+		close(vm->links.link_fd);
+		int rc = clone_prepare(vm, error);
+		clone_born(vm, b, fds, rc, error);
+	}
+	if (a->pid > 0)
+		*pidfd = (int)syscall(SYS_pidfd_open, a->pid, 0);
+	if (*pidfd < 0)
+		refuse(a, &b->request, "no process for it");
+	if (*pidfd < 0 && a->pid > 0) { /* there is one, but it can't be watched */
+		kill(a->pid, SIGKILL);
+		waitpid(a->pid, NULL, 0);
+	}
+}
+
 static void make_clone(struct vm *vm, const struct link_request *request,
 		       const int fds[LINK_FDS_MAX])
 {
-	static gfn_t ahead[AHEAD_MOST];
+	static struct birth b; /* and what was learned by the last time */
 	static uint32_t known;
-	static unsigned pages;
 	uint32_t noted = vm->learn ? vm->learn->n : 0;
 	if (noted != known) {
-		pages = learn_predict(vm->learn, ahead, AHEAD_MOST);
+		b.pages = learn_predict(vm->learn, b.ahead, CLONE_AHEAD_MOST);
 		known = noted;
 	}
+	b.request = *request;
 	struct link_answer a = {.id = request->id};
+	int pidfd = -1;
 	if (fds[LINK_FDS - 1] < 0) { /* the kernel found no room for them */
 		errno = EMFILE;
 		refuse(&a, request, "its template can't take its channels");
-		answer(vm, &a, -1);
-		return;
-	}
-	a.pid = fork();
-	if (a.pid == 0)
-		clone_main(vm, request, fds, ahead, pages);
-	int pidfd = -1;
-	if (a.pid > 0)
-		pidfd = (int)syscall(SYS_pidfd_open, a.pid, 0);
-	if (pidfd < 0)
-		refuse(&a, request, "no process for it");
-	if (pidfd < 0 && a.pid > 0) { /* there is one, but it can't be watched */
-		kill(a.pid, SIGKILL);
-		waitpid(a.pid, NULL, 0);
-	}
+	} else if (!use_spare(&b, fds, &a, &pidfd))
+		fork_clone(vm, &b, fds, &a, &pidfd);
 	answer(vm, &a, pidfd);
 	if (pidfd >= 0)
 		close(pidfd);
@@ -196,7 +193,10 @@ static _Noreturn void template_main(struct vm *vm, int link, const char *name)
 		struct pollfd p = {.fd = link, .events = POLLIN};
 		struct link_request request;
 		int fds[LINK_FDS_MAX];
-		poll(&p, 1, -1);
+		if (poll(&p, 1, spare.link < 0 ? 0 : -1) == 0) {
+			keep_spare(vm); /* nobody asks just now */
+			poll(&p, 1, -1);
+		}
 		ssize_t n = link_receive(link, &request, sizeof request, fds);
 		if (n == 0)
 			_exit(0); /* the host is gone, or wants no more clones */
@@ -226,6 +226,8 @@ void template_make(struct vm *vm, const struct link_request *request, int link,
 			       strerror(-rc));
 	}
 	if (!rc) {
+		merge_set_domain(vm->links.merging, id,
+				 merge_domain(vm->links.merging, vm->links.id));
 		a->template_id = vm->links.id.v;
 		a->id = id.v;
 		vm->learn = learn_create();

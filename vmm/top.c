@@ -42,7 +42,7 @@ static void take_vm(struct top_vm *v, const json_t *o)
 	value[TOP_CPUS] = number(o, "cpus");
 	value[TOP_PROMISED] = number(o, "memory_bytes") / (double)MiB;
 	value[TOP_OWN] = number(o, "frames_private") * mib;
-	value[TOP_SHARED] = number(o, "frames_shared") * mib;
+	value[TOP_SHARED] = (number(o, "frames_inherited") + number(o, "aliases")) * mib;
 	value[TOP_MAPPED] = value[TOP_OWN] + value[TOP_SHARED];
 	value[TOP_STARVED] = number(o, "starved");
 	value[TOP_P99] = number(json_object_get(o, "fault_service"), "p99_ns") / 1e3;

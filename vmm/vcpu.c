@@ -152,7 +152,7 @@ static bool complete_access(struct vm *vm, unsigned cpu, uint64_t *remaps)
 static bool wake(struct vm *vm)
 {
 	char error[ERROR_MAX] = "";
-	int rc = template_wake(vm, error);
+	int rc = clone_wake(vm, error);
 	for (unsigned i = 1; !rc && i < vm->kvm.cpus; i++) {
 		rc = vcpu_start(vm, i);
 		if (rc)
@@ -180,6 +180,7 @@ static void *vcpu_main(void *arg)
 		vm_set_state(vm, VM_RUNNING);
 	}
 	uint64_t remaps = atomic_load_explicit(&vm->memory.remaps, memory_order_acquire);
+	bool first = cpu == 0;
 	for (;;) {
 		/* Who kicks says why first. So what a kick left is cleared before we look why: a later one then is
 		 * seen by KVM, and one that comes after its reason is gone doesn't keep us out for ever. */
@@ -203,6 +204,11 @@ static void *vcpu_main(void *arg)
 		if (rc < 0) {
 			run_failed(vm, cpu);
 			break;
+		}
+		if (first) {
+			first = false;
+			atomic_store_explicit(&vm->links.mailbox->first_exit_ns, clock_ns(),
+					      memory_order_relaxed);
 		}
 		atomic_fetch_add_explicit(&vm->links.mailbox->exits[v->run->exit_reason & 63], 1,
 					  memory_order_relaxed);

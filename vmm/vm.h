@@ -36,6 +36,7 @@ struct vm_config {
 	const struct boot_image *image;
 	struct vm_disk disk[VM_MAX_DISKS];
 	unsigned disks;
+	char share_domain[IPT_NAME_LEN]; /* empty: the default one; host.h */
 	struct pmem_use
 		pmem[VM_MAX_PMEM]; /* of the machine's banks of persistent memory, in order */
 	unsigned pmems;
@@ -53,6 +54,7 @@ struct vm_links {
 	int news_fd;                   /* eventfd: the mailbox has news for the host */
 	int console_fd;                /* stream socket: console bytes both ways */
 	int agent_fd; /* stream socket: bytes of the guest's agent both ways (docs/AGENT.md) */
+	struct merge_board *merging; /* NULL: nothing is merged; merge.h */
 };
 
 struct vm;
@@ -93,7 +95,7 @@ struct vm {
 	struct virtio_dev *device[MACHINE_MAX_VIRTIO];
 	struct vm_slot slot[MACHINE_MAX_VIRTIO];
 	unsigned devices;
-	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS];
+	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS], *pmem[VM_MAX_PMEM];
 	struct outlet outlet, agent_outlet;
 	struct inlet inlet, agent_inlet;
 	struct idle idle;
@@ -162,7 +164,7 @@ void template_make(struct vm *vm, const struct link_request *request, int link,
 		   struct link_answer *answer, int *pidfd);
 /* A clone's first step, on the thread of its vCPU 0 while the loop runs: it gets the state that was frozen. -errno
  * with words. */
-int template_wake(struct vm *vm, char *error);
+int clone_wake(struct vm *vm, char *error);
 
 /* ---- vcpu.c -------------------------------------------------------------------------------- */
 

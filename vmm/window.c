@@ -33,23 +33,26 @@ int window_create(struct window *w, const struct machine *machine, const struct 
 	return 0;
 }
 
-static int map(struct window *w, gfn_t first, frame_t f, uint32_t count, int access)
+static int map(struct window *w, gfn_t first, frame_t f, uint32_t count, int access, int how)
 {
-	uint8_t *at = window_at(w, first);
-	void *got =
-		mmap(at, (size_t)count << PAGE_SHIFT, access,
-		     MAP_SHARED | MAP_FIXED | MAP_NORESERVE, w->pool->fd, (off_t)f.v << PAGE_SHIFT);
+	void *got = mmap(window_at(w, first), (size_t)count << PAGE_SHIFT, access,
+			 how | MAP_FIXED | MAP_NORESERVE, w->pool->fd, (off_t)f.v << PAGE_SHIFT);
 	return got == MAP_FAILED ? -errno : 0;
 }
 
 int window_map(struct window *w, gfn_t first, frame_t f, uint32_t count)
 {
-	return map(w, first, f, count, PROT_READ | PROT_WRITE);
+	return map(w, first, f, count, PROT_READ | PROT_WRITE, MAP_SHARED);
 }
 
 int window_map_read_only(struct window *w, gfn_t first, frame_t f, uint32_t count)
 {
-	return map(w, first, f, count, PROT_READ);
+	return map(w, first, f, count, PROT_READ, MAP_SHARED);
+}
+
+int window_map_copied(struct window *w, gfn_t first, frame_t f, uint32_t count)
+{
+	return map(w, first, f, count, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 }
 
 uint8_t *window_at(const struct window *w, gfn_t g)

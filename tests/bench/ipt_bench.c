@@ -98,5 +98,6 @@ int main(int argc, char **argv)
 	bench_lookups();
 	bench_owner();
 	bench_bytes();
+	bench_fleet();
 	return 0;
 }

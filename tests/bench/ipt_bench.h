@@ -45,5 +45,6 @@ void bench_tell_value(const char *id, double value, const char *unit, double bou
 void bench_lookups(void);
 void bench_owner(void);
 void bench_bytes(void);
+void bench_fleet(void);
 
 #endif

@@ -289,6 +289,30 @@ Test(pmem, fetched_pages_are_the_files)
 	end(&w);
 }
 
+/* A hole of the file takes frames, but no memory until it is written to. */
+Test(pmem, holes_cost_no_memory)
+{
+	struct world w;
+	begin(&w, 4096, 2048);
+	cr_assert_eq(truncate(w.path, 1024 * PAGE_SIZE), 0);
+	struct pmem_view *v = join(&w, 0, true);
+	for (uint64_t p = 16; p < 1024; p++)
+		cr_assert_eq(pmem_fetch(v, w.vm[0], p), 0);
+	cr_assert_eq(pool_populated_bytes(&w.pool), 0);
+	cr_assert_eq(pmem_fetch(v, w.vm[0], 0), 0);
+	cr_assert_eq(page_of(v, 0)[77], fill_byte(77));
+	cr_assert_leq(pool_populated_bytes(&w.pool), 16 * PAGE_SIZE);
+	for (uint64_t i = 0; i < PAGE_SIZE; i++)
+		cr_assert_eq(page_of(v, 500)[i], 0);
+	put(&w, 0, v, 600, 'w');
+	pmem_note_write(v, 601, 1);
+	cr_assert_eq(pmem_write_back(v), 0);
+	file_has(&w, 600, 'w');
+	file_has(&w, 601, 0);
+	cr_assert_eq(leave(&w, 0, v), 0);
+	end(&w);
+}
+
 Test(pmem, extents_grow_with_what_is_read_in_a_row)
 {
 	struct world w;

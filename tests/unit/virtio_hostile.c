@@ -87,7 +87,7 @@ static void random_desc(struct hostile *h, uint64_t at, unsigned i)
 			? (uint32_t)odd_number(r)
 			: (rnd_one_in(r, 2) ? 512 * (1 + rnd_below(r, 8)) : 1 + rnd_below(r, 6000));
 	d.flags = rnd_one_in(r, 16) ? (uint16_t)rnd64(r) : (uint16_t)rnd_below(r, 4);
-	d.next = rnd_one_in(r, 16) ? (uint16_t)rnd64(r) : (uint16_t)((i + 1) % DRV_NUM);
+	d.next = rnd_one_in(r, 16) ? (uint16_t)rnd64(r) : (uint16_t)((i + 1) % h->drv.q[0].num);
 	fake_put(&h->drv.mem, at + 16 * i, &d, sizeof(d));
 }
 
@@ -132,11 +132,11 @@ static void mutate(struct hostile *h)
 	uint16_t v;
 	switch (rnd_below(r, 12)) {
 	case 0:
-		for (unsigned k = 0; k < DRV_NUM; k++)
+		for (unsigned k = 0; k < q->num; k++)
 			random_desc(h, q->desc, k);
 		break;
 	case 1:
-		random_desc(h, q->desc, rnd_below(r, DRV_NUM));
+		random_desc(h, q->desc, rnd_below(r, q->num));
 		break;
 	case 2: /* an index anywhere, mostly near */
 		v = rnd_one_in(r, 6) ? (uint16_t)rnd64(r) : (uint16_t)rnd_below(r, 200);

@@ -183,6 +183,26 @@ Test(vmm_agent, long_commands_come_in_parts)
 	cr_assert_eq(command("x"), -ESRCH);
 }
 
+Test(vmm_agent, a_guest_that_doesnt_listen_gets_it_later)
+{
+	char text[AGENT_COMMAND_MAX + 1], bytes[1 << 16];
+	memset(text, 'x', AGENT_COMMAND_MAX);
+	text[AGENT_COMMAND_MAX] = 0;
+	/* Left by others, up to the middle of one of our lines. */
+	memset(bytes, 'y', sizeof bytes);
+	while (send(vm.agent_fd, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
+		;
+	cr_assert_eq(command(text), 0);
+	turn();
+	ssize_t n;
+	while ((n = recv(guest, bytes, sizeof bytes, MSG_DONTWAIT)) > 0)
+		cr_assert(bytes[0] == 'y' || bytes[0] == '\n');
+	cr_assert(hear());
+	cr_assert_str_eq(asked, text);
+	say("%s status 0\n", nonce);
+	cr_assert_eq(heard.ends, 1);
+}
+
 Test(vmm_agent, what_came_before_is_ignored)
 {
 	cr_assert_eq(command("x"), 0);

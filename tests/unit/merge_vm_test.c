@@ -1,0 +1,313 @@
+/*
+ * The VM's part of merging (vmm/merge_vm.c), without KVM: threads play the guests and write to the windows, this one
+ * plays both VMs' loops, and the merger too. Needs the right to userfaultfd's faults, and skips without.
+ */
+#include "vmm/error.h"
+#include "vmm/merge.h"
+#include "vmm/pool.h"
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define POOL_FRAMES 8192
+#define FIRST       UINT64_C(256) /* gfn of the pages that are merged */
+#define PAGES       64
+#define WRITERS     3
+#define DOMAIN      1
+
+struct side {
+	struct memory memory;
+	struct machine machine;
+	struct mailbox mailbox;
+	struct fault_queue waiting;
+	pthread_t writer[WRITERS];
+};
+
+static struct pool pool;
+static struct ipt *table;
+static struct merge_board *board;
+static struct side side[2];
+static _Atomic bool stop;
+
+static void make_side(struct side *s, const char *name)
+{
+	char error[ERROR_MAX] = "";
+	vmid_t id;
+	snprintf(s->machine.name, sizeof s->machine.name, "%s", name);
+	s->machine.cpus = 1;
+	cr_assert_eq(machine_set_memory(&s->machine, 16 * MiB), 0);
+	cr_assert_eq(ipt_vm_add(table, name, INVALID_VMID, &id), 0);
+	int rc = memory_create(&s->memory, table, id, &s->machine, &pool, &s->mailbox, error);
+	if (rc == -EPERM || rc == -EACCES)
+		cr_skip_test("%s", error);
+	cr_assert_eq(rc, 0, "%s", error);
+	merge_set_domain(board, id, DOMAIN);
+}
+
+static void make_both(void)
+{
+	char error[ERROR_MAX] = "";
+	const struct ipt_config c = {.kind = IPT_INDEX,
+				     .frames = POOL_FRAMES,
+				     .max_vms = 8,
+				     .nodes = 1,
+				     .colours = 1,
+				     .seed = 1};
+	cr_assert_eq(pool_create(&pool, POOL_FRAMES, error), 0, "%s", error);
+	cr_assert_eq(ipt_create(&table, &c), 0);
+	board = merge_board_create(c.max_vms);
+	cr_assert_not_null(board);
+	make_side(&side[0], "a");
+	make_side(&side[1], "b");
+}
+
+static struct merge_answer ask(struct side *s, uint32_t op, uint64_t g, uint32_t count, frame_t f)
+{
+	board->request = (struct merge_request){.op = op,
+						.vm = s->memory.vm.v,
+						.gfn = g,
+						.count = count,
+						.frame = f.v,
+						.domain = DOMAIN};
+	atomic_store(&board->state, MERGE_ASKED);
+	cr_assert_eq(merge_take(&s->memory, board), 0);
+	cr_assert_eq(atomic_load(&board->state), MERGE_DONE);
+	return board->answer;
+}
+
+static uint64_t word_of(uint64_t g, unsigned word)
+{
+	return g * 1000003 + word * 17 + 1;
+}
+
+/* As a loader does. */
+static void fill(struct side *s, uint64_t g, uint64_t seed)
+{
+	uint64_t page[PAGE_SIZE / 8];
+	for (unsigned i = 0; i < PAGE_SIZE / 8; i++)
+		page[i] = seed ? word_of(g + seed, i) : 0;
+	int rc = gmem_write(&s->memory.gmem, gfn_gpa(gfn(g)), page, sizeof page);
+	cr_assert_eq(rc, 0);
+}
+
+static bool holds(struct side *s, uint64_t g, uint64_t seed)
+{
+	uint64_t page[PAGE_SIZE / 8];
+	cr_assert_eq(gmem_read(&s->memory.gmem, gfn_gpa(gfn(g)), page, sizeof page), 0);
+	for (unsigned i = 0; i < PAGE_SIZE / 8; i++)
+		if (page[i] != (seed ? word_of(g + seed, i) : 0))
+			return false;
+	return true;
+}
+
+static enum ipt_place_kind kind_of(struct side *s, uint64_t g, frame_t *f)
+{
+	struct ipt_place p;
+	ipt_place(table, s->memory.vm, gfn(g), 1, &p);
+	*f = p.frame;
+	return p.kind;
+}
+
+static void say(void *ctx, const char *line)
+{
+	(void)ctx;
+	cr_log_error("audit: %s", line);
+}
+
+static void all_comes_back(void)
+{
+	cr_expect_eq(ipt_audit(table, say, NULL), 0);
+	for (int i = 0; i < 2; i++)
+		cr_expect_eq(ipt_vm_reap(table, side[i].memory.vm, pool_clean, &pool), 0);
+	cr_expect_eq(ipt_audit(table, say, NULL), 0);
+	cr_expect_eq(ipt_free_frames(table), POOL_FRAMES);
+	cr_expect_eq(pool_populated_bytes(&pool), 0);
+}
+
+Test(merge_vm, equal_pages_become_one_frame_and_others_stay)
+{
+	frame_t f, g;
+	make_both();
+	for (uint64_t i = 0; i < 16; i++) {
+		fill(&side[0], FIRST + i, 1);
+		fill(&side[1], FIRST + i, i == 7 || i >= 12 ? 2 : 1); /* some differ */
+	}
+	cr_expect_eq(ask(&side[0], MERGE_PUBLISH, FIRST, 16, INVALID_FRAME).done, 0xFFFF);
+	cr_expect_eq(kind_of(&side[0], FIRST, &f), IPT_MERGED);
+	struct merge_answer a = ask(&side[1], MERGE_MERGE, FIRST, 16, f);
+	cr_expect_eq(a.status, 0);
+	cr_expect_eq(a.done, UINT64_C(0xF7F), "done: %lx", a.done);
+	for (uint64_t i = 0; i < 16; i++) {
+		bool differs = i == 7 || i >= 12;
+		cr_expect_eq(kind_of(&side[1], FIRST + i, &g), differs ? IPT_OWN : IPT_MERGED);
+		cr_expect(differs ? g.v != f.v + i : g.v == f.v + i);
+		cr_expect(holds(&side[0], FIRST + i, 1));
+		cr_expect(holds(&side[1], FIRST + i, differs ? 2 : 1));
+	}
+	/* A device's write copies. */
+	fill(&side[1], FIRST + 3, 9);
+	cr_expect(holds(&side[0], FIRST + 3, 1));
+	cr_expect(holds(&side[1], FIRST + 3, 9));
+	all_comes_back();
+}
+
+Test(merge_vm, zero_pages_become_void_and_others_stay)
+{
+	frame_t f;
+	make_both();
+	for (uint64_t i = 0; i < 16; i++)
+		fill(&side[0], FIRST + i, i % 5 ? 0 : 1);
+	uint32_t before = ipt_free_frames(table);
+	cr_expect_eq(ask(&side[0], MERGE_ZERO, FIRST, 16, INVALID_FRAME).done, UINT64_C(0x7BDE));
+	cr_expect_eq(ipt_free_frames(table), before + 12);
+	for (uint64_t i = 0; i < 16; i++) {
+		cr_expect_eq(kind_of(&side[0], FIRST + i, &f), i % 5 ? IPT_VOID : IPT_OWN);
+		cr_expect(holds(&side[0], FIRST + i, i % 5 ? 0 : 1));
+	}
+	all_comes_back();
+}
+
+Test(merge_vm, pages_in_use_by_a_device_are_left_alone)
+{
+	struct iovec iov;
+	frame_t f;
+	make_both();
+	for (uint64_t i = 0; i < 8; i++)
+		fill(&side[0], FIRST + i, 0);
+	struct gmem *gm = &side[0].memory.gmem;
+	cr_assert_eq(gmem_map(gm, gfn_gpa(gfn(FIRST + 2)), PAGE_SIZE, true, &iov, 1), 1);
+	cr_expect_eq(ask(&side[0], MERGE_ZERO, FIRST, 8, INVALID_FRAME).done, 0xFB);
+	fill(&side[0], FIRST, 1);
+	fill(&side[0], FIRST + 1, 1);
+	cr_expect_eq(ask(&side[0], MERGE_PUBLISH, FIRST + 2, 1, INVALID_FRAME).done, 0);
+	memset(iov.iov_base, 1, PAGE_SIZE);
+	gmem_unmap(gm, &iov, 1);
+	cr_expect_eq(kind_of(&side[0], FIRST + 2, &f), IPT_OWN);
+	cr_expect_eq(ask(&side[0], MERGE_PUBLISH, FIRST + 2, 1, INVALID_FRAME).done, 1);
+	all_comes_back();
+}
+
+Test(merge_vm, nonsense_is_refused)
+{
+	frame_t f;
+	make_both();
+	fill(&side[0], FIRST, 1);
+	fill(&side[1], FIRST, 1);
+	cr_expect_eq(ask(&side[0], MERGE_ZERO, FIRST, 0, INVALID_FRAME).status, -EINVAL);
+	cr_expect_eq(ask(&side[0], MERGE_ZERO, FIRST, 65, INVALID_FRAME).status, -EINVAL);
+	cr_expect_eq(ask(&side[0], 77, FIRST, 1, INVALID_FRAME).status, -EINVAL);
+	cr_expect_eq(ask(&side[0], MERGE_ZERO, UINT64_MAX, 1, INVALID_FRAME).status, -EINVAL);
+	cr_expect_eq(ask(&side[0], MERGE_ZERO, 1 << 30, 1, INVALID_FRAME).done, 0, "no RAM");
+	cr_expect_eq(ask(&side[0], MERGE_ZERO, FIRST + 1000, 1, INVALID_FRAME).done, 0, "void");
+	cr_expect_eq(ask(&side[0], MERGE_ZERO, FIRST, 1, INVALID_FRAME).done, 0, "not zero");
+	/* With frames that aren't shared, or aren't there. */
+	cr_expect_eq(kind_of(&side[0], FIRST, &f), IPT_OWN);
+	cr_expect_eq(ask(&side[1], MERGE_MERGE, FIRST, 1, f).done, 0);
+	cr_expect_eq(ask(&side[1], MERGE_MERGE, FIRST, 1, frame(POOL_FRAMES)).done, 0);
+	cr_expect_eq(ask(&side[1], MERGE_MERGE, FIRST, 1, INVALID_FRAME).done, 0);
+	/* In another domain, or none. */
+	merge_set_domain(board, side[1].memory.vm, DOMAIN + 1);
+	cr_expect_eq(ask(&side[1], MERGE_PUBLISH, FIRST, 1, INVALID_FRAME).status, -EPERM);
+	merge_set_domain(board, side[1].memory.vm, 0);
+	cr_expect_eq(ask(&side[1], MERGE_PUBLISH, FIRST, 1, INVALID_FRAME).status, -EPERM);
+	/* Of somebody else. */
+	board->request.vm = 5;
+	atomic_store(&board->state, MERGE_ASKED);
+	cr_expect_eq(merge_take(&side[0].memory, board), 0);
+	cr_expect_eq(atomic_load(&board->state), MERGE_ASKED);
+	for (int i = 0; i < 2; i++)
+		cr_expect(holds(&side[i], FIRST, 1));
+	all_comes_back();
+}
+
+/* ---- guests that write meanwhile -------------------------------------------------------------- */
+
+/* Each writer has a word of its own in every page; what it wrote must be there until it puts back what was there. */
+static void *writer(void *arg)
+{
+	struct side *s = (struct side *)((uintptr_t)arg & ~UINT64_C(7));
+	unsigned word = 10 + ((uintptr_t)arg & 7) * 100;
+	uint64_t random = (uintptr_t)arg, wrong = 0;
+	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
+		random = random * 6364136223846793005u + 1442695040888963407u;
+		uint64_t g = FIRST + (random >> 40) % PAGES, is = word_of(g + 1, word);
+		volatile uint64_t *at =
+			(volatile uint64_t *)window_at(&s->memory.window, gfn(g)) + word;
+		wrong += *at != is;
+		if (random >> 60)
+			continue; /* mostly read */
+		*at = random;
+		for (int i = 0; i < 50; i++)
+			wrong += *at != random;
+		*at = is;
+	}
+	/* Devices must see what is written last, also where a page of this process's own would hide it. */
+	for (uint64_t g = FIRST; g < FIRST + PAGES; g++)
+		*((volatile uint64_t *)window_at(&s->memory.window, gfn(g)) + word) =
+			~word_of(g, word);
+	return (void *)(uintptr_t)wrong;
+}
+
+static bool holds_last_words(struct side *s, uint64_t g)
+{
+	uint64_t page[PAGE_SIZE / 8];
+	cr_assert_eq(gmem_read(&s->memory.gmem, gfn_gpa(gfn(g)), page, sizeof page), 0);
+	for (unsigned i = 0; i < PAGE_SIZE / 8; i++) {
+		bool written = i >= 10 && (i - 10) % 100 == 0 && (i - 10) / 100 < WRITERS;
+		if (page[i] != (written ? ~word_of(g, i) : word_of(g + 1, i)))
+			return false;
+	}
+	return true;
+}
+
+static void serve_faults(void)
+{
+	for (int i = 0; i < 2; i++)
+		cr_assert_eq(fault_service(&side[i].memory, &side[i].waiting), 0);
+}
+
+Test(merge_vm, writes_amid_merging_are_kept, .timeout = 120)
+{
+	uint64_t merged = 0, began = (uint64_t)time(NULL);
+	make_both();
+	for (uint64_t i = 0; i < PAGES; i++)
+		for (int k = 0; k < 2; k++)
+			fill(&side[k], FIRST + i, 1);
+	for (int k = 0; k < 2; k++)
+		for (uintptr_t w = 0; w < WRITERS; w++)
+			pthread_create(&side[k].writer[w], NULL, writer,
+				       (void *)((uintptr_t)&side[k] | w));
+	for (unsigned round = 0; (uint64_t)time(NULL) < began + 5; round++) {
+		struct side *from = &side[round & 1], *to = &side[~round & 1];
+		uint64_t g = FIRST + round * 8 % PAGES;
+		frame_t f;
+		ask(from, MERGE_PUBLISH, g, 8, INVALID_FRAME);
+		for (uint64_t i = g; i < g + 8; i++)
+			if (kind_of(from, i, &f) == IPT_MERGED)
+				merged +=
+					ask(to, MERGE_MERGE, i, (uint32_t)(g + 8 - i), f).done != 0;
+		for (int i = 0; i < 20; i++)
+			serve_faults();
+	}
+	atomic_store(&stop, true);
+	/* They may wait for a fault that nobody has served yet. */
+	for (int k = 0; k < 2; k++)
+		for (int w = 0; w < WRITERS; w++) {
+			void *wrong;
+			while (pthread_tryjoin_np(side[k].writer[w], &wrong))
+				serve_faults();
+			cr_expect_eq((uintptr_t)wrong, 0, "VM %d, writer %d: %zu wrong", k, w,
+				     (size_t)wrong);
+		}
+	cr_expect_gt(merged, 10);
+	for (uint64_t i = 0; i < PAGES; i++)
+		for (int k = 0; k < 2; k++)
+			cr_expect(holds_last_words(&side[k], FIRST + i), "VM %d, page %zu", k,
+				  (size_t)i);
+	all_comes_back();
+}

@@ -1,0 +1,95 @@
+#include "vmm/clone.h"
+#include "vmm/error.h"
+#include "vmm/identity.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* What a VM's process has by the fork and must not go on with. */
+static void forget_the_past(struct vm *vm)
+{
+	vm->said = 0;
+	vm->stopping = vm->ended = false;
+	memset(vm->vcpu_thread, 0, sizeof vm->vcpu_thread);
+	for (unsigned i = 0; i < MACHINE_MAX_CPUS; i++)
+		vm->vcpu_gone[i] = false;
+	vm->starved.n = 0;
+	loop_unpost(vm->loop, &vm->pause.look);
+	pause_init(vm);
+}
+
+int clone_prepare(struct vm *vm, char *error)
+{
+	forget_the_past(vm);
+	int rc = memory_adopt(&vm->memory, error);
+	if (!rc)
+		rc = kvm_vm_create_again(&vm->kvm, &vm->config.machine, &vm->memory.window, error);
+	if (rc)
+		return rc;
+	rc = loop_renew(vm->loop, VM_LOOP_ENTRIES);
+	if (rc)
+		return errorf(error, rc, "%s: io_uring: %s", vm->config.machine.name,
+			      strerror(-rc));
+	return 0;
+}
+
+/* What the guest writes to files that it shares is noted in sets of its own from now on. */
+static int adopt_sets(struct vm *vm, const int *fds, char *error)
+{
+	int rc = 0;
+	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
+		if (vm->links.pmem[i]->share)
+			rc = pmem_adopt(vm->links.pmem[i], *fds++, error);
+	return rc;
+}
+
+static int become(struct vm *vm, const struct birth *b, char *error)
+{
+	memory_become(&vm->memory, vm->links.id, vm->links.mailbox, vm->learn);
+	if (b->request.predict)
+		memory_copy_ahead(&vm->memory, b->ahead,
+				  b->pages < CLONE_AHEAD_MOST ? b->pages : CLONE_AHEAD_MOST);
+	int rc = identity_renew(vm, b->request.number);
+	if (rc)
+		return errorf(error, rc, "%s: its generation id: %s", vm->config.machine.name,
+			      rc == -EAGAIN ? "the pool has no free frame" : strerror(-rc));
+	board_renew(vm);
+	return vm_watch(vm, error);
+}
+
+_Noreturn void clone_born(struct vm *vm, const struct birth *b, const int fds[LINK_FDS_MAX], int rc,
+			  char *error)
+{
+	struct mailbox *mb = mmap(NULL, sizeof *mb, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
+	close(fds[1]);
+	if (mb == MAP_FAILED)
+		_exit(1);
+	vm->links.mailbox = mb;
+	vm->links.link_fd = fds[0];
+	vm->links.console_fd = fds[2];
+	vm->links.agent_fd = fds[3];
+	vm->links.id = vmid(b->request.id);
+	snprintf(vm->config.machine.name, sizeof vm->config.machine.name, "%s", b->request.name);
+	vm_name_process("vm", b->request.name);
+	if (!rc)
+		rc = adopt_sets(vm, fds + LINK_FDS, error);
+	if (!rc)
+		rc = become(vm, b, error);
+	if (rc)
+		vm_give_up(vm, *error ? error : strerror(-rc));
+	vm_run(vm);
+}
+
+/* KVM writes to the guest's memory when it gets some of the state (its clock's page, for one), and so takes faults
+ * that the loop has to serve: another thread's work. */
+int clone_wake(struct vm *vm, char *error)
+{
+	int rc = kvm_state_load(&vm->kvm, &vm->frozen, vm->config.machine.name, error);
+	if (rc)
+		return rc;
+	board_resume(vm);
+	identity_announce(vm);
+	return 0;
+}

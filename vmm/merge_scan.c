@@ -1,0 +1,324 @@
+/*
+ * A pass over the pool. Frames are looked at in order, so that runs come by themselves: a guest's memory lies mostly in
+ * extents, and equal guests' extents are equal for long stretches.
+ *
+ * A private frame is a candidate when it has the tag that it had in the pass before. It is zero, or equal to
+ * a shared frame, or to a private one that this pass came by before; or it is the first of its kind, and is
+ * remembered.
+ */
+#include "vmm/merge_scan.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#define SHORTEST   4 /* run of pages that aren't zero; but */
+#define SHORT_IN   4 /* one pass in so many takes shorter ones, after longer ones had their chance */
+#define SEEN_MOST  (1u << 22) /* 48 MiB of memory */
+#define NO_FRAME_V UINT32_MAX
+
+struct merge_vm {
+	uint32_t pass; /* when this was found out */
+	bool runs;     /* a VM, not a template */
+	bool left;     /* alone */
+};
+
+int merge_scan_create(struct merge_scan *s)
+{
+	uint32_t frames = ipt_config(s->table)->frames;
+	/* calloc of large sizes is memory that is there only once it is used. */
+	s->tag = calloc(frames, sizeof *s->tag);
+	s->domain = calloc(frames, sizeof *s->domain);
+	s->vm = calloc(s->board->vms, sizeof *s->vm);
+	s->bytes = malloc(MERGE_STEP * PAGE_SIZE);
+	s->seen.most = SEEN_MOST;
+	if (s->tag && s->domain && s->vm && s->bytes)
+		return 0;
+	merge_scan_destroy(s);
+	return -ENOMEM;
+}
+
+void merge_scan_destroy(struct merge_scan *s)
+{
+	free(s->tag);
+	free(s->domain);
+	free(s->vm);
+	free(s->bytes);
+	merge_set_free(&s->shared);
+	merge_set_free(&s->seen);
+}
+
+/* ---- VMs ----------------------------------------------------------------------------------- */
+
+static struct merge_vm *look_at_vm(struct merge_scan *s, uint32_t id)
+{
+	static struct merge_vm none;
+	struct ipt_vm_info info;
+	if (id >= s->board->vms)
+		return &none;
+	struct merge_vm *vm = &s->vm[id];
+	if (vm->pass != s->pass) {
+		*vm = (struct merge_vm){.pass = s->pass};
+		vm->runs = ipt_vm_info(s->table, vmid(id), &info) == 0 && !info.dying &&
+			   info.kind == IPT_VM;
+	}
+	return vm;
+}
+
+/* The domain that a frame's owner is merged in; 0: it isn't. Never remembered: ids are used again. */
+static uint32_t domain_of(struct merge_scan *s, vmid_t id)
+{
+	const struct merge_vm *vm = look_at_vm(s, id.v);
+	return vm->runs && !vm->left ? merge_domain(s->board, id) : 0;
+}
+
+void merge_scan_leave(struct merge_scan *s, uint32_t vm)
+{
+	look_at_vm(s, vm)->left = true;
+}
+
+/* ---- asking -------------------------------------------------------------------------------- */
+
+/* A frame has become a shared one, or is found to be. */
+static void remember_shared(struct merge_scan *s, frame_t f, uint32_t domain)
+{
+	s->domain[f.v] = domain;
+	merge_set_add(&s->shared, s->tag[f.v], domain, f);
+}
+
+/* It wasn't what its tag said, when it was published. */
+static void forget_shared(struct merge_scan *s, frame_t f)
+{
+	merge_set_remove(&s->shared, s->tag[f.v], s->domain[f.v], f);
+	s->tag[f.v] = 0; /* so that the next pass looks again */
+}
+
+static uint64_t publish(struct merge_scan *s, const struct merge_run *r)
+{
+	const struct merge_request request = {.op = MERGE_PUBLISH,
+					      .vm = r->target_vm,
+					      .gfn = r->target_gfn,
+					      .count = r->count,
+					      .domain = r->domain};
+	uint64_t done = s->ask(s->ctx, &request);
+	for (uint32_t i = 0; i < r->count; i++)
+		if (done >> i & 1)
+			remember_shared(s, frame(r->target + i), r->domain);
+	return done;
+}
+
+static void flush(struct merge_scan *s)
+{
+	const struct merge_run r = s->run;
+	bool zero = r.target == NO_FRAME_V;
+	s->run.count = 0;
+	if (!r.count || (!zero && r.count < SHORTEST && !s->short_runs))
+		return;
+	if (r.target_vm && !publish(s, &r))
+		return;
+	const struct merge_request request = {.op = zero ? MERGE_ZERO : MERGE_MERGE,
+					      .vm = r.vm,
+					      .gfn = r.gfn,
+					      .count = r.count,
+					      .frame = r.target,
+					      .domain = r.domain};
+	uint64_t done = s->ask(s->ctx, &request);
+	s->pages_done += (unsigned)__builtin_popcountll(done);
+	for (uint32_t i = 0; !zero && i < r.count; i++)
+		if (!(done >> i & 1))
+			forget_shared(s, frame(r.target + i));
+}
+
+/* ---- finding equals ------------------------------------------------------------------------ */
+
+static uint32_t tag_of(const void *page)
+{
+	uint32_t tag = (uint32_t)XXH3_64bits(page, PAGE_SIZE);
+	return tag ? tag : 1;
+}
+
+static bool is_zero(const uint8_t *page)
+{
+	return !page[0] && !memcmp(page, page + 1, PAGE_SIZE - 1);
+}
+
+static frame_t find_shared(struct merge_scan *s, uint32_t tag, uint32_t domain, frame_t preferred)
+{
+	struct ipt_owner o;
+	for (;;) {
+		frame_t f = merge_set_find(&s->shared, tag, domain, preferred);
+		if (!frame_valid(f) || (ipt_owner(s->table, f, &o) == 0 && o.state == IPT_SHARED &&
+					s->domain[f.v] == domain))
+			return f;
+		merge_set_remove(&s->shared, tag, domain, f);
+	}
+}
+
+static frame_t find_seen(struct merge_scan *s, uint32_t tag, uint32_t domain, frame_t preferred,
+			 struct ipt_owner *o)
+{
+	for (;;) {
+		frame_t f = merge_set_find(&s->seen, tag, domain, preferred);
+		if (!frame_valid(f))
+			return f;
+		if (ipt_owner(s->table, f, o) == 0 && o->state == IPT_PRIVATE &&
+		    domain_of(s, o->vm) == domain)
+			return f;
+		merge_set_remove(&s->seen, tag, domain, f);
+	}
+}
+
+/* Fill in what the page is to be merged with. False: nothing is known that holds the same. */
+static bool find_equal(struct merge_scan *s, struct merge_run *page)
+{
+	struct ipt_owner other;
+	uint32_t tag = s->tag[page->frame];
+	frame_t preferred = merge_run_target(&s->run, page->vm, page->gfn, frame(page->frame));
+	/* A run that gives work to two VMs goes on with such pages, even if one of them is shared elsewhere. */
+	frame_t seen = find_seen(s, tag, page->domain, preferred, &other);
+	frame_t shared = INVALID_FRAME;
+	if (!(s->run.target_vm && frame_valid(seen) && seen.v == preferred.v))
+		shared = find_shared(s, tag, page->domain, preferred);
+	page->target_vm = 0;
+	page->target_gfn = 0;
+	page->target = shared.v;
+	if (frame_valid(shared))
+		return true;
+	if (!frame_valid(seen) || seen.v == page->frame)
+		return false;
+	page->target = seen.v;
+	page->target_vm = other.vm.v;
+	page->target_gfn = other.gfn.v;
+	return true;
+}
+
+static void match(struct merge_scan *s, struct merge_run *page)
+{
+	bool found = find_equal(s, page);
+	if (found && merge_run_extend(&s->run, page, MERGE_RUN))
+		return;
+	if (found && s->run.count) {
+		flush(s); /* which may have made shared ones of what was found */
+		found = find_equal(s, page);
+	}
+	if (found)
+		s->run = *page;
+	else
+		merge_set_add(&s->seen, s->tag[page->frame], page->domain, frame(page->frame));
+}
+
+static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_owner *o,
+			    const uint8_t *bytes)
+{
+	struct merge_run page = {.count = 1,
+				 .vm = o->vm.v,
+				 .gfn = o->gfn.v,
+				 .frame = f.v,
+				 .target = NO_FRAME_V,
+				 .domain = domain_of(s, o->vm)};
+	uint32_t was = s->tag[f.v];
+	s->tag[f.v] = tag_of(bytes);
+	if (s->tag[f.v] != was || !page.domain)
+		return;
+	if (!is_zero(bytes)) {
+		match(s, &page);
+	} else if (!merge_run_extend(&s->run, &page, MERGE_RUN)) {
+		flush(s);
+		s->run = page;
+	}
+}
+
+struct viewer {
+	const struct merge_board *board;
+	uint32_t domain;
+};
+
+static bool take_domain(void *ctx, vmid_t vm, gfn_t g, enum ipt_place_kind how)
+{
+	struct viewer *v = ctx;
+	(void)g;
+	if (how == IPT_MERGED)
+		v->domain = merge_domain(v->board, vm);
+	return !v->domain;
+}
+
+/* A shared frame that we don't know: an earlier merger published it. Its contents stay, so once is enough. */
+static void look_at_shared(struct merge_scan *s, frame_t f, const uint8_t *bytes)
+{
+	struct viewer v = {s->board, 0};
+	s->tag[f.v] = tag_of(bytes);
+	ipt_viewers(s->table, f, take_domain, &v);
+	remember_shared(s, f, v.domain);
+}
+
+/* ---- passes -------------------------------------------------------------------------------- */
+
+void merge_scan_begin(struct merge_scan *s)
+{
+	s->pass++;
+	merge_set_clear(&s->seen);
+	s->short_runs = s->pass % SHORT_IN == 0 ||
+			ipt_free_frames(s->table) < ipt_config(s->table)->frames / 8;
+}
+
+static bool is_worth_a_look(struct merge_scan *s, frame_t f, const struct ipt_owner *o)
+{
+	if (o->state == IPT_SHARED)
+		return !s->tag[f.v];
+	if (o->state != IPT_PRIVATE)
+		return false;
+	return domain_of(s, o->vm) != 0;
+}
+
+/* Frames from f on up to `end`, of which at least the first has memory. Returns where that ends. */
+static uint32_t look_at_data(struct merge_scan *s, uint32_t f, uint32_t end)
+{
+	off_t hole = lseek(s->pool, (off_t)f << PAGE_SHIFT, SEEK_HOLE);
+	if (hole > 0 && (uint64_t)hole >> PAGE_SHIFT < end)
+		end = (uint32_t)((uint64_t)hole >> PAGE_SHIFT);
+	ssize_t got = pread(s->pool, s->bytes, (end - f) * PAGE_SIZE, (off_t)f << PAGE_SHIFT);
+	uint32_t n = got > 0 ? (uint32_t)((uint64_t)got >> PAGE_SHIFT) : 0;
+	for (uint32_t i = 0; i < n; i++) {
+		struct ipt_owner o;
+		frame_t at = frame(f + i);
+		const uint8_t *bytes = s->bytes + i * PAGE_SIZE;
+		if (ipt_owner(s->table, at, &o) || !is_worth_a_look(s, at, &o))
+			continue;
+		if (o.state == IPT_SHARED)
+			look_at_shared(s, at, bytes);
+		else
+			look_at_private(s, at, &o, bytes);
+	}
+	s->scanned_bytes += n * PAGE_SIZE;
+	return end;
+}
+
+/* The first frame from f on, up to `end`, that is worth a look. */
+static uint32_t skip(struct merge_scan *s, uint32_t f, uint32_t end)
+{
+	struct ipt_owner o;
+	for (; f < end; f++) {
+		if (ipt_owner(s->table, frame(f), &o) == 0 && is_worth_a_look(s, frame(f), &o))
+			break;
+		if (o.state != IPT_SHARED && o.state != IPT_PRIVATE && s->tag[f])
+			s->tag[f] = 0; /* whoever gets it next begins anew */
+	}
+	return f;
+}
+
+uint32_t merge_scan_step(struct merge_scan *s, uint32_t f)
+{
+	uint32_t frames = ipt_config(s->table)->frames;
+	uint32_t end = frames - f > MERGE_STEP ? f + MERGE_STEP : frames;
+	while ((f = skip(s, f, end)) < end) {
+		off_t data = lseek(s->pool, (off_t)f << PAGE_SHIFT, SEEK_DATA);
+		uint64_t next = data < 0 ? frames : (uint64_t)data >> PAGE_SHIFT;
+		f = next < end ? look_at_data(s, (uint32_t)next, end) : end;
+	}
+	if (end < frames)
+		return end;
+	flush(s);
+	return UINT32_MAX;
+}

@@ -1,0 +1,376 @@
+/*
+ * Merging, the VM's part: what the merger asks for is done here, under memory.lock, a page at a time as far as
+ * things are as the merger saw them.
+ *
+ * First the pages are watched: registered for write protection and taken out of the host's page tables, so that the
+ * guest and KVM can't write to them; nor can devices, which pin what they use under the same lock, and pinned pages are
+ * left alone. Then they are compared, and what doesn't fit is made private again.
+ *
+ * A page that became void stays mapped where it was, watched. Whatever happens to that frame, a touch of the page is a
+ * userfault, and the table, which decides, says void. But a page that was merged has to be mapped elsewhere, and the
+ * kernel can't map and watch in one step. In between the guest may touch it, so it is mapped copied (window.h): what
+ * was written then is on an anonymous page. /proc/self/pagemap shows it, and it goes back to the VM's old frame.
+ */
+#include "vmm/clock.h"
+#include "vmm/merge.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define MAPPINGS_MOST  16384 /* of a window, for the sake of merging */
+#define MAPPINGS_SHORT 16    /* shorter runs than this are refused from three quarters of it on */
+#define COUNT_EVERY    256   /* requests, at least, between counting mappings */
+#define READ_PAGES     4
+
+/* /proc/PID/pagemap, Documentation/admin-guide/mm/pagemap.rst */
+#define PAGEMAP_PRESENT (UINT64_C(1) << 63)
+#define PAGEMAP_SWAPPED (UINT64_C(1) << 62)
+#define PAGEMAP_FILE    (UINT64_C(1) << 61)
+
+/* Pages of a VM that lie at frames of its own which follow each other. */
+struct job {
+	struct memory *m;
+	gfn_t first;
+	frame_t own;
+	uint32_t n;
+	uint64_t done; /* a bit a page */
+};
+
+static uint64_t bits(uint32_t from, uint32_t n)
+{
+	return (n < 64 ? (UINT64_C(1) << n) - 1 : UINT64_MAX) << from;
+}
+
+/* ---- bytes, by the pool's descriptor: its mapping would cost page tables ---------------------- */
+
+struct reader {
+	const struct pool *pool;
+	frame_t at;
+	uint32_t n; /* pages that are there */
+	uint8_t bytes[READ_PAGES * PAGE_SIZE];
+};
+
+/* Frame f's bytes, with more after it in mind; NULL if it can't be read. */
+static const uint8_t *read_page(struct reader *r, frame_t f)
+{
+	if (f.v < r->at.v || f.v - r->at.v >= r->n) {
+		ssize_t got =
+			pread(r->pool->fd, r->bytes, sizeof r->bytes, (off_t)f.v << PAGE_SHIFT);
+		r->at = f;
+		r->n = got > 0 ? (uint32_t)((uint64_t)got >> PAGE_SHIFT) : 0;
+	}
+	return r->n ? r->bytes + ((uint64_t)(f.v - r->at.v) << PAGE_SHIFT) : NULL;
+}
+
+static bool is_zero(struct reader *r, frame_t f)
+{
+	const uint8_t *page = read_page(r, f);
+	return page && !page[0] && !memcmp(page, page + 1, PAGE_SIZE - 1);
+}
+
+static bool are_equal(struct reader *a, frame_t f, struct reader *b, frame_t g)
+{
+	const uint8_t *x = read_page(a, f), *y = read_page(b, g);
+	return x && y && !memcmp(x, y, PAGE_SIZE);
+}
+
+/* ---- watching ------------------------------------------------------------------------------ */
+
+static int make_private(const struct job *j, uint32_t i, uint32_t n)
+{
+	return n ? window_map(&j->m->window, gfn_add(j->first, i), frame_add(j->own, i), n) : 0;
+}
+
+static int watch(const struct job *j)
+{
+	struct memory *m = j->m;
+	uint8_t *at = window_at(&m->window, j->first);
+	size_t bytes = (size_t)j->n << PAGE_SHIFT;
+	m->shares = true;
+	if (fault_register(m->uffd, at, bytes, true))
+		return make_private(j, 0, j->n) ? -EIO : -EBUSY;
+	/* From here on whoever writes waits for us. */
+	return madvise(at, bytes, MADV_DONTNEED) < 0 ? -errno : 0;
+}
+
+/* ---- what is asked for --------------------------------------------------------------------- */
+
+static void gone(void *ctx, gfn_t g, frame_t first, uint32_t n)
+{
+	(void)g;
+	memory_free(ctx, first, n);
+}
+
+static bool is_droppable(const struct job *j, struct reader *r, uint32_t i)
+{
+	frame_t f = frame_add(j->own, i);
+	struct ipt_owner o;
+	return ipt_owner(j->m->table, f, &o) == 0 && !o.pins && is_zero(r, f);
+}
+
+static int drop(struct job *j)
+{
+	struct memory *m = j->m;
+	struct reader r = {.pool = m->pool};
+	int rc = watch(j);
+	for (uint32_t i = 0, n; !rc && i < j->n; i += n) {
+		bool zero = is_droppable(j, &r, i);
+		uint32_t done = 0;
+		for (n = 1; i + n < j->n && is_droppable(j, &r, i + n) == zero; n++)
+			;
+		if (zero)
+			ipt_drop(m->table, m->vm, gfn_add(j->first, i), n, &done, gone, m);
+		j->done |= done ? bits(i, done) : 0;
+		rc = make_private(j, i + done, n - done);
+	}
+	m->gave_back = true;
+	atomic_fetch_add_explicit(&m->mailbox->zero_frames, (unsigned)__builtin_popcountll(j->done),
+				  memory_order_relaxed);
+	return rc;
+}
+
+static int publish(struct job *j)
+{
+	struct memory *m = j->m;
+	int rc = watch(j);
+	for (uint32_t i = 0; !rc && i < j->n;) {
+		uint32_t done;
+		int refused = ipt_publish(m->table, m->vm, gfn_add(j->first, i), j->n - i, &done);
+		j->done |= done ? bits(i, done) : 0;
+		i += done;
+		if (refused && i < j->n)
+			rc = make_private(j, i++, 1);
+	}
+	atomic_fetch_add_explicit(&m->mailbox->published_frames,
+				  (unsigned)__builtin_popcountll(j->done), memory_order_relaxed);
+	return rc;
+}
+
+/* Pages i.. that have aliases already, but keep what the old frames hold. */
+static int undo(const struct job *j, uint32_t i, uint32_t n)
+{
+	return memory_put_back(j->m, gfn_add(j->first, i), frame_add(j->own, i), n);
+}
+
+static bool read_pagemap(int pagemap, const uint8_t *at, uint64_t *entry, uint32_t n)
+{
+	ssize_t bytes = (ssize_t)(n * sizeof *entry);
+	off_t from = (off_t)((uintptr_t)at / PAGE_SIZE * sizeof *entry);
+	return pread(pagemap, entry, (size_t)bytes, from) == bytes;
+}
+
+/* The page at `at` has something in the page tables, from before it was watched. Was it written to? 1, 0 or -errno;
+ * then nobody can write to it any more. */
+static int was_written(const struct memory *m, uint8_t *at, int pagemap)
+{
+	uint64_t entry;
+	int rc = fault_protect(m->uffd, at, PAGE_SIZE, true), error;
+	if (rc)
+		return rc;
+	if (!read_pagemap(pagemap, at, &entry, 1))
+		return -EIO;
+	if (entry & PAGEMAP_PRESENT)
+		return !(entry & PAGEMAP_FILE);
+	/* Swapped out, or, if the page that was read has gone since, the protection's marker, which looks the same. */
+	return entry & PAGEMAP_SWAPPED && !fault_continue(m->uffd, at, PAGE_SIZE, &error);
+}
+
+/* What the guest wrote to pages i.. between mapping and watching goes to their old frames, which become its own
+ * again; *kept has a bit for each of these pages. */
+static int save_what_slipped(const struct job *j, uint32_t i, uint32_t n, int pagemap,
+			     uint64_t *kept)
+{
+	struct memory *m = j->m;
+	uint64_t entry[MERGE_RUN];
+	uint8_t *at = window_at(&m->window, gfn_add(j->first, i));
+	int rc = 0;
+	*kept = 0;
+	if (!read_pagemap(pagemap, at, entry, n))
+		return -EIO;
+	for (uint32_t k = 0; rc >= 0 && k < n; k++, at += PAGE_SIZE) {
+		rc = entry[k] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED) ? was_written(m, at, pagemap)
+								    : 0;
+		if (rc <= 0)
+			continue;
+		off_t to = (off_t)frame_add(j->own, i + k).v << PAGE_SHIFT;
+		if (pwrite(m->pool->fd, at, PAGE_SIZE, to) != (ssize_t)PAGE_SIZE)
+			return -EIO;
+		rc = undo(j, i + k, 1);
+		*kept |= bits(i + k, 1);
+	}
+	return rc;
+}
+
+/* Pages i.. have aliases of frames that hold the same: map these. */
+static int map_merged(struct job *j, uint32_t i, uint32_t n, frame_t target, int pagemap)
+{
+	struct memory *m = j->m;
+	gfn_t first = gfn_add(j->first, i);
+	uint64_t kept;
+	int rc = window_map_copied(&m->window, first, target, n);
+	if (!rc)
+		rc = fault_register(m->uffd, window_at(&m->window, first),
+				    (uint64_t)n << PAGE_SHIFT, true);
+	if (!rc)
+		rc = save_what_slipped(j, i, n, pagemap, &kept);
+	for (uint32_t k = i, run; !rc && k < i + n; k += run + 1) {
+		for (run = 0; k + run < i + n && !(kept & bits(k + run, 1)); run++)
+			;
+		j->done |= run ? bits(k, run) : 0;
+		memory_free(m, frame_add(j->own, k), run);
+	}
+	return rc;
+}
+
+/* Compared only now: an alias holds its frame fast, and nobody sees ours before we have looked. */
+static int settle(struct job *j, uint32_t i, uint32_t n, frame_t target, int pagemap)
+{
+	struct reader a = {.pool = j->m->pool}, b = {.pool = j->m->pool};
+	int rc = 0;
+	for (uint32_t end = i + n; !rc && i < end; i += n) {
+		bool equal = are_equal(&a, frame_add(j->own, i), &b, frame_add(target, i));
+		for (n = 1; i + n < end && are_equal(&a, frame_add(j->own, i + n), &b,
+						     frame_add(target, i + n)) == equal;
+		     n++)
+			;
+		rc = equal ? map_merged(j, i, n, frame_add(target, i), pagemap) : undo(j, i, n);
+	}
+	return rc;
+}
+
+static int merge(struct job *j, frame_t target)
+{
+	struct memory *m = j->m;
+	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	if (pagemap < 0)
+		return -EBUSY;
+	int rc = watch(j);
+	for (uint32_t i = 0; !rc && i < j->n;) {
+		uint32_t done;
+		int refused = ipt_merge(m->table, m->vm, gfn_add(j->first, i), frame_add(target, i),
+					j->n - i, &done, NULL, NULL);
+		rc = settle(j, i, done, target, pagemap);
+		i += done;
+		if (!rc && refused && i < j->n)
+			rc = make_private(j, i++, 1);
+	}
+	close(pagemap);
+	atomic_fetch_add_explicit(&m->mailbox->merged_frames,
+				  (unsigned)__builtin_popcountll(j->done), memory_order_relaxed);
+	return rc;
+}
+
+/* ---- how many mappings --------------------------------------------------------------------- */
+
+static uint32_t mappings_most(void)
+{
+	static uint32_t most;
+	unsigned allowed;
+	FILE *f = most ? NULL : fopen("/proc/sys/vm/max_map_count", "re");
+	if (f) {
+		if (fscanf(f, "%u", &allowed) == 1)
+			most = allowed / 2 < MAPPINGS_MOST ? allowed / 2 : MAPPINGS_MOST;
+		fclose(f);
+	}
+	return most ? most : MAPPINGS_MOST;
+}
+
+static uint32_t count_mappings(void)
+{
+	char bytes[4096];
+	uint32_t lines = 0;
+	ssize_t n;
+	int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	while (fd >= 0 && (n = read(fd, bytes, sizeof bytes)) > 0)
+		for (ssize_t i = 0; i < n; i++)
+			lines += bytes[i] == '\n';
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0 ? lines : UINT32_MAX;
+}
+
+/* May the window get two more mappings, which a run in the midst of others costs? */
+static bool has_room(struct memory *m, uint32_t count)
+{
+	uint32_t most = mappings_most();
+	if (!m->mappings_left) {
+		m->mappings = count_mappings();
+		uint32_t left = m->mappings < most ? (most - m->mappings) / 2 : 0;
+		m->mappings_left = left < COUNT_EVERY ? left : COUNT_EVERY;
+	}
+	if (!m->mappings_left || (m->mappings > most / 4 * 3 && count < MAPPINGS_SHORT))
+		return false;
+	m->mappings_left--;
+	return true;
+}
+
+/* ---- requests ------------------------------------------------------------------------------ */
+
+/* As much of what is asked for as lies in one bank of RAM, at frames of our own that follow each other. */
+static bool begin(struct job *j, const struct merge_request *r)
+{
+	struct memory *m = j->m;
+	struct ipt_place p;
+	const struct machine_bank *b = memory_bank(m, j->first);
+	if (!b || b->pmem)
+		return false;
+	uint64_t bank_end = (b->base.v + b->bytes) >> PAGE_SHIFT;
+	uint64_t most = bank_end - j->first.v < r->count ? bank_end - j->first.v : r->count;
+	j->n = ipt_place(m->table, m->vm, j->first, (uint32_t)most, &p);
+	j->own = p.frame;
+	return p.kind == IPT_OWN;
+}
+
+static int obey(struct memory *m, const struct merge_board *b, const struct merge_request *r,
+		struct merge_answer *a)
+{
+	struct job j = {.m = m, .first = gfn(r->gfn)};
+	int rc = 0;
+	if (!r->count || r->count > MERGE_RUN || r->gfn >= IPT_MAX_GFN || r->op >= MERGE_OPS)
+		a->status = -EINVAL;
+	else if (!r->domain || r->domain != merge_domain(b, m->vm))
+		a->status = -EPERM; /* the request was for one who had our id before */
+	else if (!has_room(m, r->count))
+		a->status = -ENOSPC;
+	if (a->status)
+		return 0;
+	pthread_mutex_lock(&m->lock);
+	if (begin(&j, r))
+		rc = r->op == MERGE_ZERO      ? drop(&j)
+		     : r->op == MERGE_PUBLISH ? publish(&j)
+					      : merge(&j, frame(r->frame));
+	pthread_mutex_unlock(&m->lock);
+	a->done = j.done;
+	return rc == -EBUSY ? 0 : rc; /* then all is as it was */
+}
+
+static uint64_t cpu_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+int merge_take(struct memory *m, struct merge_board *b)
+{
+	uint32_t asked = MERGE_ASKED;
+	uint64_t began = cpu_ns();
+	if (!b || b->request.vm != m->vm.v ||
+	    !atomic_compare_exchange_strong_explicit(&b->state, &asked, MERGE_TAKEN,
+						     memory_order_acq_rel, memory_order_relaxed))
+		return 0;
+	const struct merge_request r = b->request;
+	struct merge_answer a = {.status = 0};
+	/* Between the two looks another VM may have been asked: it won't be told, but its page is left as it is. */
+	int rc = r.vm == m->vm.v ? obey(m, b, &r, &a) : 0;
+	a.ns = cpu_ns() - began;
+	b->answer = a;
+	atomic_store_explicit(&b->state, MERGE_DONE, memory_order_release);
+	syscall(SYS_futex, &b->state, FUTEX_WAKE, 1, NULL, NULL, 0);
+	return rc;
+}
