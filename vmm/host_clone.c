@@ -459,6 +459,9 @@ static int check(const struct host_vm *vm, const struct host_clone_request *r, c
 	const char *name = vm->config.machine.name;
 	uint32_t state = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire);
 	uint32_t left = ipt_free_frames(h->table);
+	int rc = fault_can_share(error);
+	if (rc)
+		return rc;
 	for (unsigned i = 0; i < vm->config.disks; i++)
 		if (!vm->config.disk[i].read_only)
 			return errorf(error, -EBUSY,
