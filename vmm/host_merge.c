@@ -141,7 +141,7 @@ int host_merge_create(struct host *h, char *error)
 	h->merger = g;
 	if (!g || !g->board)
 		return errorf(error, -ENOMEM, "no memory for the merger");
-	int rc = start(g);
+	rc = start(g);
 	return rc ? errorf(error, rc, "the merger: can't start its process: %s", strerror(-rc)) : 0;
 }
 
