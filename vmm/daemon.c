@@ -102,9 +102,9 @@ static int parse_start(struct start *s, int argc, char **argv, char *error)
 	int rc = options_parse(&spec, s, argc, argv, error);
 	if (rc)
 		return rc;
-	s->host.merge_percent = s->merge >= 0               ? (unsigned)s->merge
-				: s->host.kind == IPT_INDEX ? MERGE_PERCENT
-							    : 0;
+	char why[ERROR_MAX]; /* not asked for, so it may as well be missing */
+	bool can_merge = s->host.kind == IPT_INDEX && fault_can_share(why) == 0;
+	s->host.merge_percent = s->merge >= 0 ? (unsigned)s->merge : can_merge ? MERGE_PERCENT : 0;
 	struct run_options o = options_run_defaults;
 	o.pool_bytes = s->host.pool_bytes ? s->host.pool_bytes : options_most_pool();
 	o.mem_bytes = o.pool_bytes; /* which is to be checked alone */

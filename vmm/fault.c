@@ -6,6 +6,7 @@
 #include <linux/userfaultfd.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -50,6 +51,51 @@ int fault_open(char *error)
 			      strerror(-rc));
 	}
 	return fd;
+}
+
+/* A page of a memfd, mapped twice: written to by the one mapping, continued in the other. */
+static int try_sharing(int uffd, int memfd)
+{
+	uint8_t *a = MAP_FAILED, *b = MAP_FAILED;
+	int rc = ftruncate(memfd, PAGE_SIZE) < 0 ? -errno : 0, error = 0;
+	if (!rc) {
+		a = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+		b = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+		rc = a == MAP_FAILED || b == MAP_FAILED ? -errno : 0;
+	}
+	if (!rc) {
+		*a = 1;
+		rc = fault_register(uffd, b, PAGE_SIZE, true);
+	}
+	if (!rc && !fault_continue(uffd, b, PAGE_SIZE, &error))
+		rc = error;
+	if (a != MAP_FAILED)
+		munmap(a, PAGE_SIZE);
+	if (b != MAP_FAILED)
+		munmap(b, PAGE_SIZE);
+	return rc;
+}
+
+int fault_can_share(char *error)
+{
+	static bool tried;
+	static int rc;
+	if (!tried) {
+		int uffd = fault_open(error), memfd = memfd_create("invisor-try", MFD_CLOEXEC);
+		if (uffd < 0)
+			return uffd;
+		rc = memfd < 0 ? -errno : try_sharing(uffd, memfd);
+		close(uffd);
+		if (memfd >= 0)
+			close(memfd);
+		tried = true;
+	}
+	if (rc)
+		return errorf(error, rc,
+			      "this kernel can't map shared frames write-protected (%s); it takes "
+			      "Linux 6.4 or newer",
+			      strerror(-rc));
+	return 0;
 }
 
 int fault_register(int uffd, void *base, uint64_t bytes, bool shared)

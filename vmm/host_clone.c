@@ -55,13 +55,16 @@ static void free_job(struct clone_job *job)
 		job->source->job = NULL;
 	free(job->clones);
 	free(job);
-	/* Who waited for that template, or for that VM. */
-	for (struct clone_job *next = h->jobs; next; next = next->next)
-		if (next->template && !next->template->job) {
-			next->template->job = next;
-			step(next);
-			return;
-		}
+	h->jobs_ended++;
+	/* Who waited for that template: of those the oldest, which is the last. */
+	struct clone_job *waits = NULL;
+	for (struct clone_job *other = h->jobs; other; other = other->next)
+		if (other->template && !other->template->job)
+			waits = other;
+	if (waits) {
+		waits->template->job = waits;
+		step(waits);
+	}
 }
 
 static void finish(struct clone_job *job)
@@ -196,11 +199,13 @@ static void step(struct clone_job *job)
 
 void host_clone_news(struct host *h)
 {
-	for (struct clone_job *job = h->jobs, *next; job; job = next) {
-		next = job->next; /* step() frees no other */
+	for (struct clone_job *job = h->jobs; job;) {
+		uint32_t ended = h->jobs_ended;
 		if (job->template && job->template->job == job &&
 		    job->template->phase == HOST_VM_ALIVE)
 			step(job);
+		/* It may be gone, and others with it that waited for their turn and were refused. */
+		job = h->jobs_ended == ended ? job->next : h->jobs;
 	}
 }
 
@@ -294,16 +299,19 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 
 /* ---- what links say ------------------------------------------------------------------------ */
 
-static void cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
+/* Returns whether the pidfd is taken. */
+static bool cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 {
 	struct clone_job *job = t->job;
 	struct host *h = t->host;
 	struct host_vm *clone = job->clones[job->answered];
 	if (a->id != clone->id.v || (!a->status && pidfd < 0)) {
-		/* A process that can't be watched ends with its link, as those that are asked for do. */
-		fail(job, "%s: no process that can be watched", clone->config.machine.name);
+		/* That process can't be watched. It ends with its link, as those do that were asked for. */
+		fail(job, "%s: %s", clone->config.machine.name,
+		     pidfd < 0 ? "the host has too many files open"
+			       : "its template answered for another");
 		host_kill(t);
-		return;
+		return false;
 	}
 	job->answered++;
 	if (a->status) {
@@ -323,6 +331,7 @@ static void cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 			host_kill(clone);
 	}
 	step(job);
+	return !a->status;
 }
 
 /* A clone that is FORKING has no process and gets none. */
@@ -372,8 +381,8 @@ void host_clone_link(struct host_vm *vm)
 	a.words[sizeof a.words - 1] = 0;
 	bool takes = n > 0 && vm->job;
 	if (takes && vm->is_template && vm->job->answered < vm->job->made) {
-		cloned(vm, &a, fds[0]);
-		fds[0] = a.status ? fds[0] : -1;
+		if (cloned(vm, &a, fds[0]))
+			fds[0] = -1;
 	} else if (takes && !vm->is_template && vm->job->source == vm) {
 		frozen(vm, &a, fds[0]);
 		fds[0] = a.status ? fds[0] : -1;
@@ -450,6 +459,9 @@ static int check(const struct host_vm *vm, const struct host_clone_request *r, c
 	const char *name = vm->config.machine.name;
 	uint32_t state = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire);
 	uint32_t left = ipt_free_frames(h->table);
+	int rc = fault_can_share(error);
+	if (rc)
+		return rc;
 	for (unsigned i = 0; i < vm->config.disks; i++)
 		if (!vm->config.disk[i].read_only)
 			return errorf(error, -EBUSY,

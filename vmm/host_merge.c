@@ -129,6 +129,9 @@ int host_merge_create(struct host *h, char *error)
 	if (h->config.kind != IPT_INDEX)
 		return errorf(error, -EOPNOTSUPP,
 			      "--merge: a table of kind radix can't merge frames; use ipt");
+	int rc = fault_can_share(error);
+	if (rc)
+		return rc;
 	struct host_merger *g = calloc(1, sizeof *g);
 	if (g)
 		*g = (struct host_merger){.host = h,
@@ -138,7 +141,7 @@ int host_merge_create(struct host *h, char *error)
 	h->merger = g;
 	if (!g || !g->board)
 		return errorf(error, -ENOMEM, "no memory for the merger");
-	int rc = start(g);
+	rc = start(g);
 	return rc ? errorf(error, rc, "the merger: can't start its process: %s", strerror(-rc)) : 0;
 }
 

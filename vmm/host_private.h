@@ -23,6 +23,7 @@ struct host {
 	unsigned vms, room, alive;
 	uint32_t clones, templates; /* numbers given out */
 	struct clone_job *jobs;     /* clones being made */
+	uint32_t jobs_ended;
 	struct host_merger *merger; /* NULL: nothing is merged */
 	bool stop;
 };

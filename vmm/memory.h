@@ -114,6 +114,9 @@ void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n);
 /* A userfaultfd that can report faults of the kernel too (KVM's). -errno with words that say which
  * permission is missing. */
 int fault_open(char *error);
+/* Can this kernel share frames: map them write-protected when they are read, so that a write faults? (Linux 6.4,
+ * UFFDIO_CONTINUE_MODE_WP.) Tries it, the first time. 0, or -errno with words. */
+int fault_can_share(char *error);
 /* Register [base, base+bytes) for missing faults; a shared piece of the pool for minor and write-protect faults
  * besides. -errno. */
 int fault_register(int uffd, void *base, uint64_t bytes, bool shared);

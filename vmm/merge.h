@@ -67,8 +67,8 @@ void merge_board_destroy(struct merge_board *b);
 void merge_set_domain(struct merge_board *b, vmid_t vm, uint32_t domain);
 uint32_t merge_domain(const struct merge_board *b, vmid_t vm);
 
-/* The merger's side: ask, with `bell` to be sent on the link to the host, and wait. 0, with the answer; -ETIME:
- * the VM doesn't hear; -ESRCH: it is gone. */
+/* The merger's side: ask, have the host ring the VM (its id goes over the link), and wait. 0, with the answer;
+ * -ETIME: the VM doesn't hear; -ESRCH: it is gone. */
 int merge_ask(struct merge_board *b, struct ipt *table, int link, const struct merge_request *r,
 	      struct merge_answer *answer);
 /* What an earlier merger left asked: wait for its end. */

@@ -131,14 +131,6 @@ static void flush(struct merge_scan *s)
 			forget_shared(s, frame(r.target + i));
 }
 
-static void add(struct merge_scan *s, const struct merge_run *page)
-{
-	if (merge_run_extend(&s->run, page, MERGE_RUN))
-		return;
-	flush(s);
-	s->run = *page;
-}
-
 /* ---- finding equals ------------------------------------------------------------------------ */
 
 static uint32_t tag_of(const void *page)
@@ -178,51 +170,64 @@ static frame_t find_seen(struct merge_scan *s, uint32_t tag, uint32_t domain, fr
 	}
 }
 
-static void match(struct merge_scan *s, frame_t f, const struct ipt_owner *o, uint32_t domain)
+/* Fill in what the page is to be merged with. False: nothing is known that holds the same. */
+static bool find_equal(struct merge_scan *s, struct merge_run *page)
+{
+	struct ipt_owner other;
+	uint32_t tag = s->tag[page->frame];
+	frame_t preferred = merge_run_target(&s->run, page->vm, page->gfn, frame(page->frame));
+	/* A run that gives work to two VMs goes on with such pages, even if one of them is shared elsewhere. */
+	frame_t seen = find_seen(s, tag, page->domain, preferred, &other);
+	frame_t shared = INVALID_FRAME;
+	if (!(s->run.target_vm && frame_valid(seen) && seen.v == preferred.v))
+		shared = find_shared(s, tag, page->domain, preferred);
+	page->target_vm = 0;
+	page->target_gfn = 0;
+	page->target = shared.v;
+	if (frame_valid(shared))
+		return true;
+	if (!frame_valid(seen) || seen.v == page->frame)
+		return false;
+	page->target = seen.v;
+	page->target_vm = other.vm.v;
+	page->target_gfn = other.gfn.v;
+	return true;
+}
+
+static void match(struct merge_scan *s, struct merge_run *page)
+{
+	bool found = find_equal(s, page);
+	if (found && merge_run_extend(&s->run, page, MERGE_RUN))
+		return;
+	if (found && s->run.count) {
+		flush(s); /* which may have made shared ones of what was found */
+		found = find_equal(s, page);
+	}
+	if (found)
+		s->run = *page;
+	else
+		merge_set_add(&s->seen, s->tag[page->frame], page->domain, frame(page->frame));
+}
+
+static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_owner *o,
+			    const uint8_t *bytes)
 {
 	struct merge_run page = {.count = 1,
 				 .vm = o->vm.v,
 				 .gfn = o->gfn.v,
 				 .frame = f.v,
 				 .target = NO_FRAME_V,
-				 .domain = domain};
-	struct ipt_owner other;
-	uint32_t tag = s->tag[f.v];
-	frame_t preferred = merge_run_target(&s->run, page.vm, page.gfn, f);
-	/* A run that gives work to two VMs goes on with such pages, even if one of them is shared elsewhere. */
-	frame_t seen = find_seen(s, tag, domain, preferred, &other);
-	frame_t shared = INVALID_FRAME;
-	if (!(s->run.target_vm && frame_valid(seen) && seen.v == preferred.v))
-		shared = find_shared(s, tag, domain, preferred);
-	if (frame_valid(shared)) {
-		page.target = shared.v;
-	} else if (frame_valid(seen) && seen.v != f.v) {
-		page.target = seen.v;
-		page.target_vm = other.vm.v;
-		page.target_gfn = other.gfn.v;
-	} else {
-		merge_set_add(&s->seen, tag, domain, f);
-		return;
-	}
-	add(s, &page);
-}
-
-static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_owner *o,
-			    const uint8_t *bytes)
-{
-	uint32_t was = s->tag[f.v], domain = domain_of(s, o->vm);
+				 .domain = domain_of(s, o->vm)};
+	uint32_t was = s->tag[f.v];
 	s->tag[f.v] = tag_of(bytes);
-	if (s->tag[f.v] != was || !domain)
+	if (s->tag[f.v] != was || !page.domain)
 		return;
-	if (!is_zero(bytes))
-		match(s, f, o, domain);
-	else
-		add(s, &(struct merge_run){.count = 1,
-					   .vm = o->vm.v,
-					   .gfn = o->gfn.v,
-					   .frame = f.v,
-					   .target = NO_FRAME_V,
-					   .domain = domain});
+	if (!is_zero(bytes)) {
+		match(s, &page);
+	} else if (!merge_run_extend(&s->run, &page, MERGE_RUN)) {
+		flush(s);
+		s->run = page;
+	}
 }
 
 struct viewer {
@@ -297,8 +302,8 @@ static uint32_t skip(struct merge_scan *s, uint32_t f, uint32_t end)
 	for (; f < end; f++) {
 		if (ipt_owner(s->table, frame(f), &o) == 0 && is_worth_a_look(s, frame(f), &o))
 			break;
-		if (o.state != IPT_SHARED && s->tag[f])
-			s->tag[f] = 0;
+		if (o.state != IPT_SHARED && o.state != IPT_PRIVATE && s->tag[f])
+			s->tag[f] = 0; /* whoever gets it next begins anew */
 	}
 	return f;
 }

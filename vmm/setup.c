@@ -151,6 +151,8 @@ static int check_userfaultfd(char *error)
 int run_setup_open(struct run_setup *s, char *error)
 {
 	int rc = open_image(s, error);
+	if (!rc && s->options.pmems)
+		rc = fault_can_share(error);
 	for (unsigned i = 0; !rc && i < s->options.pmems; i++)
 		rc = open_pmem(s, i, error);
 	if (!rc)

@@ -285,11 +285,13 @@ static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 	m->shown_to = end;
 	m->shown_pages = pages;
 	struct dax *d = dax_of(m, g);
-	int rc = d ? dax_map(m, d, start, end) : 0;
+	int rc = 0;
 	for (uint64_t at = start; !rc && at < end;) {
 		struct ipt_place p;
 		uint32_t n = ipt_place(m->table, m->vm, gfn(at), (uint32_t)(end - at), &p);
-		if (n && is_shared(&p))
+		if (n && d && p.kind == IPT_FILE_PAGE) /* others bring pages in at any time */
+			rc = dax_map(m, d, at, at + n);
+		if (!rc && n && is_shared(&p))
 			rc = show_run(m, gfn(at), n, p.frame);
 		at += n ? n : 1;
 	}

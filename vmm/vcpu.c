@@ -128,7 +128,7 @@ static void run_failed(struct vm *vm, unsigned cpu)
 
 /* What the guest's last access still needs of KVM: entering with immediate_exit completes it and comes back
  * (api.rst, 5, KVM_EXIT_IO and KVM_EXIT_MMIO), or brings the next part of the same access. */
-static bool complete_access(struct vm *vm, unsigned cpu)
+static bool complete_access(struct vm *vm, unsigned cpu, uint64_t *remaps)
 {
 	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
 	for (;;) {
@@ -136,7 +136,8 @@ static bool complete_access(struct vm *vm, unsigned cpu)
 		int rc = ioctl(v->fd, KVM_RUN, 0);
 		if (rc < 0 && errno == EINTR)
 			return true;
-		if (rc < 0 && errno == EAGAIN)
+		if (rc < 0 && (errno == EAGAIN ||
+			       (errno == EFAULT && dax_was_remapping(&vm->memory, remaps))))
 			continue;
 		if (rc < 0) {
 			run_failed(vm, cpu);
@@ -190,7 +191,7 @@ static void *vcpu_main(void *arg)
 		if (atomic_load_explicit(&vm->stopping, memory_order_acquire))
 			break;
 		if (atomic_load_explicit(&vm->pause.wanted, memory_order_acquire)) {
-			if (!complete_access(vm, cpu))
+			if (!complete_access(vm, cpu, &remaps))
 				break;
 			pause_wait(vm, cpu);
 			continue;

@@ -12,6 +12,7 @@ from figures import BARE, BUILD, INVISOR, TREE, Failed, command, tell, tell_samp
 
 CLONE_IDS = ["clone-p50-ms", "clone-first-exit-ms", "clone-answer-ms", "clone-1000-s", "clone-idle-kib",
              "clone-kib", "kvm-floor-kib"]
+MERGE_IDS = ["merge-slowdown", "merge-bare-share"]
 FLEET_IDS = ["predict-write-ms", "predict-faults", "fleet-kernel-bytes", "fleet-kernel-bytes-unpredicted"]
 
 SINGLE, MANY, IDLE = 200, 1000, 200
@@ -20,10 +21,10 @@ SINGLE, MANY, IDLE = 200, 1000, 200
 class Host:
     """A long-running host of its own, asked by its control socket."""
 
-    def __init__(self, tmp, pool="3G", max_vms=2500):
+    def __init__(self, tmp, pool="3G", max_vms=2500, merge="off"):
         self.dir = tempfile.mkdtemp(dir=tmp)
         self.env = dict(os.environ, INVISOR_RUN_DIR=self.dir)
-        self.invisor("host", "start", "--pool", pool, "--max-vms", str(max_vms))
+        self.invisor("host", "start", "--pool", pool, "--max-vms", str(max_vms), "--merge", merge)
 
     def invisor(self, *args):
         return command([INVISOR] + list(args), 100, env=self.env)[0]
@@ -243,3 +244,41 @@ def bench_fleet():
         with_host(prediction, FULL)
     if wanted("fleet-kernel-bytes", "fleet-kernel-bytes-unpredicted"):
         with_host(kernel_memory, FULL)
+
+
+# ---- merging -------------------------------------------------------------------------------------------------------
+
+LOOPS, MERGE_PAIRS = 300000000, 7
+
+
+def with_merging(tmp, merge):
+    """A host under which four guests hold the same 64 MiB, and one computes; seconds of a loop, share given back."""
+    host = Host(tmp, merge=merge)
+    try:
+        names = [host.boot("work=pattern base=32M mem=64M work=serve") for _ in range(4)]
+        full = sum(v["frames_private"] for v in host.vms(names))
+        worker = host.boot()
+        loop = []
+        for _ in range(6):
+            began = time.monotonic()
+            if host.ask(do="exec", vm=worker, command="cpu loops=%d" % LOOPS)["status"]:
+                raise Failed("the loop failed")
+            loop.append(time.monotonic() - began)
+        stats = host.ask(do="stats", processes=False)
+        left = sum(v["frames_private"] for v in stats["vms"] if v["name"] in names) + stats["pool"]["frames_shared"]
+        return statistics.median(loop), 1 - left / full
+    finally:
+        host.stop()
+
+
+def bench_merge():
+    """The loop while the merger works at its bound, over the same with merging off; hosts take turns."""
+    ratios, shares = [], []
+    with tempfile.TemporaryDirectory() as tmp:
+        for i in range(MERGE_PAIRS):
+            order = ["10", "off"] if i % 2 else ["off", "10"]
+            got = {merge: with_merging(tmp, merge) for merge in order}
+            ratios.append(got["10"][0] / got["off"][0])
+            shares.append(got["10"][1])
+    tell_samples("merge-slowdown", ratios, "ratio", 1.03)
+    tell_samples("merge-bare-share", shares, "of the frames")

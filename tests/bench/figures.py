@@ -36,18 +36,21 @@ def quantile(samples, q):
     return s[int(q * (len(s) - 1) + 0.5)]
 
 
-def tell(name, value, unit, bound=None, spread=None, n=1):
-    """One figure: kept if it was asked for. A bound is the largest value that holds."""
+def tell(name, value, unit, bound=None, spread=None, n=1, least=None):
+    """One figure: kept if it was asked for. A bound is the largest value that holds, or `least` the smallest."""
     if not wanted(name):
         return
     holds = None if bound is None else bool(0 <= value <= bound)  # below 0 is "never"
+    if least is not None:
+        bound, holds = least, bool(value >= least)
     figures[name] = {"value": value, "unit": unit, "bound": bound, "holds": holds,
                      "spread": list(spread) if spread else [value, value], "n": n}
     line = "%-34s %10s %-14s" % (name, number(value), unit)
     if spread and n > 1:
         line += " (%s to %s, n=%d)" % (number(spread[0]), number(spread[1]), n)
     if holds is not None:
-        line += "  at most %s: %s" % (number(bound), "holds" if holds else "*** MISSED ***")
+        line += "  at %s %s: %s" % ("most" if least is None else "least", number(bound),
+                                   "holds" if holds else "*** MISSED ***")
     say(line)
 
 

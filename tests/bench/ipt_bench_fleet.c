@@ -11,7 +11,7 @@
 
 #define FLEET      500
 #define PRIVATE    500
-#define CLONES      1000
+#define CLONES     1000
 #define RUN        4  /* half of the private pages come in runs of so many, half alone */
 #define RADIX_PART 20 /* VMs for which radix tables are made */
 #define REVERSE    8  /* bytes of a reverse map's word */

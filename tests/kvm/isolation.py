@@ -77,7 +77,7 @@ class World:
         self.vms = {first: VM(first, [0] * PAGES)}
         self.writes = self.names = 0  # so far
         self.count = dict.fromkeys(("write", "clone", "kill", "pause", "resume"), 0)
-        self.looked = self.batches = 0  # pages; batches
+        self.looked = self.batches = self.merged = 0  # pages; batches; frames
         self.wrong = None
 
     # VMs are taken for a step, and put back after it.
@@ -102,11 +102,13 @@ class World:
     def write(self, vm, random_):
         commands, pages = [], list(vm.pages)
         for _ in range(random_.randint(1, 10)):
-            n = min(random_.choice((1, 1, 1, 2, 3, 16, 40)), PAGES)
+            n = random_.choice((1, 1, 1, 2, 3, 16, 40))
             first = random_.randrange(PAGES - n + 1)
             with self.lock:
                 self.writes += 1
-                seed = random_.choices((0, random_.randint(1, EQUAL), EQUAL + self.writes), (3, 2, 15))[0]
+                seed = random_.choices((0, EQUAL + self.writes), (3, 15))[0]
+            if random_.random() < 0.1:
+                n, first, seed = 16, random_.randrange(PAGES // 16) * 16, random_.randint(1, EQUAL)
             pages[first : first + n] = [seed] * n
             commands.append("fill seed=%d base=%d pages=%d" % (seed, BASE + first * 4096, n))
         status, said = self.host.run(vm.name, ";".join(commands))
@@ -213,6 +215,24 @@ class World:
         if audit["violations"]:
             raise Wrong("audit: %s" % audit["lines"])
         self.batches += 1
+        if self.batches % 4 == 0:
+            self.let_merge()
+
+    def merging(self):
+        """What the host says of merging; None if it doesn't merge."""
+        merge = self.host.must(do="stats", processes=False).get("merge")
+        return merge if merge and merge["running"] else None
+
+    def let_merge(self):
+        """What stays as it is for some passes is merged: writes after that copy merged pages."""
+        merge = self.merging()
+        passes = merge["passes"] + 3 if merge else 0
+        deadline = time.monotonic() + 5
+        while merge and merge["passes"] < passes and time.monotonic() < deadline:
+            time.sleep(0.1)
+            merge = self.merging()
+        if merge:
+            self.merged = merge["merged_frames"] + merge["zero_frames_given_back"]
 
     def end(self):
         """All are killed; every frame has to come back."""
@@ -294,8 +314,8 @@ def main():
     except Exception as e:
         world.wrong = "%s: %s" % (type(e).__name__, e)
     done = ", ".join("%d %s%s" % (n, what, "" if n == 1 else "s") for what, n in world.count.items())
-    print("isolation: %s; %d pages looked at in %d batches; seed %d, %d workers"
-          % (done, world.looked, world.batches, o.seed, o.workers))
+    print("isolation: %s; %d frames merged; %d pages looked at in %d batches; seed %d, %d workers"
+          % (done, world.merged, world.looked, world.batches, o.seed, o.workers))
     if world.wrong:
         print("isolation: FAILED with seed %d, batch %d: %s" % (o.seed, world.batches + 1, world.wrong))
         sys.exit(1)

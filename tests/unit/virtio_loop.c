@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 struct counter {
@@ -173,6 +174,99 @@ Test(virtio_loop, posting)
 	loop_stop(l);
 	pthread_join(thread, NULL);
 	loop_destroy(l);
+}
+
+/* What the child of a loop's thread has of the loop: posted work, and nothing that is in flight. */
+struct forker {
+	struct loop_work work; /* must be first */
+	struct loop *loop;
+	struct counter watched, nop;
+	struct poster posted;
+	pid_t child;
+};
+
+static int child_of(struct forker *f)
+{
+	uint64_t one = 1;
+	pthread_t thread;
+	alarm(30);
+	loop_forget(f->loop);
+	if (loop_renew(f->loop, 4))
+		return 1;
+	/* The watch and the operation were the parent's. The event is there, for both. */
+	for (int i = 0; i < 5; i++)
+		if (loop_step(f->loop, NULL, 1))
+			return 2;
+	if (f->watched.calls || f->nop.calls)
+		return 3;
+	if (atomic_load(&f->posted.runs) != 1)
+		return 4;
+	/* It is a loop like any other. */
+	struct counter mine = {.op = {count}, .fd = eventfd(1, 0)};
+	if (loop_watch(f->loop, &mine.op, mine.fd, POLLIN) || loop_step(f->loop, NULL, 1000) ||
+	    !mine.calls || read(mine.fd, &one, 8) != 8)
+		return 5;
+	if (pthread_create(&thread, NULL, run, f->loop))
+		return 6;
+	for (int i = 2; i < 500; i++) {
+		loop_post(f->loop, &f->posted.work);
+		for (int j = 0; atomic_load(&f->posted.runs) < i; j++) {
+			if (j > 20000)
+				return 7;
+			usleep(100);
+		}
+	}
+	loop_stop(f->loop);
+	pthread_join(thread, NULL);
+	loop_destroy(f->loop);
+	return 0;
+}
+
+static void fork_inside(struct loop_work *w)
+{
+	struct forker *f = (struct forker *)w;
+	struct io_uring_sqe *sqe = loop_sqe(f->loop, &f->nop.op);
+	uint64_t one = 1;
+	io_uring_prep_nop(sqe);
+	loop_post(f->loop, &f->posted.work);
+	cr_assert_eq(write(f->watched.fd, &one, 8), 8);
+	f->child = fork();
+	if (!f->child)
+		_exit(child_of(f));
+}
+
+Test(virtio_loop, forked_from_inside, .timeout = 60)
+{
+	struct forker f = {.work = {.run = fork_inside},
+			   .watched = {.op = {take_one}, .fd = eventfd(0, EFD_SEMAPHORE)},
+			   .nop = {.op = {count}},
+			   .posted = {.work = {.run = ran}}};
+	cr_assert_eq(loop_create(&f.loop, 4), 0);
+	for (int round = 1; round <= 5; round++) {
+		int status;
+		atomic_store(&f.posted.runs, 0);
+		f.watched.calls = f.nop.calls = 0;
+		if (round == 1)
+			cr_assert_eq(loop_watch(f.loop, &f.watched.op, f.watched.fd, POLLIN), 0);
+		loop_step(f.loop, NULL, 0);
+		loop_post(f.loop, &f.work);
+		for (int i = 0; i < 5; i++)
+			cr_assert_eq(loop_step(f.loop, NULL, 1), 0);
+		cr_assert_eq(waitpid(f.child, &status, 0), f.child);
+		cr_assert_eq(status, 0, "the child: 0x%x", status);
+		/* The parent's loop has missed nothing, and lost nothing with the child. */
+		for (int i = 0; i < 5; i++)
+			cr_assert_eq(loop_step(f.loop, NULL, 1), 0);
+		cr_assert_eq(f.watched.calls, 1);
+		cr_assert_eq(f.nop.calls, 1);
+		cr_assert_eq(atomic_load(&f.posted.runs), 1);
+	}
+	f.watched.calls = 0;
+	uint64_t one = 1;
+	cr_assert_eq(write(f.watched.fd, &one, 8), 8);
+	cr_assert_eq(loop_step(f.loop, NULL, 1000), 0);
+	cr_assert_eq(f.watched.calls, 1, "the watch goes on after the child's end");
+	loop_destroy(f.loop);
 }
 
 Test(virtio_gmem, copies)

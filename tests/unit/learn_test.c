@@ -1,0 +1,104 @@
+/* learn.c: what clones that were made say about those that will be. */
+#include "virtio_fake.h"
+#include "vmm/learn.h"
+
+#include <criterion/criterion.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MOST LEARN_ENTRIES
+
+static struct learn *made(void)
+{
+	struct learn *l = learn_create();
+	cr_assert_not_null(l);
+	return l;
+}
+
+Test(learn, four_learn_and_others_dont)
+{
+	struct learn *l = made();
+	for (int i = 0; i < LEARN_LEARNERS; i++)
+		cr_assert_eq(learn_join(l), i);
+	for (int i = 0; i < 100; i++)
+		cr_assert_eq(learn_join(l), -1);
+}
+
+Test(learn, what_half_of_them_wrote_to_is_predicted)
+{
+	gfn_t out[MOST];
+	struct learn *l = made();
+	cr_assert_eq(learn_predict(l, out, MOST), 0);
+	/* Of one alone, all. */
+	learn_note(l, 0, gfn(7));
+	learn_note(l, 0, gfn(0));
+	learn_note(l, 0, gfn(UINT64_C(1) << 40));
+	cr_assert_eq(learn_predict(l, out, MOST), 3);
+	cr_assert(out[0].v == 0 && out[1].v == 7 && out[2].v == UINT64_C(1) << 40, "ascending");
+	/* Of two, what either wrote; of three and four, what two did. */
+	learn_note(l, 1, gfn(3));
+	cr_assert_eq(learn_predict(l, out, MOST), 4);
+	cr_assert_eq(out[1].v, 3);
+	learn_note(l, 2, gfn(7));
+	cr_assert_eq(learn_predict(l, out, MOST), 1);
+	cr_assert_eq(out[0].v, 7);
+	learn_note(l, 3, gfn(3));
+	cr_assert_eq(learn_predict(l, out, MOST), 2);
+	cr_assert(out[0].v == 3 && out[1].v == 7);
+	learn_note(l, 3, gfn(8));
+	cr_assert_eq(learn_predict(l, out, MOST), 2);
+	cr_assert_eq(learn_predict(l, out, 1), 1);
+	cr_assert_eq(out[0].v, 3);
+	cr_assert_eq(learn_predict(l, out, 0), 0);
+}
+
+Test(learn, who_noted_nothing_has_no_say)
+{
+	gfn_t out[4];
+	struct learn *l = made();
+	for (int i = 0; i < LEARN_LEARNERS; i++)
+		learn_join(l);
+	learn_note(l, 2, gfn(5));
+	cr_assert_eq(learn_predict(l, out, 4), 1);
+	cr_assert_eq(out[0].v, 5);
+}
+
+/* An entry that was given out and not written yet, by one that was killed in between perhaps. */
+Test(learn, entries_without_contents_are_passed_over)
+{
+	gfn_t out[4];
+	struct learn *l = made();
+	learn_note(l, 0, gfn(1));
+	atomic_fetch_add(&l->n, 1);
+	learn_note(l, 0, gfn(2));
+	cr_assert_eq(learn_predict(l, out, 4), 2);
+	cr_assert(out[0].v == 1 && out[1].v == 2);
+}
+
+Test(learn, processes_note_at_the_same_time_and_more_than_there_is_room)
+{
+	static gfn_t out[MOST];
+	struct learn *l = made();
+	for (int round = 0; round < 2; round++) {
+		pid_t child[LEARN_LEARNERS];
+		for (int i = 0; i < LEARN_LEARNERS; i++) {
+			child[i] = fork();
+			if (child[i])
+				continue;
+			/* First a quarter of the room each, then beyond it. */
+			for (uint64_t g = 0; g < LEARN_ENTRIES / LEARN_LEARNERS; g++)
+				learn_note(l, i, gfn(g * 3 + (unsigned)round));
+			_exit(0);
+		}
+		for (int i = 0; i < LEARN_LEARNERS; i++) {
+			int status;
+			cr_assert_eq(waitpid(child[i], &status, 0), child[i]);
+			cr_assert_eq(status, 0);
+		}
+		unsigned n = learn_predict(l, out, MOST);
+		cr_assert_eq(n, LEARN_ENTRIES / LEARN_LEARNERS);
+		for (unsigned i = 0; i < n; i++)
+			cr_assert_eq(out[i].v, i * 3);
+	}
+}

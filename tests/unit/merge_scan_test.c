@@ -1,0 +1,241 @@
+/* What the merger asks for, with a pool and a table but without VMs: vmm/merge_scan.h. */
+#include "vmm/error.h"
+#include "vmm/merge_scan.h"
+#include "vmm/pool.h"
+#include <criterion/criterion.h>
+#include <string.h>
+#include <unistd.h>
+
+#define FRAMES 1024
+#define ASKED  64
+
+static struct pool pool;
+static struct ipt *table;
+static struct merge_scan scan;
+static struct merge_request asked[ASKED];
+static unsigned n_asked;
+static bool refuses; /* VMs do nothing */
+
+/* Publishing is done, so that the scan finds shared frames; the rest only counted. */
+static uint64_t take(void *ctx, const struct merge_request *r)
+{
+	uint32_t done = 0;
+	(void)ctx;
+	cr_assert_lt(n_asked, ASKED);
+	asked[n_asked++] = *r;
+	if (refuses)
+		return 0;
+	if (r->op == MERGE_PUBLISH)
+		ipt_publish(table, vmid(r->vm), gfn(r->gfn), r->count, &done);
+	else
+		done = r->count;
+	return done < 64 ? (UINT64_C(1) << done) - 1 : UINT64_MAX;
+}
+
+static void make(void)
+{
+	char error[ERROR_MAX] = "";
+	const struct ipt_config c = {.kind = IPT_INDEX,
+				     .frames = FRAMES,
+				     .max_vms = 8,
+				     .nodes = 1,
+				     .colours = 1,
+				     .seed = 1};
+	cr_assert_eq(pool_create(&pool, FRAMES, error), 0, "%s", error);
+	cr_assert_eq(ipt_create(&table, &c), 0);
+	scan = (struct merge_scan){.table = table,
+				   .pool = pool.fd,
+				   .board = merge_board_create(c.max_vms),
+				   .ask = take};
+	cr_assert_not_null(scan.board);
+	cr_assert_eq(merge_scan_create(&scan), 0);
+}
+
+static vmid_t vm(const char *name, uint32_t domain)
+{
+	vmid_t id;
+	cr_assert_eq(ipt_vm_add(table, name, INVALID_VMID, &id), 0);
+	merge_set_domain(scan.board, id, domain);
+	return id;
+}
+
+/* 16 pages at g, with contents that follow from seed; seed 0: zeroes, which are there. */
+static frame_t pages(vmid_t id, uint64_t g, uint64_t seed)
+{
+	frame_t f;
+	cr_assert_eq(ipt_alloc(table, id, 4, NULL, &f), 0);
+	cr_assert_eq(ipt_map(table, id, gfn(g), f, 16), 0);
+	for (uint32_t i = 0; i < 16; i++) {
+		uint64_t *page = pool_at(&pool, frame_add(f, i));
+		memset(page, 0, PAGE_SIZE);
+		page[17] = seed ? seed * 1000 + i : 0;
+	}
+	return f;
+}
+
+static void pass(void)
+{
+	n_asked = 0;
+	merge_scan_begin(&scan);
+	for (uint32_t f = 0; f != UINT32_MAX;)
+		f = merge_scan_step(&scan, f);
+}
+
+static void expect_asked(unsigned i, uint32_t op, vmid_t id, uint64_t g, uint32_t count)
+{
+	cr_assert_lt(i, n_asked);
+	cr_expect_eq(asked[i].op, op, "request %u: op %u", i, asked[i].op);
+	cr_expect_eq(asked[i].vm, id.v);
+	cr_expect_eq(asked[i].gfn, g, "request %u: gfn %lu", i, (unsigned long)asked[i].gfn);
+	cr_expect_eq(asked[i].count, count, "request %u: count %u", i, asked[i].count);
+}
+
+Test(merge_scan, equal_runs_are_published_then_merged)
+{
+	make();
+	vmid_t a = vm("a", 1), b = vm("b", 1), c = vm("c", 1);
+	frame_t f = pages(a, 32, 5);
+	pages(b, 64, 5);
+	pages(c, 96, 5);
+	pages(c, 128, 6);
+	pass();
+	cr_expect_eq(n_asked, 0, "nothing is known to be stable yet");
+	pass();
+	cr_assert_eq(n_asked, 3);
+	expect_asked(0, MERGE_PUBLISH, a, 32, 16);
+	expect_asked(1, MERGE_MERGE, b, 64, 16);
+	expect_asked(2, MERGE_MERGE, c, 96, 16);
+	for (unsigned i = 1; i < 3; i++) {
+		cr_expect_eq(asked[i].frame, f.v);
+		cr_expect_eq(asked[i].domain, 1);
+	}
+}
+
+Test(merge_scan, what_changes_is_left_alone)
+{
+	make();
+	vmid_t a = vm("a", 1), b = vm("b", 1);
+	pages(a, 32, 5);
+	frame_t f = pages(b, 64, 5);
+	pass();
+	((uint64_t *)pool_at(&pool, frame_add(f, 8)))[0] = 1;
+	pass();
+	cr_assert_eq(n_asked, 4);
+	expect_asked(1, MERGE_MERGE, b, 64, 8);
+	expect_asked(3, MERGE_MERGE, b, 73, 7);
+}
+
+Test(merge_scan, zeroes_are_given_back_without_an_equal)
+{
+	make();
+	vmid_t a = vm("a", 1);
+	pages(a, 32, 0);
+	frame_t hole;
+	cr_assert_eq(ipt_alloc(table, a, 4, NULL, &hole), 0);
+	cr_assert_eq(ipt_map(table, a, gfn(48), hole, 16), 0);
+	pass();
+	pass();
+	cr_assert_eq(n_asked, 1, "what has no memory isn't looked at");
+	expect_asked(0, MERGE_ZERO, a, 32, 16);
+}
+
+Test(merge_scan, domains_are_apart)
+{
+	make();
+	vmid_t a = vm("a", 1), b = vm("b", 2), none = vm("none", 0);
+	pages(a, 32, 5);
+	pages(b, 32, 5);
+	pages(none, 32, 5);
+	pages(none, 64, 5);
+	pages(none, 96, 0);
+	for (int i = 0; i < 5; i++) {
+		pass();
+		cr_expect_eq(n_asked, 0);
+	}
+	/* A VM of another domain gets the id of one that was looked at in this pass. */
+	vmid_t c = vm("c", 1);
+	pages(c, 32, 5);
+	pass();
+	merge_scan_begin(&scan);
+	uint32_t f = merge_scan_step(&scan, 0);
+	n_asked = 0;
+	merge_set_domain(scan.board, a, 3);
+	while (f != UINT32_MAX)
+		f = merge_scan_step(&scan, f);
+	for (unsigned i = 0; i < n_asked; i++)
+		cr_expect_eq(asked[i].domain, 1, "asked for domain %u", asked[i].domain);
+}
+
+Test(merge_scan, a_shared_frame_of_another_domain_is_no_match)
+{
+	make();
+	vmid_t a = vm("a", 1), b = vm("b", 1), c = vm("c", 2);
+	pages(a, 32, 5);
+	pages(b, 32, 5);
+	pass();
+	pass();
+	expect_asked(0, MERGE_PUBLISH, a, 32, 16);
+	pages(c, 32, 5);
+	pages(c, 64, 5);
+	pass();
+	pass();
+	/* Among its own, c's pages are the first of their kind. */
+	for (unsigned i = 0; i < n_asked; i++)
+		if (asked[i].vm == c.v && asked[i].op == MERGE_MERGE) {
+			struct ipt_owner o;
+			ipt_owner(table, frame(asked[i].frame), &o);
+			cr_expect_eq(scan.domain[asked[i].frame], 2);
+		}
+	/* The same for a merger that comes later, and knows nothing. */
+	merge_scan_destroy(&scan);
+	scan = (struct merge_scan){
+		.table = table, .pool = pool.fd, .board = scan.board, .ask = take};
+	cr_assert_eq(merge_scan_create(&scan), 0);
+	pass();
+	vmid_t d = vm("d", 1);
+	pages(d, 32, 5);
+	pass();
+	pass();
+	unsigned of_d = 0;
+	for (unsigned i = 0; i < n_asked; i++) {
+		of_d += asked[i].vm == d.v && asked[i].op == MERGE_MERGE;
+		if (asked[i].op == MERGE_MERGE)
+			cr_expect_eq(scan.domain[asked[i].frame], asked[i].domain);
+	}
+	cr_expect_eq(of_d, 1, "what an earlier merger published is found again");
+}
+
+Test(merge_scan, short_runs_come_last)
+{
+	make();
+	vmid_t a = vm("a", 1), b = vm("b", 1);
+	pages(a, 32, 5);
+	frame_t f = pages(b, 64, 5);
+	for (uint32_t i = 0; i < 16; i += 3) /* two equal ones, one that isn't ... */
+		((uint64_t *)pool_at(&pool, frame_add(f, i)))[0] = 1;
+	unsigned when[6] = {0};
+	for (unsigned i = 1; i < 6; i++) {
+		pass();
+		when[i] = n_asked;
+	}
+	cr_expect_eq(when[2] + when[3], 0);
+	cr_expect_gt(when[4], 0);
+}
+
+Test(merge_scan, vms_that_do_not_hear_are_left_alone_for_the_pass)
+{
+	make();
+	vmid_t a = vm("a", 1);
+	for (uint64_t g = 32; g < 32 + 4 * 32; g += 32)
+		pages(a, g, 0);
+	pass();
+	refuses = true;
+	n_asked = 0;
+	merge_scan_begin(&scan);
+	merge_scan_leave(&scan, a.v);
+	for (uint32_t f = 0; f != UINT32_MAX;)
+		f = merge_scan_step(&scan, f);
+	cr_expect_eq(n_asked, 0);
+	pass();
+	cr_expect_gt(n_asked, 0);
+}
