@@ -1,6 +1,7 @@
 #include "vmm/density.h"
 #include "vmm/clock.h"
 #include "vmm/container.h"
+#include "vmm/memory.h"
 #include "vmm/proc.h"
 #include <errno.h>
 #include <stdio.h>
@@ -291,6 +292,8 @@ int density_command(int argc, char **argv)
 		return EXIT_CLEAN;
 	if (!rc)
 		rc = density_out(&d, error);
+	if (!rc && d.options.clones)
+		rc = fault_can_share(error); /* before a guest is booted for nothing */
 	if (!rc) {
 		d.setup.options = d.options.run;
 		rc = run_setup_open(&d.setup, error);
