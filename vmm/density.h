@@ -90,7 +90,7 @@ void density_measure(struct density_run *out, struct fleet *f, const struct dens
 uint64_t density_replay_limit(void);
 /* For VMs that are such machines; templates aren't replayed, since without lineage nobody needs them.
  * -errno with words, -E2BIG if one VM alone sees more than `limit` frames. The live table must not change
- * meanwhile, nor may anybody who stands still hold a lock of a shared frame. */
+ * meanwhile, and none of those who stand still may hold its registry or a chain: nobody collapses or merges. */
 int density_replay(struct density_replay *out, struct ipt *live, const struct machine *machine,
 		   uint64_t limit, char *error);
 
