@@ -5,6 +5,8 @@
 #include <assert.h>
 #include <errno.h>
 
+/* Frames that are asked for one by one: room for so many is sought where a run begins. */
+#define ZONE_RUN_ORDER 3
 /* How far beyond the mark a goal may lie: everything up to it leaves the wilderness, and each 2 MiB
  * block that does so populates a page of the array. */
 #define ZONE_GOAL_REACH (UINT32_C(256) << IPT_MAX_ORDER)
@@ -307,10 +309,32 @@ static bool replenish(struct ipt *t, unsigned zi, unsigned order)
 }
 
 /*
- * With a goal that could not be had, a run begins anew: take the block out of the largest free one, so
- * that the next goals of the same run find their frames free, and at the goal's offset in it, so that
- * frame and gfn stay congruent. Else the smallest block that will do, of the wanted colour if any.
+ * With a goal that could not be had, a run begins anew, at the goal's offset in a free block, so that frame and gfn stay
+ * congruent. Clusters and more come out of the largest block, so that the next goals of the same run find their frames
+ * free. Single frames, which clones copy here and there, come out of the smallest one with room for a short run: each
+ * in a block of 2 MiB of its own would break them all up, and populate the array for it.
  */
+static uint32_t take_anew(struct ipt *t, unsigned zi, unsigned order, uint32_t goal)
+{
+	struct zone *z = &t->zones[zi];
+	uint32_t f;
+
+	for (unsigned k = ZONE_RUN_ORDER; order < IPT_CLUSTER_ORDER && k < IPT_MAX_ORDER; k++) {
+		f = k < order ? NO_BLOCK : take_like(t, z, k, goal, order);
+		if (f != NO_BLOCK)
+			return f;
+	}
+	if (!load_relaxed32(&z->lists[IPT_MAX_ORDER]))
+		replenish(t, zi, IPT_MAX_ORDER);
+	for (unsigned k = IPT_MAX_ORDER; k + 1 > order; k--) {
+		f = take_like(t, z, k, goal, order);
+		if (f != NO_BLOCK)
+			return f;
+	}
+	return NO_BLOCK;
+}
+
+/* The goal, or a run's beginning; else the smallest block that will do, of the wanted colour if any. */
 static uint32_t zone_take(struct ipt *t, unsigned zi, unsigned order, const struct ipt_hint *hint)
 {
 	struct zone *z = &t->zones[zi];
@@ -322,13 +346,9 @@ static uint32_t zone_take(struct ipt *t, unsigned zi, unsigned order, const stru
 			if (f != NO_BLOCK)
 				return f;
 		}
-		if (!load_relaxed32(&z->lists[IPT_MAX_ORDER]))
-			replenish(t, zi, IPT_MAX_ORDER);
-		for (unsigned k = IPT_MAX_ORDER; k + 1 > order; k--) {
-			f = take_like(t, z, k, hint->goal.v, order);
-			if (f != NO_BLOCK)
-				return f;
-		}
+		f = take_anew(t, zi, order, hint->goal.v);
+		if (f != NO_BLOCK)
+			return f;
 	} else if (hint && t->config.colours > 1) {
 		do {
 			for (unsigned k = order; k <= IPT_MAX_ORDER; k++) {

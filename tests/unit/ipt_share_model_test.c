@@ -805,7 +805,7 @@ static void run(uint32_t frames, unsigned ops, uint64_t seed)
 
 Test(ipt_share_model, small)
 {
-	run(1000, 200000, 1);
+	run(1000, 600000, 1);
 }
 
 Test(ipt_share_model, larger)
