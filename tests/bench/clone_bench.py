@@ -129,6 +129,9 @@ def idle_clones(host, template):
     after = settled(lambda: meminfo("MemAvailable"))
     floors.append(floor_kib())
     each, floor = (before - after) / IDLE, statistics.mean(floors)
+    if each < floor or max(floors) > 1.3 * min(floors):
+        raise Failed("MemAvailable moves by itself: %.0f KiB a clone, %s KiB an empty VM" %
+                     (each, " and ".join("%.0f" % f for f in floors)))
     tell("clone-kib", each, "KiB", n=IDLE)
     tell("kvm-floor-kib", floor, "KiB", None, (min(floors), max(floors)), 2)
     tell("clone-idle-kib", each - floor, "KiB", 150, n=IDLE)
