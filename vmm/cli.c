@@ -93,3 +93,16 @@ int cli_ask(const struct cli *c, json_t *request, bool json, void (*say)(const j
 	json_decref(answer);
 	return EXIT_CLEAN;
 }
+
+int cli_just_ask(const struct cli_spec *spec, int argc, char **argv,
+		 void (*say)(const json_t *answer))
+{
+	struct cli c;
+	int status = cli_parse(&c, spec, argc, argv);
+	if (status >= 0)
+		return status;
+	json_t *request = c.operands
+				  ? json_pack("{s:s, s:s}", "do", spec->command, "vm", c.operand[0])
+				  : json_pack("{s:s}", "do", spec->command);
+	return cli_ask(&c, request, c.value[0], say);
+}

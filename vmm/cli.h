@@ -28,6 +28,10 @@ int cli_parse(struct cli *c, const struct cli_spec *spec, int argc, char **argv)
 /* Ask the host that was meant, then print its answer as JSON (if `json`) or as `say` has it. Takes the reference to
  * the request; NULL: it couldn't be made, since a word is no UTF-8 text. The exit status. */
 int cli_ask(const struct cli *c, json_t *request, bool json, void (*say)(const json_t *answer));
+/* A whole command that is its request: {"do": its name}, with "vm" if it takes an operand. Its first flag is --json.
+ * The exit status. */
+int cli_just_ask(const struct cli_spec *spec, int argc, char **argv,
+		 void (*say)(const json_t *answer));
 /* Print an answer as one line of JSON. */
 void cli_json(const json_t *answer);
 /* Say it on standard error, as all of the program's lines. Returns the exit status of bad input. */

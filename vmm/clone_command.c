@@ -73,12 +73,7 @@ static int pause_or_resume(const char *what, const char *usage, int argc, char *
 				      .least = 1,
 				      .most = 1,
 				      .operands = "takes the name of a VM"};
-	struct cli c;
-	int status = cli_parse(&c, &spec, argc, argv);
-	if (status >= 0)
-		return status;
-	return cli_ask(&c, json_pack("{s:s, s:s}", "do", what, "vm", c.operand[0]), c.value[0],
-		       say_nothing);
+	return cli_just_ask(&spec, argc, argv, say_nothing);
 }
 
 int command_pause(int argc, char **argv)

@@ -12,11 +12,6 @@
 
 enum { JSON, PROMETHEUS }; /* flags */
 
-static int ask_and_print(const struct cli *c, json_t *request, void (*say)(const json_t *answer))
-{
-	return cli_ask(c, request, c->value[JSON], say);
-}
-
 static long long integer(const json_t *o, const char *key)
 {
 	return json_integer_value(json_object_get(o, key));
@@ -80,8 +75,8 @@ int command_owner(int argc, char **argv)
 		return status;
 	if (!number_parse(c.operand[0], 0, UINT32_MAX, &n))
 		return cli_fail("owner: takes one frame number; see invisor owner --help");
-	return ask_and_print(&c, json_pack("{s:s, s:I}", "do", "owner", "frame", (json_int_t)n),
-			     say_owner);
+	return cli_ask(&c, json_pack("{s:s, s:I}", "do", "owner", "frame", (json_int_t)n),
+		       c.value[JSON], say_owner);
 }
 
 int command_translate(int argc, char **argv)
@@ -104,7 +99,7 @@ int command_translate(int argc, char **argv)
 				"invisor translate --help");
 	json_t *request = json_pack("{s:s, s:s, s:I}", "do", "translate", "vm", c.operand[0], "gpa",
 				    (json_int_t)n);
-	return ask_and_print(&c, request, say_translate);
+	return cli_ask(&c, request, c.value[JSON], say_translate);
 }
 
 static void say_audit(const json_t *a)
@@ -119,17 +114,6 @@ static void say_audit(const json_t *a)
 		printf("  %s\n", json_string_value(line));
 }
 
-/* A command that only asks. */
-static int just_ask(const struct cli_spec *spec, int argc, char **argv,
-		    void (*say)(const json_t *answer))
-{
-	struct cli c;
-	int status = cli_parse(&c, spec, argc, argv);
-	if (status >= 0)
-		return status;
-	return ask_and_print(&c, json_pack("{s:s}", "do", spec->command), say);
-}
-
 int command_audit(int argc, char **argv)
 {
 	static const struct cli_spec spec = {
@@ -141,7 +125,7 @@ int command_audit(int argc, char **argv)
 			 "believe a violation.\n",
 		.flag = {[JSON] = "json"},
 		.operands = "takes no arguments"};
-	return just_ask(&spec, argc, argv, say_audit);
+	return cli_just_ask(&spec, argc, argv, say_audit);
 }
 
 static void say_vm(const json_t *vm)
@@ -214,8 +198,8 @@ int command_stats(int argc, char **argv)
 		return status;
 	if (c.value[JSON] && c.value[PROMETHEUS])
 		return cli_fail("stats: either --json or --prometheus");
-	return ask_and_print(&c, json_pack("{s:s}", "do", "stats"),
-			     c.value[PROMETHEUS] ? prometheus_print : say_stats);
+	return cli_ask(&c, json_pack("{s:s}", "do", "stats"), c.value[JSON],
+		       c.value[PROMETHEUS] ? prometheus_print : say_stats);
 }
 
 static void say_renew(const json_t *a)
@@ -236,10 +220,5 @@ int command_renew(int argc, char **argv)
 		.least = 1,
 		.most = 1,
 		.operands = "takes the name of a VM"};
-	struct cli c;
-	int status = cli_parse(&c, &spec, argc, argv);
-	if (status >= 0)
-		return status;
-	return ask_and_print(&c, json_pack("{s:s, s:s}", "do", "renew", "vm", c.operand[0]),
-			     say_renew);
+	return cli_just_ask(&spec, argc, argv, say_renew);
 }
