@@ -24,6 +24,8 @@ void audit_radix(struct audit *a);
 void audit_chains(struct audit *a);
 /* I6: pins of free frames. */
 void audit_side(struct audit *a);
+/* I8: claims of space against the bitmaps. */
+void audit_space(struct audit *a);
 /* Lineage: parents are registered, children are counted. */
 void audit_registry(struct audit *a);
 

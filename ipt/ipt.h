@@ -9,7 +9,8 @@
  *   limbo    a frame that left the free lists for a VM but backs no gfn (yet, or any more)
  *   shared   of a frame: it belongs to no VM; those who see it have aliases
  *   slot     a word of the array beyond the pool's frames, for what a VM has at a gfn without owning a
- *            frame: an alias (of a shared frame) or a tomb (void, whatever the ancestors have)
+ *            frame: an alias (of a shared frame), a tomb (void, whatever the ancestors have), or one that is
+ *            out (its bytes are not in memory: the slot says where)
  *   template a VM that was frozen: it changes no more, and other VMs begin as it was
  *   file     a VM to the registry that no process works for, whose gfns are page numbers
  *   region   gfns of a VM that are pages of a file
@@ -28,7 +29,7 @@
  * Invariants (ipt_audit checks every one)
  *   I1  every frame is in exactly one of: beyond its zone's wilderness mark, a free block on a list,
  *       limbo, mapped, shared; every slot in the same but for shared (a spare one is in limbo)
- *   I2  word(f) = {PRIVATE, ALIAS or TOMB, vm, gfn}  <=>  forward(vm, gfn) = f, and at most one such frame
+ *   I2  word(f) = {PRIVATE, ALIAS, TOMB or OUT, vm, gfn}  <=>  forward(vm, gfn) = f, and at most one such frame
  *       or slot f per (vm, gfn)
  *   I3  zone.free = sum of the free blocks' sizes + frames beyond the wilderness mark
  *   I4  vm.frames[state] + vm.adopted[state] = number of words with that vm and state; only a live or dying
@@ -38,6 +39,7 @@
  *   I6  a free frame has no pins
  *   I7  slot s is an ALIAS of f  <=>  s is in the chain of f, once;
  *       f is SHARED  <=>  its chain is not empty
+ *   I8  a granule or block is in use  <=>  one slot, OUT or spare, has claimed it; every OUT slot has a claim
  *
  * Concurrency
  *   Readers (lookup, owner) take no lock; writers lock the stripe of the key. Locks are process-shared
@@ -47,7 +49,7 @@
  *   stripes and zones, never for one mapping. Shared frames' words change under their chain's lock,
  *   files' pages come from whoever is first.
  *   Lock order (checked at run time where NDEBUG is not defined; ipt/lock.h):
- *     registry  <  chain  <  stripe  <  zone  <  radix table pages
+ *     registry  <  chain  <  stripe  <  zone  <  radix table pages  <  space
  *   one of each at a time, but two stripes in the order of their numbers
  *
  * Functions return 0 or -errno and print nothing. A VM that is not registered is -ENOENT everywhere,
@@ -69,12 +71,16 @@
 #define IPT_MAX_NODES      8
 #define IPT_MAX_COLOURS    16
 #define IPT_NAME_LEN       32
-#define IPT_MAX_REGIONS    8 /* to a VM */
+#define IPT_MAX_REGIONS    8                   /* to a VM */
+#define IPT_GRANULE        64                  /* bytes: the packed memory is given out in these */
+#define IPT_GRANULES       64                  /* to a page of it */
+#define IPT_MAX_PACKED     (UINT32_C(1) << 25) /* pages of packed memory, 128 GiB */
+#define IPT_MAX_BLOCKS     (UINT32_C(1) << 30) /* blocks of the swap file, 4 TiB */
 
 enum ipt_kind { IPT_INDEX, IPT_RADIX };
 
 /* A frame's or slot's state, as its word holds it. FREE is 0 so that untouched, zero table memory says
- * free; a gfn leads to those from PRIVATE on. SPARE, ALIAS and TOMB are slots. */
+ * free; a gfn leads to those from PRIVATE on. SPARE, ALIAS, TOMB and OUT are slots. */
 enum ipt_state {
 	IPT_FREE,
 	IPT_SHARED,
@@ -83,6 +89,7 @@ enum ipt_state {
 	IPT_PRIVATE,
 	IPT_ALIAS,
 	IPT_TOMB,
+	IPT_OUT,
 	IPT_NSTATES
 };
 
@@ -95,6 +102,9 @@ struct ipt_config {
 	unsigned nodes;   /* NUMA nodes, 1 to IPT_MAX_NODES; frames are split evenly among them */
 	unsigned colours; /* page colours, a power of two, 1 to IPT_MAX_COLOURS */
 	uint64_t seed;    /* of the hash; take it from getrandom(2) outside tests */
+	/* Space for what isn't in memory: pages of packed memory, up to IPT_MAX_PACKED, and blocks of
+	 * 4 KiB of the swap file, up to IPT_MAX_BLOCKS. Either may be 0; both are with radix tables. */
+	uint32_t packed_pages, blocks;
 };
 
 /* Make a table in a new memfd. -EINVAL for a config out of range, else memfd_create's or mmap's. */
@@ -228,7 +238,7 @@ uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, fra
  * something. */
 int ipt_drop(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, uint32_t *done,
 	     ipt_run_fn *gone, void *ctx);
-/* Map over what is there: as ipt_map, but vm's aliases at these gfns give way too. Shared frames that
+/* Map over what is there: as ipt_map, but vm's aliases at these gfns, and what is out, give way too. Shared frames that
  * lost their last alias go to limbo of vm and `gone` is told. On -ENOSPC and -ENOMEM some may be done:
  * ipt_place tells. */
 int ipt_map_over(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count,
@@ -242,6 +252,49 @@ int ipt_publish(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, uint32_t 
  * there is none, -ESTALE if a target isn't shared (any more). */
 int ipt_merge(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count, uint32_t *done,
 	      ipt_run_fn *gone, void *ctx);
+
+/* ---- pages that are not in memory ------------------------------------------------------------
+ *
+ * The bytes of a page that is out are kept elsewhere: packed, in granules of the packed memory, or in a
+ * block of the swap file. The table says where, and accounts for the space; the bytes are the caller's
+ * business. Needs the index (-EOPNOTSUPP). All but ipt_out_read are for vm's own process alone, as sharing
+ * is. ipt_map_over, ipt_drop and ipt_unmap do away with what was out, and its space.
+ */
+
+#define IPT_IN_FILE (UINT32_C(1) << 31) /* in `where`: a block's number, not a granule's */
+#define IPT_NOWHERE UINT32_MAX
+struct ipt_out {
+	uint32_t
+		where; /* the first granule, or IPT_IN_FILE | block; IPT_NOWHERE for a page of zeroes */
+	uint32_t bytes; /* as they are kept: 0 for a page of zeroes, at most PAGE_SIZE */
+	uint32_t sum;   /* the caller's checksum of them */
+};
+
+/* Space for n pages (1 to IPT_CLUSTER_FRAMES), each with a slot. Given are bytes and sum of each, and
+ * IPT_IN_FILE or 0 as `where`, which is filled in. -ENOSPC, and nothing is claimed. Locks: an arena, one at
+ * a time. */
+int ipt_out_claim(struct ipt *t, vmid_t vm, struct ipt_out *pages, uint32_t n, uint32_t *slots);
+/* Give back the slots that ipt_out_claim gave, and their space. */
+void ipt_out_cancel(struct ipt *t, vmid_t vm, const uint32_t *slots, uint32_t n);
+/* vm's own frames at n gfns, all in one group of 16, are out from now on, at these slots; they go to limbo of
+ * vm, and `gone` is told. Their bytes are kept already, and nobody may write to them from before they were
+ * on. *done pages were dealt with before the error, -EBUSY (pinned), -ENOENT (no frame of vm's own) or
+ * -ENOSPC (of the index); the slots from there on are still the caller's. Locks: a stripe. */
+int ipt_out_commit(struct ipt *t, vmid_t vm, gfn_t first, const uint32_t *slots, uint32_t n,
+		   uint32_t *done, ipt_run_fn *gone, void *ctx);
+/* Where the page is that vm sees at g, its own or an ancestor's; *at is whose it is. -ENOENT if it is not
+ * out (any more). An ancestor's may change at any time: read the bytes, then ask again. No lock. */
+int ipt_out_read(struct ipt *t, vmid_t vm, gfn_t g, struct ipt_out *out, vmid_t *at);
+
+struct ipt_space_info {
+	uint64_t granules, granules_used;
+	uint32_t blocks, blocks_used;
+};
+void ipt_space(struct ipt *t, struct ipt_space_info *out);
+/* Of the n pages of packed memory from `first` on, tell those of which no granule is in use, in runs; none
+ * comes into use before `trim` returns. Its error ends it. Locks: an arena, one at a time. */
+typedef int ipt_trim_fn(void *ctx, uint32_t first, uint32_t n);
+int ipt_packed_trim(struct ipt *t, uint32_t first, uint32_t n, ipt_trim_fn *trim, void *ctx);
 
 /* ---- files ---------------------------------------------------------------------------------
  *
@@ -275,15 +328,16 @@ enum ipt_place_kind {
 	IPT_INHERITED, /* what an ancestor has there, whether its own frame or an alias */
 	IPT_MERGED,    /* a shared frame, by vm's own alias */
 	IPT_FILE_PAGE, /* a file's, by a region of vm's or an ancestor's */
+	IPT_AWAY,      /* no frame: the page is out (ipt_out_read), vm's own or an ancestor's */
 };
 struct ipt_place {
 	enum ipt_place_kind kind;
 	vmid_t at; /* who has it, or the region: vm itself or an ancestor; INVALID_VMID for VOID */
-	frame_t frame; /* of the first gfn; INVALID_FRAME for VOID */
+	frame_t frame; /* of the first gfn; INVALID_FRAME for VOID and AWAY */
 };
 /*
  * What gfn `first` of vm is, and for how many gfns (1 to max) the same holds: at consecutive frames, or
- * nothing at all. May be fewer than there are. 0, and VOID, for a key out of range or a max of 0. No lock.
+ * nothing at all, or away. May be fewer than there are. 0, and VOID, for a key out of range or a max of 0. No lock.
  */
 uint32_t ipt_place(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, struct ipt_place *out);
 
@@ -316,10 +370,10 @@ void ipt_unpin(struct ipt *t, frame_t f);
 
 /* ---- looking at the whole ----------------------------------------------------------------- */
 
-struct ipt_bytes {        /* memory the table really has (populated pages of the memfd), bytes */
-	uint64_t array;   /* the words */
-	uint64_t side;    /* the 4 bytes beside each */
-	uint64_t slots;   /* the words of slots and the 12 bytes beside aliases */
+struct ipt_bytes {      /* memory the table really has (populated pages of the memfd), bytes */
+	uint64_t array; /* the words */
+	uint64_t side;  /* the 4 bytes beside each */
+	uint64_t slots; /* the words of slots, the 12 bytes beside aliases and what is out, space */
 	uint64_t forward; /* index or radix tables, with their stripes' headers and locks */
 	uint64_t other;   /* header, registry, zones */
 };
@@ -333,7 +387,7 @@ struct ipt_counts {
 };
 void ipt_counts(struct ipt *t, struct ipt_counts *out);
 
-/* Check I1 to I7 over everything. Takes every lock in turn, so may run beside others only if they
+/* Check I1 to I8 over everything. Takes every lock in turn, so may run beside others only if they
  * are quiet (it reports in-between states otherwise). Returns the number of violations; each is told
  * to `say` as one line of text (may be NULL). */
 typedef void ipt_say_fn(void *ctx, const char *line);

@@ -10,6 +10,7 @@
  *   LOCK_STRIPE_2   the same locks: where two stripes are held at once, the one of the higher number
  *   LOCK_ZONE       a zone's free lists and mark, and with them words going to and from free
  *   LOCK_PAGES      radix only: the table pages' bitmap and every link from one page to the next
+ *   LOCK_SPACE      an arena: its part of the bitmaps, and slots' claims of space there
  *
  * A thread may take a lock only while all that it holds are of lower levels. Checked with a
  * thread-local where NDEBUG is not defined.
@@ -20,7 +21,15 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-enum lock_level { LOCK_REGISTRY, LOCK_CHAIN, LOCK_STRIPE, LOCK_STRIPE_2, LOCK_ZONE, LOCK_PAGES };
+enum lock_level {
+	LOCK_REGISTRY,
+	LOCK_CHAIN,
+	LOCK_STRIPE,
+	LOCK_STRIPE_2,
+	LOCK_ZONE,
+	LOCK_PAGES,
+	LOCK_SPACE
+};
 
 struct lock {
 	pthread_mutex_t mutex;

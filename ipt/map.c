@@ -2,6 +2,7 @@
 #include "ipt/map.h"
 #include "ipt/chain.h"
 #include "ipt/run.h"
+#include "ipt/space.h"
 #include "ipt/zone.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -30,62 +31,76 @@ int map_check(struct ipt *t, vmid_t vm, gfn_t first, frame_t f, uint32_t count)
 	return all_limbo(t, vm.v, f.v, count) ? 0 : -EPERM;
 }
 
-void map_free_tombs(struct ipt *t, vmid_t vm, const uint32_t *slots, uint32_t n)
+/* Tombs have no claim, pages that are out have. */
+static enum ipt_state was(const struct ipt *t, uint32_t slot)
+{
+	return space_claimed(t, slot) ? IPT_OUT : IPT_TOMB;
+}
+
+void map_free_slots(struct ipt *t, vmid_t vm, const uint32_t *slots, uint32_t n)
 {
 	for (uint32_t i = 0, run; i < n; i += run) {
 		run = 1;
 		if (slots[i] == NO_SLOT)
 			continue;
-		while (i + run < n && slots[i + run] == slots[i] + run)
+		enum ipt_state state = was(t, slots[i]);
+		while (i + run < n && slots[i + run] == slots[i] + run &&
+		       was(t, slots[i + run]) == state)
 			run++;
-		slot_count(t, vm, IPT_TOMB, IPT_SPARE, run);
+		slot_count(t, vm, state, IPT_SPARE, run);
+		for (uint32_t k = 0; k < run && state == IPT_OUT; k++)
+			space_release(t, slots[i] + k);
 		zone_free(t, t->config.nodes, vm, slots[i], run);
 	}
 }
 
-/* Put things back as they were: frames were mapped at `done` gfns, in the place of these tombs. */
-static void undo(struct ipt *t, vmid_t vm, uint64_t g, uint32_t done, const uint32_t *tombs)
+/* Put things back as they were: frames were mapped at `done` gfns, in the place of these slots. */
+static void undo(struct ipt *t, vmid_t vm, uint64_t g, uint32_t done, const uint32_t *slots)
 {
 	uint32_t frames[IPT_CLUSTER_FRAMES];
 
 	for (uint32_t back = 0, n; back < done; back += n) { /* taking out can't fail */
 		n = map_piece_len(g + back, done - back);
-		if (!tombs) {
+		if (!slots) {
 			forward_unmap(t, vm.v, g + back, n, frames);
 			continue;
 		}
 		for (uint32_t i = back; i < back + n; i++) {
-			if (tombs[i] == NO_SLOT)
+			if (slots[i] == NO_SLOT)
 				forward_unmap(t, vm.v, g + i, 1, frames);
 			else /* there was room for it before */
-				forward_swap(t, vm.v, g + i, tombs[i], 1, IPT_TOMB,
+				forward_swap(t, vm.v, g + i, slots[i], 1, was(t, slots[i]),
 					     1u << IPT_PRIVATE, frames);
 		}
 	}
 }
 
-int map_frames(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t count)
+int map_frames(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t count, unsigned replaces)
 {
-	bool over_tombs = registry_count(t, vm.v, IPT_TOMB);
-	uint32_t *tombs = over_tombs ? malloc(count * sizeof(*tombs)) : NULL;
-	int err = over_tombs && !tombs ? -ENOMEM : 0;
+	bool over = registry_count(t, vm.v, IPT_TOMB) || registry_count(t, vm.v, IPT_OUT);
+	uint32_t few[IPT_CLUSTER_FRAMES];
+	uint32_t *slots = !over                        ? NULL
+			  : count > IPT_CLUSTER_FRAMES ? malloc(count * sizeof(*slots))
+						       : few;
+	int err = over && !slots ? -ENOMEM : 0;
 
 	for (uint32_t done = 0, n; !err && done < count; done += n) {
 		n = map_piece_len(g + done, count - done);
-		if (over_tombs)
-			err = forward_swap(t, vm.v, g + done, f + done, n, IPT_PRIVATE,
-					   1u << IPT_TOMB, tombs + done);
+		if (over)
+			err = forward_swap(t, vm.v, g + done, f + done, n, IPT_PRIVATE, replaces,
+					   slots + done);
 		else
 			err = forward_map(t, vm.v, g + done, f + done, n, IPT_PRIVATE);
 		if (err)
-			undo(t, vm, g, done, tombs);
+			undo(t, vm, g, done, slots);
 	}
 	if (!err) {
 		slot_count(t, vm, IPT_LIMBO, IPT_PRIVATE, count);
-		if (tombs)
-			map_free_tombs(t, vm, tombs, count);
+		if (slots)
+			map_free_slots(t, vm, slots, count);
 	}
-	free(tombs);
+	if (slots != few)
+		free(slots);
 	return err;
 }
 
@@ -93,7 +108,7 @@ int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t count)
 {
 	int err = map_check(t, vm, first, fr, count);
 
-	return err ? err : map_frames(t, vm, first.v, fr.v, count);
+	return err ? err : map_frames(t, vm, first.v, fr.v, count, 1u << IPT_TOMB);
 }
 
 uint32_t map_alias(struct ipt *t, vmid_t vm, uint64_t g)
@@ -134,17 +149,17 @@ int map_replace_alias(struct ipt *t, vmid_t vm, uint64_t g, uint32_t slot, uint3
 /* Unmap what is there, but for aliases. */
 static void remove_plain(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t *frames)
 {
-	uint32_t tombs[IPT_CLUSTER_FRAMES];
-	unsigned had = forward_unmap(t, vm.v, g, n, frames), ntombs = 0;
+	uint32_t slots[IPT_CLUSTER_FRAMES];
+	unsigned had = forward_unmap(t, vm.v, g, n, frames), nslots = 0;
 
 	for (unsigned i = 0; i < n; i++) {
 		if (slot_is(t, frames[i])) {
-			tombs[ntombs++] = frames[i];
+			slots[nslots++] = frames[i];
 			frames[i] = NO_FRAME;
 		}
 	}
-	slot_count(t, vm, IPT_PRIVATE, IPT_LIMBO, had - ntombs);
-	map_free_tombs(t, vm, tombs, ntombs);
+	slot_count(t, vm, IPT_PRIVATE, IPT_LIMBO, had - nslots);
+	map_free_slots(t, vm, slots, nslots);
 }
 
 void map_remove(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t *frames)
@@ -163,12 +178,6 @@ void map_remove(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t *fram
 	}
 }
 
-static bool has_own(const struct ipt *t, vmid_t vm)
-{
-	return registry_count(t, vm.v, IPT_PRIVATE) || registry_count(t, vm.v, IPT_ALIAS) ||
-	       registry_count(t, vm.v, IPT_TOMB);
-}
-
 int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn *gone, void *ctx)
 {
 	struct vm_slot *s = registry_slot(t, vm, VM_NONE);
@@ -182,7 +191,7 @@ int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn 
 	if (load_relaxed8(&s->kind) != IPT_VM)
 		return -EPERM;
 	/* A range may be far larger than what is mapped in it: done when the VM has nothing left. */
-	for (uint64_t g = first.v, end = g + count; g < end && has_own(t, vm);) {
+	for (uint64_t g = first.v, end = g + count; g < end && registry_has_own(t, vm.v);) {
 		unsigned n = map_piece_len(g, end - g);
 
 		map_remove(t, vm, g, n, frames);

@@ -22,8 +22,9 @@ static inline bool map_range_valid(gfn_t first, uint32_t count)
 /* May `count` frames from f on be mapped at vm's gfns from `first` on, as far as can be seen before it is
  * done? -EINVAL, -ENOENT, -EPERM as ipt_map. */
 int map_check(struct ipt *t, vmid_t vm, gfn_t first, frame_t f, uint32_t count);
-/* Map limbo frames where nothing of vm's stands but tombs. As ipt_map, which checks first. */
-int map_frames(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t count);
+/* Map limbo frames where nothing of vm's stands but slots in the states whose bits are in `replaces`, of TOMB and
+ * OUT. As ipt_map, which checks first. */
+int map_frames(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t count, unsigned replaces);
 /* vm's alias at g: its slot, or NO_SLOT if there is none. */
 uint32_t map_alias(struct ipt *t, vmid_t vm, uint64_t g);
 /*
@@ -36,7 +37,8 @@ int map_replace_alias(struct ipt *t, vmid_t vm, uint64_t g, uint32_t slot, uint3
 /* Take what vm itself has at n gfns from g on, all in one group, away. frames[i] is the frame that became
  * limbo by it, or NO_FRAME. */
 void map_remove(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t *frames);
-/* Free n tombs' slots, which nothing leads to any more; NO_SLOT stands for none. */
-void map_free_tombs(struct ipt *t, vmid_t vm, const uint32_t *slots, uint32_t n);
+/* Free n slots that were tombs or pages that are out, with their space; nothing leads to them any more. NO_SLOT
+ * stands for none. */
+void map_free_slots(struct ipt *t, vmid_t vm, const uint32_t *slots, uint32_t n);
 
 #endif

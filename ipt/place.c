@@ -10,7 +10,7 @@
 
 #define PLACE_SPINS 200
 
-/* What stands at a gfn: nothing, a frame, or an alias of one. */
+/* What stands at a gfn: nothing, a frame, an alias of one, or a page that is out. */
 struct standing {
 	enum ipt_place_kind kind;
 	bool region; /* a region decides */
@@ -18,36 +18,40 @@ struct standing {
 	uint32_t f;
 };
 
-/* Does a VM have anything of its own? If not, its forward map needn't be asked. */
-static bool has_own(const struct ipt *t, uint32_t vm)
-{
-	return registry_count(t, vm, IPT_PRIVATE) || registry_count(t, vm, IPT_ALIAS) ||
-	       registry_count(t, vm, IPT_TOMB);
-}
-
-/* What VM `at` itself has: false if nothing, true also for a tomb (NO_FRAME). */
-static bool find_own(struct ipt *t, uint32_t at, uint64_t g, uint32_t *f, bool *alias)
+/* What VM `at` itself has: FREE if nothing, else PRIVATE, ALIAS, TOMB or OUT, and the frame in *f (NO_FRAME
+ * for the latter two). */
+static enum ipt_state find_own(struct ipt *t, uint32_t at, uint64_t g, uint32_t *f)
 {
 	for (;;) {
 		uint32_t target, n = forward_find(t, at, g);
 
 		*f = n;
-		*alias = false;
 		if (!slot_is(t, n))
-			return n != NO_FRAME;
+			return n == NO_FRAME ? IPT_FREE : IPT_PRIVATE;
 		enum ipt_state state = slot_read(t, n, at, g, &target);
 		if (state == IPT_FREE)
 			continue; /* changed meanwhile */
-		*alias = state == IPT_ALIAS;
-		*f = *alias ? target : NO_FRAME;
-		return true;
+		*f = state == IPT_ALIAS ? target : NO_FRAME;
+		return state;
 	}
+}
+
+/* What that is to a VM: its own, or its ancestor's. */
+static enum ipt_place_kind kind_of(enum ipt_state state, bool own)
+{
+	if (state == IPT_TOMB)
+		return IPT_VOID;
+	if (state == IPT_OUT)
+		return IPT_AWAY;
+	if (!own)
+		return IPT_INHERITED;
+	return state == IPT_ALIAS ? IPT_MERGED : IPT_OWN;
 }
 
 /* What a page of a file is. */
 static struct standing file_page(struct ipt *t, uint32_t at, uint32_t file, uint64_t page)
 {
-	uint32_t f = has_own(t, file) ? forward_find(t, file, page) : NO_FRAME;
+	uint32_t f = registry_has_own(t, file) ? forward_find(t, file, page) : NO_FRAME;
 
 	/* A radix table's entry comes before the word; here he who makes it is another VM, which may die. */
 	if (f != NO_FRAME && t->kind == IPT_RADIX &&
@@ -66,14 +70,12 @@ static struct standing walk(struct ipt *t, uint32_t vm, uint64_t g, bool missed)
 	for (uint32_t at = vm; at; at = registry_parent(t, at)) {
 		uint64_t page;
 		uint32_t f;
-		bool alias;
+		enum ipt_state state = IPT_FREE;
 
-		if (!(missed && at == vm) && has_own(t, at) && find_own(t, at, g, &f, &alias)) {
-			enum ipt_place_kind own = alias ? IPT_MERGED : IPT_OWN;
-			enum ipt_place_kind kind = at == vm ? own : IPT_INHERITED;
-
-			return (struct standing){f == NO_FRAME ? IPT_VOID : kind, false, at, f};
-		}
+		if (!(missed && at == vm) && registry_has_own(t, at))
+			state = find_own(t, at, g, &f);
+		if (state != IPT_FREE)
+			return (struct standing){kind_of(state, at == vm), false, at, f};
 		if (region_count(t, at)) {
 			uint32_t file = region_find(t, at, g, &page);
 
@@ -163,7 +165,7 @@ void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, u
 static bool overridden(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g)
 {
 	for (; vm && vm != at; vm = registry_parent(t, vm)) {
-		if ((has_own(t, vm) && forward_find(t, vm, g) != NO_FRAME) ||
+		if ((registry_has_own(t, vm) && forward_find(t, vm, g) != NO_FRAME) ||
 		    (region_count(t, vm) && region_covers(t, vm, g)))
 			return true;
 	}
@@ -185,8 +187,10 @@ static bool goes_on(struct ipt *t, uint32_t vm, const struct standing *s, uint64
 	    word_says(t, vm, s->at, g, s->f + n))
 		return true;
 	struct standing next = walk(t, vm, g, false);
-	return next.kind == s->kind &&
-	       (s->kind == IPT_VOID || (next.at == s->at && next.f == s->f + n));
+	if (next.kind != s->kind)
+		return false;
+	return s->kind == IPT_VOID ||
+	       (next.at == s->at && (s->kind == IPT_AWAY || next.f == s->f + n));
 }
 
 static uint32_t place(struct ipt *t, uint32_t vm, uint64_t g, uint32_t max, struct ipt_place *out)
@@ -194,7 +198,7 @@ static uint32_t place(struct ipt *t, uint32_t vm, uint64_t g, uint32_t max, stru
 	struct standing s = walk(t, vm, g, false);
 	uint32_t n = 1;
 
-	*out = (struct ipt_place){s.kind, vmid(s.f == NO_FRAME ? 0 : s.at), frame(s.f)};
+	*out = (struct ipt_place){s.kind, vmid(s.kind == IPT_VOID ? 0 : s.at), frame(s.f)};
 	while (n < max && g + n < IPT_MAX_GFN && goes_on(t, vm, &s, g + n, n))
 		n++;
 	return n;
@@ -208,7 +212,7 @@ uint32_t ipt_place(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, struct i
 	if (!max || !forward_key_valid(t, vm.v, first.v))
 		return 0;
 	for (struct attempt a = {0}; attempt_next(t, &a);
-	     a.own = out->kind == IPT_OWN || out->kind == IPT_MERGED)
+	     a.own = out->at.v == vm.v && out->kind != IPT_FILE_PAGE)
 		n = place(t, vm.v, first.v, max, out);
 	return n;
 }

@@ -2,6 +2,7 @@
 #include "ipt/reap.h"
 #include "ipt/chain.h"
 #include "ipt/map.h"
+#include "ipt/space.h"
 #include "ipt/zone.h"
 #include <errno.h>
 
@@ -21,6 +22,11 @@ void reap_mend(struct ipt *t)
 	}
 	radix_pages_lock(t);
 	radix_pages_unlock(t);
+	for (unsigned i = 0; i < TABLE_ARENAS && (t->config.packed_pages || t->config.blocks);
+	     i++) {
+		space_lock(t, i);
+		space_unlock(t, i);
+	}
 }
 
 /* Unmap the frames of [from, to) that vm has mapped, a group's worth at a time. */
@@ -59,6 +65,8 @@ void reap_slots(struct ipt *t, vmid_t vm)
 		} else {
 			if (word_is_mapped(w))
 				forward_unmap(t, vm.v, word_gfn(w), 1, &lost);
+			if (space_claimed(t, slot))
+				space_release(t, slot);
 			zone_free(t, z, vm, slot, 1);
 		}
 	}

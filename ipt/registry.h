@@ -55,6 +55,13 @@ static inline uint32_t registry_count(const struct ipt *t, uint32_t vm, enum ipt
 	       load_relaxed32(vm_adopted(&t->vms[vm], state));
 }
 
+/* Does a VM have anything of its own that a gfn leads to? If not, its forward map needn't be asked. */
+static inline bool registry_has_own(const struct ipt *t, uint32_t vm)
+{
+	return registry_count(t, vm, IPT_PRIVATE) || registry_count(t, vm, IPT_ALIAS) ||
+	       registry_count(t, vm, IPT_TOMB) || registry_count(t, vm, IPT_OUT);
+}
+
 /* Where a look-up that missed in vm goes on: its parent, or 0. No lock. */
 uint32_t registry_parent(const struct ipt *t, uint32_t vm);
 

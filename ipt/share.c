@@ -7,6 +7,7 @@
 #include "ipt/place.h"
 #include "ipt/region.h"
 #include "ipt/run.h"
+#include "ipt/space.h"
 #include "ipt/zone.h"
 #include <errno.h>
 
@@ -142,8 +143,9 @@ int ipt_map_over(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t cou
 
 	if (err)
 		return err;
+	const unsigned replaces = 1u << IPT_TOMB | 1u << IPT_OUT;
 	if (!registry_count(t, vm.v, IPT_ALIAS))
-		return map_frames(t, vm, first.v, fr.v, count);
+		return map_frames(t, vm, first.v, fr.v, count, replaces);
 	if (has_frames(t, vm, first.v, count))
 		return -EEXIST;
 	for (uint32_t done = 0; !err && done < count;) {
@@ -151,7 +153,7 @@ int ipt_map_over(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t cou
 		uint32_t n = before_alias(t, vm, g, count - done), lost;
 
 		if (n) {
-			err = map_frames(t, vm, g, fr.v + done, n);
+			err = map_frames(t, vm, g, fr.v + done, n, replaces);
 		} else {
 			n = 1;
 			err = map_replace_alias(t, vm, g, map_alias(t, vm, g), fr.v + done,
@@ -170,7 +172,7 @@ int ipt_map_over(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t cou
 /* ---- nothing instead of anything ------------------------------------------------------------- */
 
 /* Tombs at n gfns from g on, in one group, in the place of what stands there, which is no alias. frames[i]
- * is the frame that it was. */
+ * is the frame that it was, or NO_FRAME: a page that was out is gone. */
 static int entomb(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t *frames)
 {
 	unsigned order = n == IPT_CLUSTER_FRAMES ? IPT_CLUSTER_ORDER : 0;
@@ -178,15 +180,20 @@ static int entomb(struct ipt *t, vmid_t vm, uint64_t g, unsigned n, uint32_t *fr
 
 	if (slot == NO_SLOT)
 		return -ENOSPC;
-	int err = forward_swap(t, vm.v, g, slot, n, IPT_TOMB, 1u << IPT_PRIVATE, frames);
+	int err = forward_swap(t, vm.v, g, slot, n, IPT_TOMB, 1u << IPT_PRIVATE | 1u << IPT_OUT,
+			       frames);
 	if (err) {
 		zone_free(t, t->config.nodes, vm, slot, n);
 		return err;
 	}
 	slot_count(t, vm, IPT_SPARE, IPT_TOMB, n);
 	for (unsigned i = 0; i < n; i++) {
-		if (frames[i] != NO_FRAME)
+		if (slot_is(t, frames[i])) {
+			map_free_slots(t, vm, &frames[i], 1);
+			frames[i] = NO_FRAME;
+		} else if (frames[i] != NO_FRAME) {
 			slot_count(t, vm, IPT_PRIVATE, IPT_LIMBO, 1);
+		}
 	}
 	return 0;
 }
@@ -211,7 +218,7 @@ static int drop_one(struct ipt *t, vmid_t vm, uint64_t g, uint32_t *lost)
 	uint32_t own = forward_find(t, vm.v, g), alias = map_alias(t, vm, g);
 
 	*lost = NO_FRAME;
-	if (slot_is(t, own) && alias == NO_SLOT)
+	if (slot_is(t, own) && alias == NO_SLOT && !space_claimed(t, own))
 		return 0; /* a tomb */
 	if (!place_beneath(t, vm, g)) {
 		if (own != NO_FRAME)

@@ -2,20 +2,24 @@
  * Slots: what a VM has at a gfn that is no frame of its own. They are numbered like frames, from the
  * pool's size on, and their words go on where the frames' end, so that everything that leads to a
  * frame leads to a slot as well: index, clusters, rebuilding, auditing. There are as many as frames,
- * but only what is left of IPT_MAX_FRAMES numbers for pools of more than 512 GiB, and none with radix
- * tables. A free slot is a block of the last zone, a spare one a VM's in the middle of something.
+ * or four times as many if there is space for what isn't in memory, but only what is left of IPT_MAX_FRAMES
+ * numbers for large pools, and none with radix tables. A free slot is a block of the last zone, a spare one a VM's in the middle of something.
  *
  *   TOMB     void here, whatever the ancestors have
  *   ALIAS    here is a SHARED frame; link(slot) says which
+ *   OUT      here is a page whose bytes are not in memory; link(slot) says where they are
  *
- *   link     the target frame, and the slots before and behind in its chain, 0 for none (see chain.h)
+ *   link     of an alias: the target frame, and the slots behind and before in its chain, 0 for none (see
+ *            chain.h). Of an OUT slot, or a spare one that is to become one: where, SLOT_CLAIM | bytes, and
+ *            the sum (see space.h); no link of another kind has SLOT_CLAIM
  */
 #ifndef IPT_SLOT_H
 #define IPT_SLOT_H
 
 #include "ipt/table.h"
 
-#define NO_SLOT UINT32_MAX
+#define NO_SLOT    UINT32_MAX
+#define SLOT_CLAIM (UINT32_C(1) << 31)
 
 static inline bool slot_is(const struct ipt *t, uint32_t f)
 {
@@ -47,7 +51,7 @@ static inline void slot_count(struct ipt *t, vmid_t vm, enum ipt_state from, enu
 
 /*
  * What vm's own entry at g is, when forward_find found a slot there: IPT_ALIAS, and the frame in *target;
- * IPT_TOMB; IPT_FREE if it is not that slot any more. No lock.
+ * IPT_TOMB or IPT_OUT; IPT_FREE if it is not that slot any more. No lock.
  */
 static inline enum ipt_state slot_read(const struct ipt *t, uint32_t slot, uint32_t vm, uint64_t g,
 				       uint32_t *target)

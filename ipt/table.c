@@ -22,7 +22,9 @@ static bool config_valid(const struct ipt_config *c)
 	return (c->kind == IPT_INDEX || c->kind == IPT_RADIX) && c->frames >= 1 &&
 	       c->frames <= IPT_MAX_FRAMES && c->max_vms >= 1 && c->max_vms <= IPT_MAX_VMS - 1 &&
 	       c->nodes >= 1 && c->nodes <= IPT_MAX_NODES && c->colours >= 1 &&
-	       c->colours <= IPT_MAX_COLOURS && (c->colours & (c->colours - 1)) == 0;
+	       c->colours <= IPT_MAX_COLOURS && (c->colours & (c->colours - 1)) == 0 &&
+	       c->packed_pages <= IPT_MAX_PACKED && c->blocks <= IPT_MAX_BLOCKS &&
+	       (c->kind == IPT_INDEX || (!c->packed_pages && !c->blocks));
 }
 
 /* Zones begin at multiples of 2 MiB, or of less in pools too small for that to be an even split. */
@@ -35,17 +37,17 @@ static uint32_t zone_frames(const struct ipt_config *c)
 	return (uint32_t)round_up((c->frames + c->nodes - 1) / c->nodes, grain);
 }
 
-/* As many slots as frames, on pages of the array that they have for themselves, as far as numbers go.
- * Radix tables have none. */
+/* Slots are on pages of the array that they have for themselves, as many as numbers go: see slot.h. */
 static void slots_layout(struct table_layout *l, const struct ipt_config *c)
 {
 	uint32_t first = (uint32_t)round_up(c->frames, PAGE_SIZE / 8);
+	uint64_t wanted = (uint64_t)c->frames * (c->packed_pages || c->blocks ? 4 : 1);
 
 	l->slot_first = c->kind == IPT_INDEX ? first : c->frames;
 	l->slot_end = l->slot_first;
 	if (c->kind == IPT_INDEX)
 		l->slot_end +=
-			c->frames < IPT_MAX_FRAMES - first ? c->frames : IPT_MAX_FRAMES - first;
+			wanted < IPT_MAX_FRAMES - first ? (uint32_t)wanted : IPT_MAX_FRAMES - first;
 }
 
 /* Room for twice a stripe's share of singles (every frame mapped alone, every slot used), and of half its
@@ -98,9 +100,12 @@ int table_layout(struct table_layout *l, const struct ipt_config *c)
 	l->words = l->chains + round_up(TABLE_CHAINS * sizeof(struct chain), PAGE_SIZE);
 	l->side = l->words + round_up((uint64_t)l->slot_end * 8, PAGE_SIZE);
 	l->links = l->side + round_up((uint64_t)c->frames * 4, PAGE_SIZE);
-	l->forward = l->links +
-		     round_up((uint64_t)(l->slot_end - l->slot_first) * sizeof(struct slot_link),
-			      PAGE_SIZE);
+	l->arenas = l->links +
+		    round_up((uint64_t)(l->slot_end - l->slot_first) * sizeof(struct slot_link),
+			     PAGE_SIZE);
+	l->packed = l->arenas + round_up(TABLE_ARENAS * sizeof(struct arena), PAGE_SIZE);
+	l->blocks = l->packed + round_up((uint64_t)c->packed_pages * 8, PAGE_SIZE);
+	l->forward = l->blocks + round_up(((uint64_t)c->blocks + 63) / 64 * 8, PAGE_SIZE);
 	if (c->kind == IPT_INDEX)
 		index_layout(l, c);
 	else
@@ -128,6 +133,10 @@ static int header_init(struct ipt *t)
 	}
 	for (unsigned c = 0; !err && c < TABLE_CHAINS; c++)
 		err = lock_init(&t->chains[c].lock);
+	/* Without space nobody takes these, and their page stays away. */
+	for (unsigned i = 0;
+	     !err && i < TABLE_ARENAS && (t->config.packed_pages || t->config.blocks); i++)
+		err = lock_init(&t->arenas[i].lock);
 	return err;
 }
 
@@ -147,6 +156,9 @@ static int map_parts(struct ipt *t)
 	t->regions = (struct region *)(base + t->layout.regions);
 	t->chains = (struct chain *)(base + t->layout.chains);
 	t->links = (struct slot_link *)(base + t->layout.links);
+	t->arenas = (struct arena *)(base + t->layout.arenas);
+	t->packed = (_Atomic uint64_t *)(base + t->layout.packed);
+	t->blocks = (_Atomic uint64_t *)(base + t->layout.blocks);
 	t->words = (_Atomic uint64_t *)(base + t->layout.words);
 	t->side = (_Atomic uint32_t *)(base + t->layout.side);
 	t->forward = base + t->layout.forward;

@@ -1,7 +1,8 @@
 /*
  * The table's memory: what the memfd holds, and one process's view of it.
  *
- *   header | VM slots | names | regions | stripes | zones | chains | array | side | links | forward area
+ *   header | VM slots | names | regions | stripes | zones | chains | array | side | links | arenas | space |
+ *   forward area
  *
  * Every part begins on a page. The layout follows from the configuration alone; all of it is zero
  * until used, and zero is a valid state of each part (no VM, an empty stripe, frames that were never
@@ -18,10 +19,11 @@
 #define TABLE_LINE 64 /* bytes of a cache line */
 
 #define TABLE_MAGIC         UINT64_C(0x31454c4241545049) /* "IPTABLE1" */
-#define TABLE_LAYOUT        UINT32_C(6)
+#define TABLE_LAYOUT        UINT32_C(7)
 #define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
 #define TABLE_MAX_STRIPES   512
 #define TABLE_CHAINS        64 /* locks of chains of aliases */
+#define TABLE_ARENAS        16 /* parts of the space for what isn't in memory */
 #define TABLE_VM_STATES     (IPT_NSTATES - IPT_LIMBO)
 #define TABLE_ORDERS        (IPT_MAX_ORDER + 1)
 
@@ -74,9 +76,18 @@ struct chain {
 	_Atomic uint32_t frames; /* SHARED */
 };
 
-/* What an alias has beside its slot's word. */
+/* What an alias, or a slot with a claim, has beside its word. See slot.h. */
 struct slot_link {
 	_Atomic uint32_t target, next, prev;
+};
+
+/* A part of the space for what isn't in memory: see space.h. */
+struct arena {
+	_Alignas(TABLE_LINE) struct lock lock;
+	_Atomic uint32_t granules, blocks; /* in use */
+	_Atomic uint32_t block_at;         /* the word to look for a free block in first */
+	/* No page of the arena before this one has i + 1 free granules in a row. */
+	_Atomic uint32_t room[IPT_GRANULES];
 };
 
 /* A zone of the allocator; the last one's frames are the slots, see slot.h. Equation: free = sum of
@@ -119,7 +130,8 @@ struct table_header {
 
 /* Byte offsets and sizes within the memfd. */
 struct table_layout {
-	uint64_t vms, names, regions, stripes, zones, chains, words, side, links, forward, end;
+	uint64_t vms, names, regions, stripes, zones, chains, words, side, links, arenas, packed,
+		blocks, forward, end;
 	uint32_t slot_first, slot_end; /* numbers of the slots, see slot.h */
 	uint32_t nstripes;
 	uint32_t zone_frames;             /* frames to a zone, the last may have fewer */
@@ -144,6 +156,10 @@ struct ipt {
 	struct zone *zones;
 	struct chain *chains;
 	struct slot_link *links; /* of the slots, from the first on */
+	struct arena *arenas;
+	_Atomic uint64_t
+		*packed; /* bitmaps: the granules of a page in a word; 64 blocks in a word */
+	_Atomic uint64_t *blocks;
 	struct table_header *header;
 	struct table_layout layout;
 	struct ipt_config config;
