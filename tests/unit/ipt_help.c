@@ -7,7 +7,12 @@
 
 struct ipt *help_table_of(enum ipt_kind kind, uint32_t frames, unsigned nodes, unsigned colours)
 {
-	struct ipt_config config = {kind, frames, 64, nodes, colours, 4711};
+	struct ipt_config config = {.kind = kind,
+				    .frames = frames,
+				    .max_vms = 64,
+				    .nodes = nodes,
+				    .colours = colours,
+				    .seed = 4711};
 	struct ipt *t = NULL;
 
 	cr_assert_eq(ipt_create(&t, &config), 0);
