@@ -368,6 +368,14 @@ int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx);
 int ipt_pin(struct ipt *t, vmid_t vm, gfn_t gfn, frame_t *out);
 void ipt_unpin(struct ipt *t, frame_t f);
 
+/* ---- ages ----------------------------------------------------------------------------------
+ *
+ * A number beside each frame's word that the table keeps and doesn't understand: how many times somebody looked
+ * and found the frame unused, 0 to 255. A frame that is freed begins anew at 0. No lock.
+ */
+uint8_t ipt_age(struct ipt *t, frame_t f);
+void ipt_set_age(struct ipt *t, frame_t first, uint32_t n, uint8_t age);
+
 /* ---- looking at the whole ----------------------------------------------------------------- */
 
 struct ipt_bytes {      /* memory the table really has (populated pages of the memfd), bytes */

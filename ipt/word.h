@@ -25,8 +25,10 @@
 #define WORD_PREV_SHIFT 36
 #define WORD_LINK_MASK  ((UINT64_C(1) << 28) - 1)
 
-#define SIDE_PINS UINT32_C(0xffff)
-#define SIDE_GEN  (UINT32_C(1) << 24)
+#define SIDE_PINS      UINT32_C(0xffff)
+#define SIDE_GEN       (UINT32_C(1) << 24)
+#define SIDE_AGE       UINT32_C(0xff0000)
+#define SIDE_AGE_SHIFT 16
 
 static inline uint64_t load_acquire64(const _Atomic uint64_t *p)
 {

@@ -78,6 +78,7 @@ int batch_parse(struct batch **out, const json_t *options, uint64_t pool_bytes, 
 		return errorf(error, -ENOMEM, "run: no memory");
 	struct run_options *o = &b->own.options;
 	int rc = copy_args(b, options, error);
+	o->in_host = true;
 	if (!rc)
 		rc = options_parse_guests(o, b->argc, b->args, error);
 	if (!rc)

@@ -17,6 +17,7 @@ static void forget_the_past(struct vm *vm)
 		vm->vcpu_gone[i] = false;
 	vm->starved.n = 0;
 	loop_unpost(vm->loop, &vm->pause.look);
+	loop_unpost(vm->loop, &vm->reclaiming);
 	pause_init(vm);
 }
 

@@ -24,7 +24,7 @@
 
 static const char host_help[] =
 	"usage: invisor host start [--pool SIZE] [--max-vms N] [--table KIND] [--merge SHARE]\n"
-	"                          [--foreground]\n"
+	"                          [--pack SIZE] [--swap FILE,SIZE] [--foreground]\n"
 	"       invisor host stop [--kill] [--host SOCKET]\n"
 	"       invisor host status [--json] [--host SOCKET]\n"
 	"The long-running host, under which invisor run --detach starts guests: one a run "
@@ -38,6 +38,10 @@ static const char host_help[] =
 	"  --table KIND    ipt (inverted page table) or radix (per-VM tables, to compare)\n"
 	"  --merge SHARE   merge guests' equal frames, with at most so many per cent of a CPU, "
 	"or off (10)\n"
+	"  --pack SIZE     pages that are little used go into so much compressed memory, besides "
+	"the\n"
+	"                  pool, when that is short (off)\n"
+	"  --swap FILE,SIZE  and into this file, which is made if there is none (off)\n"
 	"  --foreground    stay on the terminal; Ctrl-C powers the guests off and ends it\n"
 	"stop          power the guests off (by their power button, then by order, then kill), "
 	"end\n"
@@ -64,10 +68,17 @@ static int start_one(void *ctx, int option, char *value, char *error)
 	case 'p':
 	case 't':
 	case 'g':
+	case 'K':
+	case 'w':
 		rc = options_run_one(&o, option, value, error);
-		if (option == 'p')
+		if (option == 'p') {
 			s->host.pool_bytes = o.pool_bytes;
-		else if (option == 'g')
+		} else if (option == 'K') {
+			s->host.pack_bytes = o.pack_bytes;
+		} else if (option == 'w') {
+			s->host.swap_file = o.swap_file;
+			s->host.swap_bytes = o.swap_bytes;
+		} else if (option == 'g')
 			s->merge = (int)o.merge_percent;
 		else
 			s->host.kind = o.table;
@@ -90,7 +101,7 @@ static int parse_start(struct start *s, int argc, char **argv, char *error)
 	static const struct option longs[] = {
 		{"pool", 1, NULL, 'p'},  {"max-vms", 1, NULL, 'M'},    {"table", 1, NULL, 't'},
 		{"merge", 1, NULL, 'g'}, {"foreground", 0, NULL, 'F'}, {"help", 0, NULL, 'h'},
-		{NULL, 0, NULL, 0},
+		{"pack", 1, NULL, 'K'},  {"swap", 1, NULL, 'w'},       {NULL, 0, NULL, 0},
 	};
 	static const struct options_spec spec = {.command = "host",
 						 .help = host_help,

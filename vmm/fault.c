@@ -1,6 +1,7 @@
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/memory.h"
+#include "vmm/reclaim.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -156,8 +157,12 @@ static void count(struct memory *m, enum fault_kind kind)
 static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
 {
 	struct ipt_place p;
-	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID) {
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID || p.kind == IPT_AWAY) {
+		if (p.kind == IPT_AWAY)
+			*kind = FAULT_FETCHED;
 		int rc = memory_populate(m, g);
+		for (int tries = 0; rc == -EEXIST && tries < 8; tries++)
+			rc = memory_populate(m, g); /* its template's end made it ours meanwhile */
 		if (rc || !dax_of(m, g))
 			return rc;
 		/* A page of a file: the pool has it now, the window not yet. */
@@ -170,6 +175,22 @@ static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
 	*kind = FAULT_STALE;
 	/* A frame that became ours with its template's end: its piece is still write-protected. */
 	return m->shares ? memory_own(m, g) : 0;
+}
+
+void fault_stall(struct memory *m, uint64_t from_ns, uint64_t to_ns)
+{
+	struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
+	if (d && to_ns > from_ns)
+		atomic_fetch_add_explicit(&d->stall_ns, to_ns - from_ns, memory_order_relaxed);
+}
+
+/* Some faults wait for memory, or none does any more. */
+static void note_stall(struct memory *m, bool waiting)
+{
+	uint64_t now = clock_ns();
+	if (!waiting && m->stalled_ns)
+		fault_stall(m, m->stalled_ns, now);
+	m->stalled_ns = !waiting ? 0 : m->stalled_ns ? m->stalled_ns : now;
 }
 
 /* One fault: 0, -EAGAIN if it has to wait for frames, or another -errno. */
@@ -185,7 +206,13 @@ static int serve(struct memory *m, uint64_t hva, bool write)
 		return rc;
 	rc = wake(m, hva);
 	count(m, kind);
-	histogram_add(&m->mailbox->service_ns, clock_ns() - began);
+	uint64_t now = clock_ns();
+	histogram_add(&m->mailbox->service_ns, now - began);
+	if (kind == FAULT_FETCHED) {
+		histogram_add(&m->mailbox->fetch_ns, now - began);
+		if (!m->stalled_ns)
+			fault_stall(m, began, now);
+	}
 	return rc;
 }
 
@@ -195,8 +222,10 @@ int fault_service(struct memory *m, struct fault_queue *waiting)
 	int first_error = 0;
 	for (;;) {
 		ssize_t n = read(m->uffd, msg, sizeof msg);
-		if (n < 0)
+		if (n < 0) {
+			note_stall(m, waiting->n);
 			return errno == EAGAIN || errno == EINTR ? first_error : -errno;
+		}
 		for (size_t i = 0; i < (size_t)n / sizeof *msg; i++) {
 			if (msg[i].event != UFFD_EVENT_PAGEFAULT)
 				continue;
@@ -231,5 +260,6 @@ int fault_retry(struct memory *m, struct fault_queue *waiting)
 			first_error = rc;
 	}
 	*waiting = still;
+	note_stall(m, still.n);
 	return first_error;
 }

@@ -386,6 +386,9 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 		f->config.host = (struct host_config){.pool_bytes = o->pool_bytes,
 						      .kind = o->table,
 						      .merge_percent = o->merge_percent,
+						      .pack_bytes = o->pack_bytes,
+						      .swap_file = o->swap_file,
+						      .swap_bytes = o->swap_bytes,
 						      .max_vms = o->count + FLEET_CLONES};
 	}
 	f->config.host.nodes = f->config.host.colours = 1;

@@ -134,8 +134,10 @@ static int load(struct gmem *gm, gpa_t to, const void *from, uint64_t len)
 		n = PAGE_SIZE - ((to.v + at) & PAGE_MASK);
 		if (n > len - at)
 			n = len - at;
+		struct ipt_place p;
 		bool skip = n == PAGE_SIZE && all_zero(bytes + at) &&
-			    !frame_valid(ipt_lookup(m->table, m->vm, gpa_gfn(gpa(to.v + at))));
+			    ipt_place(m->table, m->vm, gpa_gfn(gpa(to.v + at)), 1, &p) &&
+			    p.kind == IPT_VOID;
 		if (!skip)
 			held += n;
 		if (held && (skip || at + n == len)) {

@@ -185,6 +185,9 @@ static int make_table(struct host *h, char *error)
 	int rc = pool_create(&h->pool, c.frames, error);
 	if (rc)
 		return rc;
+	rc = host_reclaim_open(h, &c, error);
+	if (rc)
+		return rc;
 	rc = ipt_create(&h->table, &c);
 	if (rc)
 		return errorf(error, rc, "table for %" PRIu64 " frames: %s", frames, strerror(-rc));
@@ -232,6 +235,8 @@ int host_create(struct host **out, const struct host_config *config,
 		rc = host_add_source(h, &h->on_tick, EPOLLIN);
 	if (!rc)
 		rc = host_merge_create(h, error);
+	if (!rc)
+		rc = host_reclaim_start(h, error);
 	if (rc) {
 		host_destroy(h);
 		return rc;
@@ -263,6 +268,7 @@ void host_destroy(struct host *h)
 	}
 	free(h->vm);
 	host_clone_destroy(h);
+	host_reclaim_destroy(h);
 	if (h->table)
 		ipt_detach(h->table);
 	pool_destroy(&h->pool);

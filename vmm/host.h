@@ -69,6 +69,10 @@ struct host_config {
 	uint32_t max_vms;
 	unsigned nodes, colours;
 	unsigned merge_percent; /* of a CPU, for merging equal frames (docs/MERGE.md); 0: off */
+	/* Where pages go when the pool is short (docs/RECLAIM.md); with neither, none do. */
+	uint64_t pack_bytes;   /* of packed memory */
+	const char *swap_file; /* NULL: none */
+	uint64_t swap_bytes;
 };
 
 /* Sharing domains: the one that guests are in unless they are told, and the one that nobody is in. */
@@ -139,6 +143,25 @@ struct host_merge {
 	const struct merge_counters *counters; /* vmm/merge.h */
 };
 void host_merge_info(struct host *h, struct host_merge *out);
+
+/* Reclaim (host_reclaim.c). All are -EOPNOTSUPP where there is none. */
+struct host_reclaim {
+	bool on, running;
+	unsigned starts;
+	const struct reclaim_board *board; /* vmm/reclaim.h */
+	struct ipt_space_info space;
+	uint64_t packed_populated; /* bytes of host memory behind the packed memory */
+};
+void host_reclaim_info(struct host *h, struct host_reclaim *out);
+/* The most frames that a VM may have in memory; 0: any number. */
+int host_limit(struct host_vm *vm, uint32_t frames);
+/* Have so many frames of a VM (NULL: of all) taken out, needed or not: `wished` is called, after this returns, with how
+ * many were. -EBUSY: somebody else's wish is under way. */
+typedef void host_wished_fn(void *ctx, uint32_t freed);
+int host_wish(struct host *h, struct host_vm *vm, uint32_t frames, host_wished_fn *wished,
+	      void *ctx);
+/* Nobody waits for that any more. */
+void host_wish_forget(struct host *h);
 
 int host_add_source(struct host *h, struct host_source *s, uint32_t events);
 void host_remove_source(struct host *h, struct host_source *s);

@@ -107,6 +107,7 @@ static int register_clone(struct clone_job *job, struct host_vm *clone, char *er
 			      : rc == -ENOSPC ? "the host has as many VMs as its table has room for"
 					      : strerror(-rc));
 	host_merge_admit(clone);
+	host_reclaim_admit(clone);
 	clone->phase = HOST_VM_FORKING;
 	clone->job = job;
 	clone->asked_ns = job->asked_ns;

@@ -1,123 +1,33 @@
 /* The merger as the host sees it: its start and its end, VMs to be rung for it, sharing domains. */
-#include "vmm/clock.h"
 #include "vmm/error.h"
-#include "vmm/fds.h"
 #include "vmm/host_private.h"
+#include "vmm/host_worker.h"
 #include "vmm/merge.h"
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-/* One that ends sooner than this after its start has failed; after so many in a row there is no merging. */
-#define LIVES_S  10
-#define FAILS_IN 5
 
 struct host_merger {
-	struct host *host;
+	struct host_worker worker;
 	struct merge_board *board;
-	pid_t pid;
-	int pidfd, link_fd;
-	struct host_source on_exit, on_link;
-	unsigned starts, failed; /* failed: in a row */
-	uint64_t started_ns;
 	char (*domain)[IPT_NAME_LEN]; /* names; number i + 1 is domain[i] */
 	unsigned domains;
 };
 
-static int start(struct host_merger *g);
-
-/* ---- its process --------------------------------------------------------------------------- */
-
-static _Noreturn void child(struct host_merger *g, int link, pid_t parent)
+/* In the merger's process. */
+static void run(struct host_worker *w, int link)
 {
-	struct host *h = g->host;
-	sigset_t none;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (getppid() != parent)
-		_exit(1);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	signal(SIGINT, SIG_IGN); /* the terminal's Ctrl-C is for the host */
-	fds_close_all_but((int[]){h->pool.fd, ipt_fd(h->table), link}, 3);
+	struct host_merger *g = container(struct host_merger, worker, w);
+	struct host *h = w->host;
 	merger_process(h->table, h->pool.fd, g->board, link, h->config.merge_percent);
 }
 
-static void let_go(struct host_merger *g)
+static void heard(struct host_worker *w, uint32_t id)
 {
-	if (g->pidfd < 0)
-		return;
-	host_remove_source(g->host, &g->on_exit);
-	host_remove_source(g->host, &g->on_link);
-	close(g->pidfd);
-	close(g->link_fd);
-	g->pidfd = g->link_fd = -1;
-}
-
-static void on_exit_of_merger(struct host_source *s, uint32_t events)
-{
-	struct host_merger *g = container(struct host_merger, on_exit, s);
-	(void)events;
-	waitpid(g->pid, NULL, 0);
-	let_go(g);
-	if (clock_ns() - g->started_ns >= LIVES_S * UINT64_C(1000000000))
-		g->failed = 0;
-	if (++g->failed < FAILS_IN)
-		start(g);
-}
-
-static void on_link(struct host_source *s, uint32_t events)
-{
-	struct host_merger *g = container(struct host_merger, on_link, s);
-	uint32_t id;
-	int fds[LINK_FDS_MAX];
-	ssize_t n = link_receive(g->link_fd, &id, sizeof id, fds);
-	(void)events;
-	link_close(fds);
-	struct host_vm *vm = n > 0 ? host_vm_by_id(g->host, vmid(id)) : NULL;
+	struct host_vm *vm = host_vm_by_id(w->host, vmid(id));
 	if (vm)
 		host_order(vm, ORDER_MERGE);
-	if (n == 0)
-		host_remove_source(g->host, s); /* the pidfd tells of the end */
-}
-
-static int start(struct host_merger *g)
-{
-	int link[2];
-	int rc = link_pair(link);
-	if (rc)
-		return rc;
-	pid_t parent = getpid();
-	fflush(NULL);
-	g->pid = fork();
-	if (g->pid == 0)
-		child(g, link[1], parent);
-	rc = g->pid < 0 ? -errno : 0;
-	close(link[1]);
-	g->link_fd = link[0];
-	g->pidfd = rc ? -1 : (int)syscall(SYS_pidfd_open, g->pid, 0);
-	if (!rc && g->pidfd < 0)
-		rc = -errno;
-	g->on_exit = (struct host_source){g->pidfd, on_exit_of_merger};
-	g->on_link = (struct host_source){g->link_fd, on_link};
-	g->started_ns = clock_ns();
-	g->starts++;
-	if (!rc)
-		rc = host_add_source(g->host, &g->on_exit, EPOLLIN);
-	if (!rc)
-		rc = host_add_source(g->host, &g->on_link, EPOLLIN);
-	if (!rc)
-		return 0;
-	close(g->link_fd); /* which ends it, if it is there */
-	if (g->pidfd >= 0)
-		close(g->pidfd);
-	g->pidfd = g->link_fd = -1;
-	return rc;
 }
 
 /* ---- for the host -------------------------------------------------------------------------- */
@@ -133,15 +43,18 @@ int host_merge_create(struct host *h, char *error)
 	if (rc)
 		return rc;
 	struct host_merger *g = calloc(1, sizeof *g);
-	if (g)
-		*g = (struct host_merger){.host = h,
-					  .board = merge_board_create(h->config.max_vms),
-					  .pidfd = -1,
-					  .link_fd = -1};
 	h->merger = g;
+	if (g) {
+		host_worker_init(&g->worker, h);
+		g->worker.run = run;
+		g->worker.heard = heard;
+		g->worker.keep[g->worker.keeps++] = h->pool.fd;
+		g->worker.keep[g->worker.keeps++] = ipt_fd(h->table);
+		g->board = merge_board_create(h->config.max_vms);
+	}
 	if (!g || !g->board)
 		return errorf(error, -ENOMEM, "no memory for the merger");
-	rc = start(g);
+	rc = host_worker_start(&g->worker);
 	return rc ? errorf(error, rc, "the merger: can't start its process: %s", strerror(-rc)) : 0;
 }
 
@@ -150,11 +63,7 @@ void host_merge_destroy(struct host *h)
 	struct host_merger *g = h->merger;
 	if (!g)
 		return;
-	if (g->pidfd >= 0) {
-		syscall(SYS_pidfd_send_signal, g->pidfd, SIGKILL, NULL, 0);
-		waitpid(g->pid, NULL, 0);
-		let_go(g);
-	}
+	host_worker_stop(&g->worker);
 	merge_board_destroy(g->board);
 	free(g->domain);
 	free(g);
@@ -197,7 +106,7 @@ void host_merge_info(struct host *h, struct host_merge *out)
 	if (!g)
 		return;
 	*out = (struct host_merge){.percent = h->config.merge_percent,
-				   .running = g->pidfd >= 0,
-				   .starts = g->starts,
+				   .running = host_worker_runs(&g->worker),
+				   .starts = g->worker.starts,
 				   .counters = &g->board->counters};
 }

@@ -24,7 +24,8 @@ struct host {
 	uint32_t clones, templates; /* numbers given out */
 	struct clone_job *jobs;     /* clones being made */
 	uint32_t jobs_ended;
-	struct host_merger *merger; /* NULL: nothing is merged */
+	struct host_merger *merger;       /* NULL: nothing is merged */
+	struct host_reclaimer *reclaimer; /* NULL: pages stay in memory */
 	bool stop;
 };
 
@@ -64,6 +65,17 @@ int host_merge_create(struct host *h, char *error);
 void host_merge_destroy(struct host *h);
 struct merge_board *host_merge_board(struct host *h);
 void host_merge_admit(struct host_vm *vm);
+/* host_reclaim.c: the store, if one is wanted, and the space in it that the table is to account for; then the reclaimer.
+ * -errno with words. */
+int host_reclaim_open(struct host *h, struct ipt_config *c, char *error);
+int host_reclaim_start(struct host *h, char *error);
+void host_reclaim_destroy(struct host *h);
+struct reclaim_board *host_reclaim_board(struct host *h);
+const struct store *host_store(const struct host *h);
+/* A VM was registered: its desk says what it may have. */
+void host_reclaim_admit(struct host_vm *vm);
+/* May the space that a dead VM has in the store be given to others? 0, or -EAGAIN: its writes are still under way. */
+int host_reclaim_may_reap(const struct host_vm *vm);
 /* Free what a dead VM owned: 0, or -errno and the tick tries again. */
 int host_vm_reap(struct host_vm *vm);
 

@@ -4,6 +4,7 @@
 #include "vmm/error.h"
 #include "vmm/fds.h"
 #include "vmm/host_private.h"
+#include "vmm/store.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -112,6 +113,9 @@ static int reap(struct host_vm *vm)
 {
 	struct host *h = vm->host;
 	struct ipt_vm_info info;
+	int busy = host_reclaim_may_reap(vm);
+	if (busy)
+		return busy;
 	if (!vm->is_template) {
 		int rc = ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
 		return rc == -ENOENT ? 0 : rc; /* -ENOENT: nothing is left of it */
@@ -273,7 +277,7 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	int keep[8 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
+	int keep[10 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
 	unsigned n = 0;
 	keep[n++] = h->kvm.fd;
 	keep[n++] = h->pool.fd;
@@ -282,6 +286,11 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 	keep[n++] = ends[0];
 	keep[n++] = ends[2];
 	keep[n++] = ends[3];
+	const struct store *store = host_store(h);
+	if (store && store->mem_fd >= 0)
+		keep[n++] = store->mem_fd;
+	if (store && store->file_fd >= 0)
+		keep[n++] = store->file_fd;
 	for (unsigned i = 0; i < vm->config.disks; i++)
 		keep[n++] = vm->config.disk[i].fd;
 	for (unsigned i = 0; i < vm->config.pmems; i++) {
@@ -299,7 +308,9 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 				 .news_fd = h->news_fd,
 				 .console_fd = ends[2],
 				 .agent_fd = ends[3],
-				 .merging = host_merge_board(h)};
+				 .merging = host_merge_board(h),
+				 .store = host_store(h),
+				 .reclaim = host_reclaim_board(h)};
 	vm_process(&vm->config, &links);
 }
 
@@ -451,6 +462,7 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 		return rc;
 	}
 	host_merge_admit(vm);
+	host_reclaim_admit(vm);
 	rc = join_pmem(vm, error);
 	if (rc) {
 		close_all(ends, LINK_FDS);

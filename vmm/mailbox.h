@@ -44,9 +44,10 @@ enum vm_order {
 	ORDER_PRESS_POWER =
 		1 << 3, /* press the ACPI power button: the guest may shut itself down */
 	ORDER_PAUSE = 1 << 4,
-	ORDER_RESUME = 1 << 5, /* of both, the one that came last */
-	ORDER_RENEW = 1 << 6,  /* a new generation id: the guest reseeds its random numbers */
-	ORDER_MERGE = 1 << 7,  /* the merger's board may have a request for this VM: merge.h */
+	ORDER_RESUME = 1 << 5,  /* of both, the one that came last */
+	ORDER_RENEW = 1 << 6,   /* a new generation id: the guest reseeds its random numbers */
+	ORDER_MERGE = 1 << 7,   /* the merger's board may have a request for this VM: merge.h */
+	ORDER_RECLAIM = 1 << 8, /* its desk of the reclaimer's board may have a batch: reclaim.h */
 };
 
 enum fault_kind {
@@ -54,8 +55,9 @@ enum fault_kind {
 	FAULT_GUEST_WRITE,
 	FAULT_DEVICE,
 	FAULT_STALE,
-	FAULT_SHOWN,  /* a read of shared frames, mapped without a copy */
-	FAULT_COPIED, /* a write to a shared frame, which copied it */
+	FAULT_SHOWN,   /* a read of shared frames, mapped without a copy */
+	FAULT_COPIED,  /* a write to a shared frame, which copied it */
+	FAULT_FETCHED, /* a page that was out of memory, brought back */
 	FAULT_NKINDS
 };
 
@@ -77,6 +79,8 @@ struct mailbox {
 	_Atomic uint64_t extents;              /* pieces of pool mapped into the window */
 	_Atomic uint64_t extent_frames;
 	struct histogram service_ns;     /* userfault read to wake */
+	struct histogram fetch_ns;       /* of them: FAULT_FETCHED */
+	_Atomic uint64_t fetched_frames; /* brought back into memory */
 	_Atomic uint64_t exits[64];      /* KVM exits by reason */
 	_Atomic uint64_t run_started_ns; /* CLOCK_MONOTONIC at the first KVM_RUN */
 	_Atomic uint64_t

@@ -1,5 +1,7 @@
 #include "vmm/memory.h"
 #include "vmm/error.h"
+#include "vmm/evict.h"
+#include "vmm/reclaim.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,21 +143,46 @@ void memory_note_own(struct memory *m, gfn_t g)
 	touch(m, cluster_of(m, g), 1);
 }
 
+static bool is_away(const struct memory *m, gfn_t g)
+{
+	struct ipt_place p;
+	return m->store && ipt_place(m->table, m->vm, g, 1, &p) && p.kind == IPT_AWAY;
+}
+
 static int populate(struct memory *m, gfn_t g)
 {
 	struct dax *d = dax_of(m, g);
-	return d ? dax_fetch(m, d, g) : populate_extent(m, g);
+	if (d)
+		return dax_fetch(m, d, g);
+	int rc = is_away(m, g) ? memory_fetch(m, g) : populate_extent(m, g);
+	if (!rc)
+		reclaim_taken(m->reclaim, m->table);
+	return rc;
+}
+
+/* Is it ours to give, when the pool is empty? */
+static bool gives(const struct memory *m)
+{
+	const struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
+	return d && atomic_load_explicit(&d->gives, memory_order_relaxed) == 1;
+}
+
+bool memory_make_room(struct memory *m)
+{
+	reclaim_taken(m->reclaim, m->table);
+	if (gives(m) && reclaim_own(m) > 0)
+		return true;
+	/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both sequentially
+	 * consistent) one of us sees the other. */
+	atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
+	return ipt_free_frames(m->table) > 0;
 }
 
 int memory_populate_locked(struct memory *m, gfn_t g)
 {
 	int rc = populate(m, g);
-	if (rc == -EAGAIN) {
-		/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both
-		 * sequentially consistent) one of us sees the other. */
-		atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
+	if (rc == -EAGAIN && memory_make_room(m))
 		rc = populate(m, g);
-	}
 	return rc;
 }
 

@@ -4,6 +4,7 @@
  *
  *   guest or KVM touches a gfn -> userfaultfd -> fault_service (fault.c) -> by what the table says it is:
  *     void    memory_populate: choose an extent, take frames (ipt_alloc), commit (ipt_map), map (window_map)
+ *     away    memory_fetch (fetch.c): take frames, read what was taken out of memory, commit, map
  *     shared, read   memory_show (share.c): put the frames' pages in, write-protected
  *     shared, write  memory_own (share.c): take a frame, copy, commit, map
  *   (a page of a file that nobody has touched yet is read into the pool first, and a guest that shares the file
@@ -59,7 +60,14 @@ struct memory {
 	uint64_t
 		shown_to; /* where the last piece shown ends, gfn, and how long it was: the next one */
 	uint32_t shown_pages; /* that follows it is twice as long */
-	struct learn *learn;  /* as `learner` until then, if that is not negative */
+	/* Reclaim (evict.c, fetch.c, reclaim_vm.c); NULL where there is none. */
+	const struct store *store;
+	struct store_io *io; /* this process's way to the swap file, when it has needed it */
+	struct reclaim_board *reclaim;
+	uint32_t reclaim_at; /* the run of the batch that is next */
+	uint64_t own_hand;   /* the cluster that is next, when the pool is empty */
+	uint64_t stalled_ns; /* since then a fault waits for memory; 0: none does */
+	struct learn *learn; /* as `learner` until then, if that is not negative */
 	int learner;
 	uint64_t learn_until_ns;
 };
@@ -80,6 +88,9 @@ const struct machine_bank *memory_bank(const struct memory *m, gfn_t g);
 int memory_populate_locked(struct memory *m, gfn_t g);
 /* The cluster of a gfn that is ours has frames, if memory_populate didn't give them. */
 void memory_note_own(struct memory *m, gfn_t g);
+/* With memory.lock held: the pool has no frame. True if there is one again, since we took out some of our own, and the
+ * caller is to try once more; else the host will say when there is one. */
+bool memory_make_room(struct memory *m);
 /* With memory.lock held: frames wanted for 2^order gfns, those that continue a neighbour's of our own. */
 frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
 
@@ -129,6 +140,8 @@ int fault_protect(int uffd, void *base, uint64_t bytes, bool protect);
 /* Serve what the userfaultfd has to say, without blocking: 0, or the -errno of the first fault that
  * could not be served for another reason than an empty pool. Those that wait for frames are kept
  * and served by fault_retry; fault_waiting says how many there are. */
+/* A fault began to wait for memory, or none waits any more: how long that was is noted. */
+void fault_stall(struct memory *m, uint64_t from_ns, uint64_t to_ns);
 struct fault_queue {
 	uint64_t hva[64];
 	unsigned n;

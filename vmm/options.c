@@ -34,6 +34,14 @@ static const char run_help[] =
 	"      --share-domain D  frames are merged among guests of the same domain only; none: "
 	"never\n"
 	"                        (default)\n"
+	"      --pack SIZE       pages that are little used go into so much compressed memory, "
+	"besides "
+	"the\n"
+	"                        pool, when that is short (off)\n"
+	"      --swap FILE,SIZE  and into this file, which is made if there is none (off)\n"
+	"      --mem-min SIZE    memory of each guest that stays in the pool (0)\n"
+	"      --mem-limit SIZE  and the most of it that may be there (all)\n"
+	"      --mem-shares N    its share when there is less than guests want (1000)\n"
 	"      --stats FILE      write numbers as JSON: when all are ready, and at the end\n"
 	"      --timeout SECONDS power all off and exit 3 if guests still run after that\n"
 	"      --detach          run the guests in the running host (invisor host start), print\n"
@@ -54,6 +62,9 @@ static const char run_help[] =
 
 const struct run_options options_run_defaults = {
 	.count = 1, .name = "vm", .mem_bytes = 256 * MiB, .cpus = 1, .table = IPT_INDEX};
+
+/* With less a guest would do nothing but wait for its pages. */
+#define MEM_LIMIT_LEAST MiB
 
 static int bad(char *error, const char *option, const char *value, const char *mend)
 {
@@ -88,6 +99,16 @@ static int parse_pmem(struct run_options *o, char *value, char *error)
 	*comma = 0;
 	o->pmem[o->pmems].path = value;
 	o->pmem[o->pmems++].share = share;
+	return 0;
+}
+
+static int parse_swap(struct run_options *o, char *value, char *error)
+{
+	char *comma = strrchr(value, ',');
+	if (!comma || comma == value || !size_parse(comma + 1, &o->swap_bytes) || !o->swap_bytes)
+		return bad(error, "--swap", value, "is no FILE,SIZE; write /var/tmp/swap,4G");
+	*comma = 0;
+	o->swap_file = value;
 	return 0;
 }
 
@@ -161,6 +182,26 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 			return bad(error, "--share-domain", value, "must be 1 to 31 characters");
 		o->share_domain = value;
 		return 0;
+	case 'K':
+		if (!size_parse(value, &o->pack_bytes) || o->pack_bytes % PAGE_SIZE ||
+		    o->pack_bytes >> PAGE_SHIFT > IPT_MAX_PACKED)
+			return bad(error, "--pack", value, "is no size up to 128G; write 512M");
+		return 0;
+	case 'w':
+		return parse_swap(o, value, error);
+	case 'I':
+		if (!size_parse(value, &o->mem_min))
+			return bad(error, "--mem-min", value, "is no size; write 64M");
+		return 0;
+	case 'L':
+		if (!size_parse(value, &o->mem_limit) || o->mem_limit < MEM_LIMIT_LEAST)
+			return bad(error, "--mem-limit", value, "is no size from 1M on; write 64M");
+		return 0;
+	case 'R':
+		if (!number_parse(value, 1, 1000000, &n))
+			return bad(error, "--mem-shares", value, "is no number from 1 to 1000000");
+		o->mem_shares = (uint32_t)n;
+		return 0;
 	case 'T':
 		if (!number_parse(value, 1, 1u << 30, &o->timeout_seconds))
 			return bad(error, "--timeout", value,
@@ -225,6 +266,8 @@ static int check_detach(const struct run_options *o, char *error)
 			    : o->stats              ? "--stats"
 			    : o->timeout_seconds    ? "--timeout"
 			    : o->merge_percent      ? "--merge"
+			    : o->pack_bytes         ? "--pack"
+			    : o->swap_file          ? "--swap"
 						    : NULL;
 	if (o->detach && wrong)
 		return errorf(error, -EINVAL,
@@ -241,6 +284,8 @@ static int check_detach(const struct run_options *o, char *error)
 	{"count", 1, NULL, 'n'}, {"name", 1, NULL, 'N'}, {"kernel", 1, NULL, 'k'},              \
 		{"initrd", 1, NULL, 'i'}, {"append", 1, NULL, 'a'}, {"mem", 1, NULL, 'm'},      \
 		{"cpus", 1, NULL, 'c'}, {"share-domain", 1, NULL, 'S'}, {"pmem", 1, NULL, 'P'}, \
+		{"mem-min", 1, NULL, 'I'}, {"mem-limit", 1, NULL, 'L'},                         \
+		{"mem-shares", 1, NULL, 'R'},                                                   \
 	{                                                                                       \
 		"disk", 1, NULL, 'd'                                                            \
 	}
@@ -254,6 +299,8 @@ int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
 		{"stats", 1, NULL, 's'},
 		{"timeout", 1, NULL, 'T'},
 		{"merge", 1, NULL, 'g'},
+		{"pack", 1, NULL, 'K'},
+		{"swap", 1, NULL, 'w'},
 		{"detach", 0, NULL, 'D'},
 		{"wait", 1, NULL, 'W'},
 		{"host", 1, NULL, 'H'},
@@ -325,7 +372,22 @@ int options_check_sizes(struct run_options *o, char *error)
 	}
 	if (o->pool_bytes >> PAGE_SHIFT > IPT_MAX_FRAMES)
 		return errorf(error, -EINVAL, "--pool: more than 1 TiB");
-	if (o->mem_bytes > o->pool_bytes)
+	bool reclaims = o->pack_bytes || o->swap_file;
+	if (!reclaims && (o->mem_min || o->mem_limit || o->mem_shares) && !o->in_host)
+		return errorf(
+			error, -EINVAL,
+			"--mem-min, --mem-limit and --mem-shares go with --pack or --swap: without "
+			"these all memory stays where it is");
+	if (o->mem_min > o->mem_bytes)
+		return errorf(error, -EINVAL, "--mem-min: more than the guest's memory");
+	if (o->mem_limit && o->mem_limit < o->mem_min)
+		return errorf(error, -EINVAL, "--mem-limit: less than --mem-min");
+	if (o->mem_min / PAGE_SIZE * o->count > o->pool_bytes / PAGE_SIZE)
+		return errorf(error, -ENOMEM,
+			      "--mem-min: %u times %" PRIu64 " MiB, but the pool has %" PRIu64
+			      " MiB",
+			      o->count, o->mem_min / MiB, o->pool_bytes / MiB);
+	if (!reclaims && o->mem_bytes > o->pool_bytes)
 		return errorf(error, -ENOMEM,
 			      "--mem: %" PRIu64 " MiB for a guest, but the pool has %" PRIu64
 			      " MiB; give less, or a larger --pool",

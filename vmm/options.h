@@ -35,9 +35,15 @@ struct run_options {
 	uint64_t timeout_seconds; /* 0: none */
 	unsigned merge_percent;   /* of a CPU; 0: no merging */
 	const char *share_domain; /* NULL: the default one */
-	bool detach;              /* in the long-running host */
-	const char *wait;         /* with detach: up, ready; NULL: chosen by the kernel */
-	const char *host;         /* with detach: its socket; NULL: found */
+	uint64_t pack_bytes;      /* of packed memory; 0: none */
+	const char *swap_file;    /* NULL: none */
+	uint64_t swap_bytes;
+	uint64_t mem_min, mem_limit; /* bytes; 0: none */
+	uint32_t mem_shares;         /* 0: as all others */
+	bool in_host;                /* a running one, which has its own packed memory or hasn't */
+	bool detach;                 /* in the long-running host */
+	const char *wait;            /* with detach: up, ready; NULL: chosen by the kernel */
+	const char *host;            /* with detach: its socket; NULL: found */
 };
 
 /* Parse argv[0..argc) after the command's name. 0; 1 if --help was asked for (and printed); -EINVAL
@@ -64,7 +70,7 @@ struct options_spec {
 /* What options_parse_run does, for any command. */
 int options_parse(const struct options_spec *spec, void *ctx, int argc, char **argv, char *error);
 /* A spec's `one` for the options of run, by its letters: n count, N name, k kernel, i initrd, a append,
- * m mem, c cpus, d disk, P pmem, p pool, t table, s stats, T timeout, g merge, S share-domain. ctx is a struct
+ * m mem, c cpus, d disk, P pmem, p pool, t table, s stats, T timeout, g merge, S share-domain, K pack, w swap, I mem-min, L mem-limit, R mem-shares. ctx is a struct
  * run_options. */
 int options_run_one(void *ctx, int option, char *value, char *error);
 

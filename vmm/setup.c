@@ -168,6 +168,10 @@ int run_setup_open(struct run_setup *s, char *error)
 	snprintf(m->name, sizeof m->name, "%s", s->options.name);
 	snprintf(s->config.share_domain, sizeof s->config.share_domain, "%s",
 		 s->options.share_domain ? s->options.share_domain : "");
+	s->config.memory_share =
+		(struct vm_memory_share){.shares = s->options.mem_shares,
+					 .min = (uint32_t)(s->options.mem_min >> PAGE_SHIFT),
+					 .limit = (uint32_t)(s->options.mem_limit >> PAGE_SHIFT)};
 	rc = make_cmdline(s, error);
 	if (!rc)
 		rc = machine_set_memory(m, s->options.mem_bytes);

@@ -7,6 +7,8 @@
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/memory.h"
+#include "vmm/reclaim.h"
+#include "vmm/store.h"
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -128,6 +130,7 @@ static int replace(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool
 		return rc;
 	}
 	memory_note_own(m, first);
+	reclaim_taken(m->reclaim, m->table);
 	atomic_fetch_add_explicit(&m->mailbox->copied_frames, n, memory_order_relaxed);
 	/* If this fails the page stays watched, and the next touch of it tries again. */
 	return window_map(&m->window, first, f, n);
@@ -156,6 +159,11 @@ static void note(struct memory *m, gfn_t g)
 		m->learner = -1;
 }
 
+static bool is_shared(const struct ipt_place *p)
+{
+	return p->kind != IPT_VOID && p->kind != IPT_OWN && p->kind != IPT_AWAY;
+}
+
 /* The part of g's 64 KiB around it that is shared like g and has no pages in the pool either: 2^k pages, aligned, so
  * that a guest which begins to use memory that its template never did gets it in pieces, not page by page. */
 static uint32_t blank_around(const struct memory *m, gfn_t g, frame_t f, gfn_t *first)
@@ -167,7 +175,7 @@ static uint32_t blank_around(const struct memory *m, gfn_t g, frame_t f, gfn_t *
 		uint32_t before = (uint32_t)(g.v - start.v);
 		struct ipt_place p;
 		if (f.v < before || ipt_place(m->table, m->vm, start, size, &p) < size ||
-		    (p.kind == IPT_OWN || p.kind == IPT_VOID) || p.frame.v != f.v - before)
+		    !is_shared(&p) || p.frame.v != f.v - before)
 			break;
 		off_t at = (off_t)p.frame.v << PAGE_SHIFT, data = lseek(m->pool->fd, at, SEEK_DATA);
 		if (data >= 0 && data < at + (off_t)(size << PAGE_SHIFT))
@@ -197,7 +205,7 @@ static int own_locked(struct memory *m, gfn_t g)
 {
 	struct dax *d = dax_of(m, g);
 	struct ipt_place p;
-	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID) {
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID || p.kind == IPT_AWAY) {
 		int rc = memory_populate_locked(m, g);
 		if (rc || !d || !ipt_place(m->table, m->vm, g, 1, &p))
 			return rc;
@@ -209,10 +217,8 @@ static int own_locked(struct memory *m, gfn_t g)
 	if (p.kind == IPT_OWN)
 		return m->shares ? window_map(&m->window, g, p.frame, 1) : 0;
 	int rc = own_shared(m, g, &p);
-	if (rc == -EAGAIN) { /* as in memory_populate_locked */
-		atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
+	if (rc == -EAGAIN && memory_make_room(m))
 		rc = own_shared(m, g, &p);
-	}
 	return rc;
 }
 
@@ -229,11 +235,6 @@ int memory_own(struct memory *m, gfn_t g)
 }
 
 /* ---- showing ------------------------------------------------------------------------------- */
-
-static bool is_shared(const struct ipt_place *p)
-{
-	return p->kind != IPT_VOID && p->kind != IPT_OWN;
-}
 
 /* Put n shared pages in, all of which the pool has; those that are in already are passed over. */
 static int show_pages(struct memory *m, gfn_t first, uint32_t n)
@@ -355,7 +356,7 @@ static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 		gfn_t g = window_gfn(&m->window, (uintptr_t)at);
 		rc = fault_register(m->uffd, at, PAGE_SIZE, true);
 		if (rc == -EINVAL && ipt_place(m->table, m->vm, g, 1, &p) &&
-		    (p.kind == IPT_VOID || p.kind == IPT_FILE_PAGE))
+		    (p.kind == IPT_VOID || p.kind == IPT_FILE_PAGE || p.kind == IPT_AWAY))
 			rc = 0;
 	}
 	return rc;
@@ -407,6 +408,9 @@ int memory_adopt(struct memory *m, char *error)
 {
 	m->shares = true;
 	m->shown_to = 0;
+	m->own_hand = m->stalled_ns = 0;
+	store_io_forget(m->io);
+	m->io = NULL;
 	m->uffd = fault_open(error);
 	if (m->uffd < 0)
 		return m->uffd;

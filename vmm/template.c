@@ -12,6 +12,8 @@
 #include "vmm/error.h"
 #include "vmm/fds.h"
 #include "vmm/merge.h"
+#include "vmm/reclaim.h"
+#include "vmm/store.h"
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
@@ -167,13 +169,17 @@ static void leave_the_vm(struct vm *vm, int link)
 	for (unsigned i = 0; i < vm->kvm.cpus; i++)
 		munmap(vm->kvm.vcpu[i].run, (size_t)vm->kvm.host->run_bytes);
 	munmap(vm->links.mailbox, sizeof *vm->links.mailbox);
-	int keep[8 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
+	int keep[10 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
 	unsigned n = 0;
 	keep[n++] = link;
 	keep[n++] = vm->links.pool->fd;
 	keep[n++] = ipt_fd(vm->links.table);
 	keep[n++] = vm->links.kvm->fd;
 	keep[n++] = vm->links.news_fd;
+	if (vm->links.store && vm->links.store->mem_fd >= 0)
+		keep[n++] = vm->links.store->mem_fd;
+	if (vm->links.store && vm->links.store->file_fd >= 0)
+		keep[n++] = vm->links.store->file_fd;
 	for (unsigned i = 0; i < vm->config.disks; i++)
 		keep[n++] = vm->config.disk[i].fd;
 	for (unsigned i = 0; i < vm->config.pmems; i++) {
@@ -228,6 +234,9 @@ void template_make(struct vm *vm, const struct link_request *request, int link,
 	if (!rc) {
 		merge_set_domain(vm->links.merging, id,
 				 merge_domain(vm->links.merging, vm->links.id));
+		const struct reclaim_desk *d = reclaim_desk(vm->links.reclaim, vm->links.id);
+		if (d)
+			reclaim_desk_clear(vm->links.reclaim, id, d->shares, d->min, d->limit);
 		a->template_id = vm->links.id.v;
 		a->id = id.v;
 		vm->learn = learn_create();

@@ -5,6 +5,7 @@
 #include "vmm/event.h"
 #include "vmm/identity.h"
 #include "vmm/merge.h"
+#include "vmm/reclaim.h"
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
@@ -128,7 +129,10 @@ static void after_faults(struct vm *vm, int rc)
 	if (rc)
 		vm_end(vm, END_HOST_ERROR, "a second-stage fault could not be served: %s%s",
 		       strerror(-rc),
-		       rc == -ENOMEM ? " (raise vm.max_map_count, or give the host memory)" : "");
+		       rc == -ENOMEM    ? " (raise vm.max_map_count, or give the host memory)"
+		       : rc == -EBADMSG ? " (a page that was taken out of memory came back damaged)"
+		       : rc == -EIO     ? " (reading a page back that was taken out of memory)"
+					: "");
 	uint32_t now = vm->starved.n ? VM_STARVED : VM_RUNNING;
 	uint32_t was = atomic_load_explicit(&mb->state, memory_order_relaxed);
 	if (was == now || vm->pause.stillness == VM_STILL)
@@ -145,6 +149,24 @@ static void on_fault(struct loop_op *op, int res, uint32_t flags)
 	if (res == -ECANCELED)
 		return;
 	after_faults(vm, fault_service(&vm->memory, &vm->starved));
+}
+
+/* A part of what the reclaimer asks for; the rest when others had their turn. */
+static void reclaim(struct vm *vm)
+{
+	int rc = reclaim_take(&vm->memory, vm->links.reclaim);
+	if (rc == 1)
+		loop_post(vm->loop, &vm->reclaiming);
+	else if (rc)
+		vm_end(vm, END_HOST_ERROR, "reclaim left a page without its mapping: %s%s",
+		       strerror(-rc), rc == -ENOMEM ? " (raise vm.max_map_count)" : "");
+}
+
+static void go_on_reclaiming(struct loop_work *w)
+{
+	struct vm *vm = container(struct vm, reclaiming, w);
+	after_faults(vm, fault_service(&vm->memory, &vm->starved));
+	reclaim(vm);
 }
 
 static void take_orders(struct vm *vm)
@@ -182,6 +204,8 @@ static void take_orders(struct vm *vm)
 			vm_end(vm, END_HOST_ERROR, "merging left a page without its mapping: %s%s",
 			       strerror(-rc), rc == -ENOMEM ? " (raise vm.max_map_count)" : "");
 	}
+	if (orders & ORDER_RECLAIM)
+		reclaim(vm);
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
@@ -296,6 +320,8 @@ static int set_up(struct vm *vm, char *error)
 			       vm->links.mailbox, error);
 	if (rc)
 		return rc;
+	vm->memory.store = vm->links.store;
+	vm->memory.reclaim = vm->links.reclaim;
 	rc = dax_attach(&vm->memory, vm->links.pmem, vm->config.pmems);
 	if (rc)
 		return errorf(error, rc, "%s: no memory for its files", m->name);
@@ -316,6 +342,7 @@ static int set_up(struct vm *vm, char *error)
 	vm->on_fault.done = on_fault;
 	vm->on_link.done = on_link;
 	vm->ending.run = begin_ending;
+	vm->reclaiming.run = go_on_reclaiming;
 	return vm_watch(vm, error);
 }
 

@@ -30,6 +30,13 @@ struct vm_disk {
 	bool read_only;
 };
 
+/* What a VM may have when there is less memory than all want (docs/RECLAIM.md). */
+struct vm_memory_share {
+	uint32_t shares; /* 0: RECLAIM_SHARES */
+	uint32_t min;    /* frames that it keeps */
+	uint32_t limit;  /* frames in memory, at most; 0: any number */
+};
+
 /* What a VM is made from; stays valid in the child after the fork. */
 struct vm_config {
 	struct machine machine;
@@ -40,6 +47,7 @@ struct vm_config {
 	struct pmem_use
 		pmem[VM_MAX_PMEM]; /* of the machine's banks of persistent memory, in order */
 	unsigned pmems;
+	struct vm_memory_share memory_share;
 };
 
 /* What the host hands to the VM's process besides. */
@@ -55,6 +63,8 @@ struct vm_links {
 	int console_fd;                /* stream socket: console bytes both ways */
 	int agent_fd; /* stream socket: bytes of the guest's agent both ways (docs/AGENT.md) */
 	struct merge_board *merging; /* NULL: nothing is merged; merge.h */
+	const struct store *store; /* where pages go that are taken out of memory; NULL: none are */
+	struct reclaim_board *reclaim; /* NULL: likewise */
 };
 
 struct vm;
@@ -100,6 +110,7 @@ struct vm {
 	struct inlet inlet, agent_inlet;
 	struct idle idle;
 	struct loop_work ending;
+	struct loop_work reclaiming;
 	struct loop_op on_fault, on_link;
 	struct fault_queue starved;
 	struct boot_plan plan;

@@ -1,0 +1,213 @@
+/*
+ * Taking a VM's own pages out of memory: the bytes go to the store, the table says so, the frames become free.
+ *
+ * First the pages are hidden, as for merging (merge_vm.c): their piece of the window is registered for userfaults and
+ * taken out of the host's page tables. From then on whoever touches them waits for us, devices wait for memory.lock, and
+ * what a device has pinned is left alone. So the bytes that are read then are the last ones. Whatever fails, the page is
+ * mapped where it was and stays.
+ */
+#include "vmm/evict.h"
+#include "vmm/error.h"
+#include "vmm/store.h"
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define CLUSTER IPT_CLUSTER_FRAMES
+
+/* What is being taken out: pages of a group of 16 at frames that follow each other. One at a time in a process. */
+static struct batch {
+	_Alignas(PAGE_SIZE) uint8_t page[CLUSTER][PAGE_SIZE];
+	uint8_t packed[CLUSTER][STORE_PACKED_MOST];
+	struct ipt_out out[CLUSTER];
+	uint32_t slot[CLUSTER];
+	uint32_t zeroes, in_file;
+} batch;
+
+/* ---- bytes --------------------------------------------------------------------------------- */
+
+static int read_frames(const struct pool *p, frame_t f, uint32_t n)
+{
+	size_t bytes = (size_t)n << PAGE_SHIFT, done = 0;
+	while (done < bytes) {
+		ssize_t got = pread(p->fd, batch.page[0] + done, bytes - done,
+				    (off_t)(((uint64_t)f.v << PAGE_SHIFT) + done));
+		if (got <= 0 && !(got < 0 && errno == EINTR))
+			return got ? -errno : -EIO;
+		done += got > 0 ? (size_t)got : 0;
+	}
+	return 0;
+}
+
+/* What each page becomes: nothing, packed, or as it is (in the file). */
+static void pack(uint32_t n)
+{
+	batch.zeroes = batch.in_file = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		struct ipt_out *o = &batch.out[i];
+		*o = (struct ipt_out){.where = 0};
+		if (store_is_zero(batch.page[i])) {
+			batch.zeroes++;
+		} else if (store_pack(batch.page[i], batch.packed[i], &o->bytes) == 0) {
+			o->sum = store_sum(batch.packed[i], o->bytes);
+		} else {
+			o->where = IPT_IN_FILE;
+			o->bytes = PAGE_SIZE;
+			o->sum = store_sum(batch.page[i], PAGE_SIZE);
+		}
+	}
+}
+
+/* Those that were to be packed go into the file. */
+static void unpack_to_file(uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (batch.out[i].bytes)
+			batch.out[i] = (struct ipt_out){IPT_IN_FILE, PAGE_SIZE,
+							store_sum(batch.page[i], PAGE_SIZE)};
+}
+
+static int claim(const struct memory *m, uint32_t n)
+{
+	bool packed = m->store->mem_pages, file = m->store->file_blocks;
+	if (!packed)
+		unpack_to_file(n);
+	int rc = ipt_out_claim(m->table, m->vm, batch.out, n, batch.slot);
+	if (rc == -ENOSPC && packed && file) {
+		unpack_to_file(n);
+		rc = ipt_out_claim(m->table, m->vm, batch.out, n, batch.slot);
+	}
+	return rc;
+}
+
+static int write_file(struct memory *m, uint32_t n)
+{
+	struct store_block b[CLUSTER];
+	uint32_t blocks = 0;
+	int rc = 0;
+	for (uint32_t i = 0; i < n; i++)
+		if (batch.out[i].bytes && batch.out[i].where & IPT_IN_FILE)
+			b[blocks++] = (struct store_block){
+				.block = batch.out[i].where & ~IPT_IN_FILE, .page = batch.page[i]};
+	if (blocks)
+		rc = memory_store_io(m);
+	return rc || !blocks ? rc : store_file_write(m->io, b, blocks);
+}
+
+static int write_store(struct memory *m, uint32_t n)
+{
+	int rc = write_file(m, n);
+	for (uint32_t i = 0; i < n && !rc; i++) {
+		const struct ipt_out *o = &batch.out[i];
+		if (o->bytes && !(o->where & IPT_IN_FILE))
+			rc = store_mem_write(m->store, o->where, batch.packed[i], o->bytes);
+	}
+	return rc;
+}
+
+int memory_store_io(struct memory *m)
+{
+	char error[ERROR_MAX];
+	if (m->io)
+		return 0;
+	return store_io_create(&m->io, m->store, m->vm.v, error);
+}
+
+/* ---- the window and the table -------------------------------------------------------------- */
+
+int memory_hide(struct memory *m, gfn_t first, uint32_t n)
+{
+	uint8_t *at = window_at(&m->window, first);
+	size_t bytes = (size_t)n << PAGE_SHIFT;
+	m->shares = true;
+	if (fault_register(m->uffd, at, bytes, true))
+		return -EBUSY;
+	return madvise(at, bytes, MADV_DONTNEED) < 0 ? -errno : 0;
+}
+
+static void gone(void *ctx, gfn_t g, frame_t first, uint32_t n)
+{
+	(void)g;
+	memory_free(ctx, first, n);
+}
+
+static bool has_pins(const struct memory *m, frame_t f, uint32_t n)
+{
+	struct ipt_owner o;
+	for (uint32_t i = 0; i < n; i++)
+		if (ipt_owner(m->table, frame_add(f, i), &o) || o.pins)
+			return true;
+	return false;
+}
+
+/* All zeroes: nothing need be kept. */
+static int drop(struct memory *m, gfn_t first, uint32_t n, struct evict_count *c)
+{
+	uint32_t done;
+	int rc = ipt_drop(m->table, m->vm, first, n, &done, gone, m);
+	m->gave_back = true;
+	c->zero += done;
+	c->freed += done;
+	return done == n ? 0 : rc;
+}
+
+static int put_out(struct memory *m, gfn_t first, uint32_t n, struct evict_count *c)
+{
+	uint32_t done = 0;
+	int rc = claim(m, n);
+	if (rc)
+		return rc;
+	rc = write_store(m, n);
+	if (!rc)
+		rc = ipt_out_commit(m->table, m->vm, first, batch.slot, n, &done, gone, m);
+	if (done < n)
+		ipt_out_cancel(m->table, m->vm, batch.slot + done, n - done);
+	for (uint32_t i = 0; i < done; i++) {
+		c->packed_bytes += batch.out[i].where & IPT_IN_FILE ? 0 : batch.out[i].bytes;
+		c->in_file += batch.out[i].bytes && batch.out[i].where & IPT_IN_FILE;
+		c->zero += !batch.out[i].bytes;
+	}
+	c->freed += done;
+	c->out += done;
+	return rc;
+}
+
+/* What is still ours of these pages is mapped as it was. */
+static int bring_back(struct memory *m, gfn_t first, uint32_t n)
+{
+	int rc = 0;
+	for (uint32_t i = 0, run; i < n && !rc; i += run) {
+		struct ipt_place p;
+		run = ipt_place(m->table, m->vm, gfn_add(first, i), n - i, &p);
+		if (!run)
+			return -EFAULT;
+		if (p.kind == IPT_OWN)
+			rc = window_map(&m->window, gfn_add(first, i), p.frame, run);
+	}
+	return rc;
+}
+
+int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *c)
+{
+	struct ipt_place p;
+	uint32_t room = CLUSTER - (uint32_t)(first.v & (CLUSTER - 1));
+	n = ipt_place(m->table, m->vm, first, n < room ? n : room, &p);
+	if (!m->store || !n || p.kind != IPT_OWN || has_pins(m, p.frame, n)) {
+		c->refused += n;
+		return 0;
+	}
+	int rc = memory_hide(m, first, n);
+	if (!rc)
+		rc = read_frames(m->pool, p.frame, n);
+	if (!rc) {
+		pack(n);
+		rc = batch.zeroes == n ? drop(m, first, n, c) : put_out(m, first, n, c);
+	}
+	if (!rc)
+		return 0;
+	c->refused += n;
+	c->full += rc == -ENOSPC;
+	c->errors += rc != -ENOSPC && rc != -EBUSY;
+	return bring_back(m, first, n);
+}

@@ -1,0 +1,34 @@
+/*
+ * A VM's pages going out of memory (evict.c) and coming back (fetch.c). docs/RECLAIM.md has the whole. All with
+ * memory.lock held.
+ */
+#ifndef VMM_EVICT_H
+#define VMM_EVICT_H
+
+#include "vmm/memory.h"
+
+/* What became of pages; added to. */
+struct evict_count {
+	uint32_t freed;        /* frames */
+	uint32_t out, zero;    /* of them: to the store; nothing but zeroes */
+	uint32_t in_file;      /* of `out`: in the swap file, as they are */
+	uint64_t packed_bytes; /* of the others */
+	uint32_t refused;      /* pinned, not ours, or: */
+	uint32_t full, errors; /* times that the store had no room, or failed */
+};
+
+/* Take up to n pages, of first's group of 16 and as far as they lie at frames of our own that follow each other, out of
+ * memory. 0, whatever became of them; -errno if the window is not what the table says any more, and the VM can't go
+ * on. */
+int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *c);
+/* Register a private piece for userfaults and take it out of the host's page tables. -EBUSY: it can't be. */
+int memory_hide(struct memory *m, gfn_t first, uint32_t n);
+/* The process's way to the swap file, made when it is needed. -errno. */
+int memory_store_io(struct memory *m);
+
+/* Bring the page at g, which is away, back, as our own, with its neighbours. 0; -EAGAIN: no frame; -EEXIST: it became
+ * something else meanwhile, look again; -EIO and the like, -EBADMSG: its bytes can't be had; the page stays where it
+ * is. */
+int memory_fetch(struct memory *m, gfn_t g);
+
+#endif

@@ -1,0 +1,190 @@
+/* The reclaimer as the host sees it: the store, the reclaimer's start and end, VMs to be rung for it, users' wishes. */
+#include "vmm/error.h"
+#include "vmm/host_private.h"
+#include "vmm/host_worker.h"
+#include "vmm/reclaim.h"
+#include "vmm/store.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct host_reclaimer {
+	struct host_worker worker;
+	struct store store;
+	struct reclaim_board *board;
+	host_wished_fn *wished; /* somebody waits for his wish */
+	void *wished_ctx;
+};
+
+/* In the reclaimer's process. */
+static void run(struct host_worker *w, int link)
+{
+	struct host_reclaimer *g = container(struct host_reclaimer, worker, w);
+	const struct reclaimer_links links = {w->host->table, g->board, &g->store, link};
+	reclaimer_process(&links);
+}
+
+static void told(struct host_reclaimer *g)
+{
+	struct reclaim_wish *w = &g->board->wish;
+	if (atomic_load_explicit(&w->state, memory_order_acquire) != RECLAIM_DONE)
+		return;
+	uint32_t freed = atomic_load_explicit(&w->freed, memory_order_relaxed);
+	atomic_store_explicit(&w->state, RECLAIM_FREE, memory_order_release);
+	host_wished_fn *wished = g->wished;
+	g->wished = NULL;
+	if (wished)
+		wished(g->wished_ctx, freed);
+}
+
+static void heard(struct host_worker *w, uint32_t id)
+{
+	struct host_vm *vm = id ? host_vm_by_id(w->host, vmid(id)) : NULL;
+	if (vm)
+		host_order(vm, ORDER_RECLAIM);
+	if (!id) {
+		host_feed_the_hungry(w->host);
+		told(container(struct host_reclaimer, worker, w));
+	}
+}
+
+/* ---- before the table is made: what space it is to account for -------------------------------- */
+
+int host_reclaim_open(struct host *h, struct ipt_config *c, char *error)
+{
+	const struct host_config *config = &h->config;
+	if (!config->pack_bytes && !config->swap_file)
+		return 0;
+	if (config->kind != IPT_INDEX)
+		return errorf(
+			error, -EOPNOTSUPP,
+			"%s: a table of kind radix has no room for pages that are not in memory; "
+			"use ipt",
+			config->pack_bytes ? "--pack" : "--swap");
+	int rc = fault_can_share(error);
+	if (rc)
+		return rc;
+	struct host_reclaimer *g = calloc(1, sizeof *g);
+	h->reclaimer = g;
+	if (!g)
+		return errorf(error, -ENOMEM, "no memory for the reclaimer");
+	host_worker_init(&g->worker, h);
+	g->store = (struct store){.mem_fd = -1, .file_fd = -1};
+	g->board = reclaim_board_create(h->config.max_vms, c->frames);
+	if (!g->board)
+		return errorf(error, -ENOMEM, "no memory for the reclaimer");
+	rc = store_create(&g->store, config->pack_bytes, config->swap_file, config->swap_bytes,
+			  error);
+	c->packed_pages = g->store.mem_pages;
+	c->blocks = g->store.file_blocks;
+	return rc;
+}
+
+int host_reclaim_start(struct host *h, char *error)
+{
+	struct host_reclaimer *g = h->reclaimer;
+	if (!g)
+		return 0;
+	struct host_worker *w = &g->worker;
+	w->run = run;
+	w->heard = heard;
+	w->keep[w->keeps++] = h->pool.fd;
+	w->keep[w->keeps++] = ipt_fd(h->table);
+	if (g->store.mem_fd >= 0)
+		w->keep[w->keeps++] = g->store.mem_fd;
+	if (g->store.file_fd >= 0)
+		w->keep[w->keeps++] = g->store.file_fd;
+	int rc = host_worker_start(w);
+	return rc ? errorf(error, rc, "the reclaimer: can't start its process: %s", strerror(-rc))
+		  : 0;
+}
+
+void host_reclaim_destroy(struct host *h)
+{
+	struct host_reclaimer *g = h->reclaimer;
+	if (!g)
+		return;
+	host_worker_stop(&g->worker);
+	store_destroy(&g->store);
+	reclaim_board_destroy(g->board);
+	free(g);
+	h->reclaimer = NULL;
+}
+
+/* ---- for VMs ------------------------------------------------------------------------------- */
+
+struct reclaim_board *host_reclaim_board(struct host *h)
+{
+	return h->reclaimer ? h->reclaimer->board : NULL;
+}
+
+const struct store *host_store(const struct host *h)
+{
+	return h->reclaimer ? &h->reclaimer->store : NULL;
+}
+
+void host_reclaim_admit(struct host_vm *vm)
+{
+	const struct vm_memory_share *s = &vm->config.memory_share;
+	reclaim_desk_clear(host_reclaim_board(vm->host), vm->id,
+			   s->shares ? s->shares : RECLAIM_SHARES, s->min, s->limit);
+}
+
+int host_reclaim_may_reap(const struct host_vm *vm)
+{
+	const struct store *s = host_store(vm->host);
+	return s && s->file_fd >= 0 && store_io_lives(s, vm->id.v) == 1 ? -EAGAIN : 0;
+}
+
+/* ---- for users ----------------------------------------------------------------------------- */
+
+int host_limit(struct host_vm *vm, uint32_t frames)
+{
+	struct reclaim_board *b = host_reclaim_board(vm->host);
+	struct reclaim_desk *d = reclaim_desk(b, vm->id);
+	if (!d)
+		return -EOPNOTSUPP;
+	vm->config.memory_share.limit = frames;
+	atomic_store_explicit(&d->limit, frames, memory_order_relaxed);
+	reclaim_ring(b);
+	return 0;
+}
+
+int host_wish(struct host *h, struct host_vm *vm, uint32_t frames, host_wished_fn *wished,
+	      void *ctx)
+{
+	struct host_reclaimer *g = h->reclaimer;
+	if (!g || !host_worker_runs(&g->worker))
+		return -EOPNOTSUPP;
+	struct reclaim_wish *w = &g->board->wish;
+	if (g->wished || atomic_load_explicit(&w->state, memory_order_acquire) != RECLAIM_FREE)
+		return -EBUSY;
+	w->vm = vm ? vm->id.v : 0;
+	w->frames = frames;
+	w->freed = 0;
+	g->wished = wished;
+	g->wished_ctx = ctx;
+	atomic_store_explicit(&w->state, RECLAIM_ASKED, memory_order_release);
+	reclaim_ring(g->board);
+	return 0;
+}
+
+void host_wish_forget(struct host *h)
+{
+	if (h->reclaimer)
+		h->reclaimer->wished = NULL;
+}
+
+void host_reclaim_info(struct host *h, struct host_reclaim *out)
+{
+	struct host_reclaimer *g = h->reclaimer;
+	*out = (struct host_reclaim){0};
+	if (!g)
+		return;
+	ipt_space(h->table, &out->space);
+	out->on = true;
+	out->running = host_worker_runs(&g->worker);
+	out->starts = g->worker.starts;
+	out->board = g->board;
+	out->packed_populated = store_mem_populated_bytes(&g->store);
+}

@@ -1,0 +1,118 @@
+#include "vmm/host_worker.h"
+#include "vmm/clock.h"
+#include "vmm/fds.h"
+#include "vmm/host_private.h"
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* One that ends sooner than this after its start has failed; after so many in a row it is left alone. */
+#define LIVES_S  10
+#define FAILS_IN 5
+
+void host_worker_init(struct host_worker *w, struct host *h)
+{
+	*w = (struct host_worker){.host = h, .pidfd = -1, .link_fd = -1};
+}
+
+static _Noreturn void child(struct host_worker *w, int link, pid_t parent)
+{
+	int keep[WORKER_KEEP + 1];
+	sigset_t none;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		_exit(1);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	signal(SIGINT, SIG_IGN); /* the terminal's Ctrl-C is for the host */
+	memcpy(keep, w->keep, w->keeps * sizeof *keep);
+	keep[w->keeps] = link;
+	fds_close_all_but(keep, w->keeps + 1);
+	w->run(w, link);
+	_exit(1);
+}
+
+static void let_go(struct host_worker *w)
+{
+	if (w->pidfd < 0)
+		return;
+	host_remove_source(w->host, &w->on_exit);
+	host_remove_source(w->host, &w->on_link);
+	close(w->pidfd);
+	close(w->link_fd);
+	w->pidfd = w->link_fd = -1;
+}
+
+static void on_exit_of_worker(struct host_source *s, uint32_t events)
+{
+	struct host_worker *w = container(struct host_worker, on_exit, s);
+	(void)events;
+	waitpid(w->pid, NULL, 0);
+	let_go(w);
+	if (clock_ns() - w->started_ns >= LIVES_S * UINT64_C(1000000000))
+		w->failed = 0;
+	if (++w->failed < FAILS_IN)
+		host_worker_start(w);
+}
+
+static void on_link(struct host_source *s, uint32_t events)
+{
+	struct host_worker *w = container(struct host_worker, on_link, s);
+	uint32_t id;
+	int fds[LINK_FDS_MAX];
+	ssize_t n = link_receive(w->link_fd, &id, sizeof id, fds);
+	(void)events;
+	link_close(fds);
+	if (n > 0)
+		w->heard(w, id);
+	if (n == 0)
+		host_remove_source(w->host, s); /* the pidfd tells of the end */
+}
+
+int host_worker_start(struct host_worker *w)
+{
+	int link[2];
+	int rc = link_pair(link);
+	if (rc)
+		return rc;
+	pid_t parent = getpid();
+	fflush(NULL);
+	w->pid = fork();
+	if (w->pid == 0)
+		child(w, link[1], parent);
+	rc = w->pid < 0 ? -errno : 0;
+	close(link[1]);
+	w->link_fd = link[0];
+	w->pidfd = rc ? -1 : (int)syscall(SYS_pidfd_open, w->pid, 0);
+	if (!rc && w->pidfd < 0)
+		rc = -errno;
+	w->on_exit = (struct host_source){w->pidfd, on_exit_of_worker};
+	w->on_link = (struct host_source){w->link_fd, on_link};
+	w->started_ns = clock_ns();
+	w->starts++;
+	if (!rc)
+		rc = host_add_source(w->host, &w->on_exit, EPOLLIN);
+	if (!rc)
+		rc = host_add_source(w->host, &w->on_link, EPOLLIN);
+	if (!rc)
+		return 0;
+	close(w->link_fd); /* which ends it, if it is there */
+	if (w->pidfd >= 0)
+		close(w->pidfd);
+	w->pidfd = w->link_fd = -1;
+	return rc;
+}
+
+void host_worker_stop(struct host_worker *w)
+{
+	if (w->pidfd < 0)
+		return;
+	syscall(SYS_pidfd_send_signal, w->pidfd, SIGKILL, NULL, 0);
+	waitpid(w->pid, NULL, 0);
+	let_go(w);
+}

@@ -1,0 +1,36 @@
+/*
+ * Processes that work for the host beside the VMs: the merger, the reclaimer. Each hears of nothing but its link's
+ * end; over the link it has the host ring VMs. One that dies is started again, unless it keeps failing.
+ */
+#ifndef VMM_HOST_WORKER_H
+#define VMM_HOST_WORKER_H
+
+#include "vmm/host.h"
+
+#define WORKER_KEEP 6
+
+struct host_worker {
+	struct host *host;
+	void (*run)(struct host_worker *w, int link); /* in its process: never returns */
+	void (*heard)(struct host_worker *w, uint32_t id);
+	int keep[WORKER_KEEP]; /* descriptors that it needs, besides the link */
+	unsigned keeps;
+	/* From host_worker_start on: */
+	pid_t pid;
+	int pidfd, link_fd;
+	struct host_source on_exit, on_link;
+	unsigned starts, failed; /* failed: in a row */
+	uint64_t started_ns;
+};
+
+/* Before anything else: it doesn't run. */
+void host_worker_init(struct host_worker *w, struct host *h);
+/* -errno. */
+int host_worker_start(struct host_worker *w);
+void host_worker_stop(struct host_worker *w);
+static inline bool host_worker_runs(const struct host_worker *w)
+{
+	return w->pidfd >= 0;
+}
+
+#endif

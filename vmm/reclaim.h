@@ -1,0 +1,124 @@
+/*
+ * Reclaim: frames that are little used go to those who want some. A process of its own, the reclaimer (reclaimer.c),
+ * walks the array as a clock's hand does (reclaim_clock.c) and chooses; but only a VM's own process changes its window
+ * and its words. So the reclaimer asks, in batches, and the VMs do it (reclaim_vm.c). docs/RECLAIM.md has the whole.
+ *
+ * The board is memory that all processes of a host share from its start on. Each VM has a desk there, by its id: what it
+ * may have, and one batch at a time that is asked of it. The reclaimer fills the batch in, sets ASKED, and has the host
+ * ring the VM (ORDER_RECLAIM); the VM works on it between its other work, sets DONE, and rings the reclaimer by the
+ * board's bell, as does everyone who finds the pool short. Any of them may die at any step: a desk whose VM is gone is
+ * cleared by the host, which gives the id to nobody before.
+ */
+#ifndef VMM_RECLAIM_H
+#define VMM_RECLAIM_H
+
+#include "vmm/evict.h"
+#include "vmm/link.h"
+
+struct store;
+
+#define RECLAIM_RUNS  64  /* to a batch */
+#define RECLAIM_PAGES 512 /* to a run */
+
+/* Pages that the VM is to look at: which were touched since the last look? These begin anew, with age 0; the others are
+ * one older, and go out if that makes them as old as this. */
+struct reclaim_run {
+	uint64_t gfn;
+	uint32_t count; /* 1 to RECLAIM_PAGES */
+	uint32_t age;   /* 0: whether touched or not; RECLAIM_LOOK: none goes out */
+};
+#define RECLAIM_LOOK 1000
+
+enum reclaim_state { RECLAIM_FREE, RECLAIM_ASKED, RECLAIM_TAKEN, RECLAIM_DONE };
+
+struct reclaim_answer {
+	uint32_t looked, touched; /* pages; of them: touched since the last look */
+	struct evict_count evicted;
+	uint64_t ns; /* of a CPU */
+};
+
+struct reclaim_desk {
+	_Atomic uint32_t state; /* enum reclaim_state */
+	/* What the VM may have, frames; set by the host. limit 0: no other than its memory. */
+	_Atomic uint32_t shares, min, limit;
+	/* From the reclaimer: how old its pages must be to go; RECLAIM_LOOK: none are to. At 1 it may as well take
+	 * some out itself when it finds the pool empty. */
+	_Atomic uint32_t gives;
+	/* What the reclaimer thinks of it: frames in its working set, and how wrong that may be (95 %). */
+	_Atomic uint32_t working_set, working_set_error;
+	/* Stalls of the last 10 and 60 seconds, in millionths: the share of time in which a vCPU of it waited for memory
+	 * (Documentation/accounting/psi.rst: "some"). */
+	_Atomic uint32_t stall10, stall60;
+	_Atomic uint64_t stall_ns; /* the same since its start; written by the VM */
+	uint32_t most; /* frames that the batch is to free; what is over is only looked at */
+	uint32_t runs;
+	struct reclaim_run run[RECLAIM_RUNS];
+	struct reclaim_answer answer;
+};
+
+struct reclaim_counters {        /* written by the reclaimer only */
+	_Atomic uint64_t rounds; /* the hand went around the array */
+	_Atomic uint64_t batches, batch_runs;
+	_Atomic uint64_t looked, touched; /* pages */
+	_Atomic uint64_t freed, zero, out, in_file, packed_bytes, refused, full, errors;
+	_Atomic uint64_t reclaimer_ns, vms_ns;
+	_Atomic uint64_t unheard; /* VMs that didn't answer in time */
+};
+
+/* A user's wish, one at a time: free so many frames of a VM (0: of all), wanted or not. */
+struct reclaim_wish {
+	_Atomic uint32_t state; /* enum reclaim_state */
+	uint32_t vm, frames;
+	_Atomic uint32_t freed;
+};
+
+struct reclaim_board {
+	_Atomic uint32_t bell; /* a futex: rung by adding to it */
+	_Atomic uint32_t rung; /* the pool was found short, and the reclaimer hasn't looked since */
+	uint32_t low, high;    /* frames: below low it begins, from high on it is content */
+	_Atomic uint32_t
+		full; /* nothing more can be taken out: the store is full, or all is in use */
+	struct reclaim_wish wish;
+	struct reclaim_counters counters;
+	uint32_t desks; /* ids below this have one */
+	struct reclaim_desk desk[];
+};
+
+/* ---- the board ----------------------------------------------------------------------------- */
+
+#define RECLAIM_SHARES 1000 /* that a VM has if nobody says otherwise */
+
+/* Memory for max_vms VMs and a pool of `frames`, that children share. NULL if there is none. */
+struct reclaim_board *reclaim_board_create(uint32_t max_vms, uint32_t frames);
+void reclaim_board_destroy(struct reclaim_board *b);
+/* A VM's desk; NULL if b is NULL, or the id has none. */
+struct reclaim_desk *reclaim_desk(struct reclaim_board *b, vmid_t vm);
+/* A VM begins, or has ended: its desk is empty and says what it may have. */
+void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uint32_t min,
+			uint32_t limit);
+/* Wake the reclaimer. */
+void reclaim_ring(struct reclaim_board *b);
+/* The pool may have become short by what was just taken: wake the reclaimer if so. */
+void reclaim_taken(struct reclaim_board *b, struct ipt *table);
+
+/* ---- the VM's side: reclaim_vm.c, loop's thread --------------------------------------------- */
+
+/* Do a part of what is asked of this VM. 1: there is more; 0; -errno if the window is not what the table says any more,
+ * and the VM can't go on. */
+int reclaim_take(struct memory *m, struct reclaim_board *b);
+/* With memory.lock held: the pool has no frame, or we have as many as we may. Take out some of our own that are used
+ * least. How many frames came free; -errno as reclaim_take. */
+int reclaim_own(struct memory *m);
+
+/* ---- the reclaimer's process ---------------------------------------------------------------- */
+
+struct reclaimer_links {
+	struct ipt *table;
+	struct reclaim_board *board;
+	const struct store *store;
+	int link; /* to the host: a VM's id, to be rung; 0: feed the hungry */
+};
+/* Never returns. It ends when the link's other end is closed. */
+_Noreturn void reclaimer_process(const struct reclaimer_links *links);
+
+#endif

@@ -1,0 +1,69 @@
+#include "vmm/reclaim.h"
+#include <linux/futex.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Of the pool: it is short below the one, and well again from the other on. */
+#define LOW_SHARE  64
+#define HIGH_SHARE 32
+
+static size_t bytes_of(uint32_t desks)
+{
+	return sizeof(struct reclaim_board) + desks * sizeof(struct reclaim_desk);
+}
+
+struct reclaim_board *reclaim_board_create(uint32_t max_vms, uint32_t frames)
+{
+	uint32_t desks = max_vms + 1; /* ids begin with 1 */
+	struct reclaim_board *b = mmap(NULL, bytes_of(desks), PROT_READ | PROT_WRITE,
+				       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (b == MAP_FAILED)
+		return NULL;
+	b->desks = desks;
+	b->low = frames / LOW_SHARE + 1;
+	b->high = frames / HIGH_SHARE + 1;
+	return b;
+}
+
+void reclaim_board_destroy(struct reclaim_board *b)
+{
+	if (b)
+		munmap(b, bytes_of(b->desks));
+}
+
+struct reclaim_desk *reclaim_desk(struct reclaim_board *b, vmid_t vm)
+{
+	return b && vm.v < b->desks ? &b->desk[vm.v] : NULL;
+}
+
+void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uint32_t min,
+			uint32_t limit)
+{
+	struct reclaim_desk *d = reclaim_desk(b, vm);
+	if (!d)
+		return;
+	atomic_store_explicit(&d->shares, shares, memory_order_relaxed);
+	atomic_store_explicit(&d->min, min, memory_order_relaxed);
+	atomic_store_explicit(&d->limit, limit, memory_order_relaxed);
+	d->gives = 1;
+	d->stall_ns = 0;
+	d->working_set = d->working_set_error = d->stall10 = d->stall60 = 0;
+	atomic_store_explicit(&d->state, RECLAIM_FREE, memory_order_release);
+}
+
+void reclaim_ring(struct reclaim_board *b)
+{
+	atomic_fetch_add_explicit(&b->bell, 1, memory_order_release);
+	syscall(SYS_futex, &b->bell, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+void reclaim_taken(struct reclaim_board *b, struct ipt *table)
+{
+	if (!b || ipt_free_frames(table) >= b->low ||
+	    atomic_load_explicit(&b->rung, memory_order_relaxed))
+		return;
+	if (!atomic_exchange_explicit(&b->rung, 1, memory_order_acq_rel))
+		reclaim_ring(b);
+}

@@ -1,0 +1,130 @@
+#include "vmm/reclaim_clock.h"
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+
+int reclaim_clock_create(struct reclaim_clock *c, struct ipt *table, struct reclaim_board *b)
+{
+	*c = (struct reclaim_clock){.table = table, .board = b, .vms = b->desks};
+	c->vm = calloc(c->vms, sizeof *c->vm);
+	return c->vm ? 0 : -ENOMEM;
+}
+
+/* ---- who gives ----------------------------------------------------------------------------- */
+
+double reclaim_price(uint32_t shares, uint32_t frames, double active)
+{
+	double idle_costs = 1 / (1 - RECLAIM_TAX);
+	return shares / (((double)frames + 1) * (active + idle_costs * (1 - active)));
+}
+
+uint32_t reclaim_age_of(double price, double least, unsigned urgency)
+{
+	double times = least > 0 ? price / least : 1;
+	uint32_t age = times <= 1.25 ? 1 : times <= 2 ? 2 : times <= 4 ? 4 : RECLAIM_OLDEST;
+	age >>= urgency < 8 ? urgency : 8;
+	return age ? age : 1;
+}
+
+void reclaim_learn(struct reclaim_vm *v, uint32_t looked, uint32_t touched)
+{
+	if (!looked)
+		return;
+	double n = v->active_n / 2; /* what was learned before counts half */
+	v->active = (v->active * n + touched) / (n + looked);
+	v->active_n = n + looked;
+}
+
+uint32_t reclaim_error(const struct reclaim_vm *v)
+{
+	/* Neighbours are touched together: as if each cluster were one sample. And never surer than one in that many. */
+	double n = v->active_n / IPT_CLUSTER_FRAMES + 1;
+	double p = (v->active * n + 1) / (n + 2);
+	double error = 1.96 * sqrt(p * (1 - p) / n);
+	return (uint32_t)(v->frames * (error < 1 ? error : 1));
+}
+
+static void survey_vm(struct reclaim_clock *c, uint32_t id)
+{
+	struct reclaim_vm *v = &c->vm[id];
+	struct reclaim_desk *d = &c->board->desk[id];
+	struct ipt_vm_info info;
+	bool live =
+		ipt_vm_info(c->table, vmid(id), &info) == 0 && info.kind == IPT_VM && !info.dying;
+	if (live && !v->live)
+		*v = (struct reclaim_vm){.active = 1};
+	if (!live)
+		v->runs = 0;
+	v->live = live;
+	if (!live)
+		return;
+	v->frames = info.frames[IPT_PRIVATE];
+	v->price = reclaim_price(d->shares, v->frames, v->active);
+	d->working_set = (uint32_t)(v->frames * v->active);
+	d->working_set_error = reclaim_error(v);
+}
+
+/* May it be asked for pages? */
+static bool may_give(const struct reclaim_clock *c, uint32_t id)
+{
+	const struct reclaim_vm *v = &c->vm[id];
+	if (c->only)
+		return id == c->only;
+	return v->live && v->frames > c->board->desk[id].min;
+}
+
+void reclaim_clock_survey(struct reclaim_clock *c)
+{
+	double least = 0;
+	for (uint32_t id = 1; id < c->vms; id++) {
+		survey_vm(c, id);
+		if (c->vm[id].live && may_give(c, id) && (least == 0 || c->vm[id].price < least))
+			least = c->vm[id].price;
+	}
+	for (uint32_t id = 1; id < c->vms; id++)
+		c->vm[id].age = c->sampling || !may_give(c, id) ? RECLAIM_LOOK
+				: c->force                      ? 0
+					   : reclaim_age_of(c->vm[id].price, least, c->urgency);
+	for (uint32_t id = 1; id < c->vms && !c->only && !c->sampling; id++)
+		atomic_store_explicit(&c->board->desk[id].gives, c->vm[id].age,
+				      memory_order_relaxed);
+}
+
+/* ---- the hand ------------------------------------------------------------------------------ */
+
+/* Frame f goes on where the VM's last run ends, or begins a new one. False: the batch is full. */
+static bool add(struct reclaim_vm *v, gfn_t g)
+{
+	struct reclaim_run *last = v->runs ? &v->run[v->runs - 1] : NULL;
+	if (last && last->gfn + last->count == g.v && last->count < RECLAIM_PAGES) {
+		last->count++;
+		return true;
+	}
+	if (v->runs == RECLAIM_RUNS)
+		return false;
+	v->run[v->runs++] = (struct reclaim_run){g.v, 1, v->age};
+	return true;
+}
+
+static bool is_asked(const struct reclaim_clock *c, uint32_t id)
+{
+	return id < c->vms && c->vm[id].live && (c->sampling || c->vm[id].age != RECLAIM_LOOK);
+}
+
+uint32_t reclaim_clock_turn(struct reclaim_clock *c, uint32_t n, bool *around)
+{
+	uint32_t frames = ipt_config(c->table)->frames;
+	*around = false;
+	for (; n; n--) {
+		struct ipt_owner o;
+		if (ipt_owner(c->table, frame(c->hand), &o) == 0 && o.state == IPT_PRIVATE &&
+		    !o.pins && is_asked(c, o.vm.v) && !add(&c->vm[o.vm.v], o.gfn))
+			return o.vm.v;
+		if (++c->hand >= frames) {
+			c->hand = 0;
+			*around = true;
+			return 0;
+		}
+	}
+	return 0;
+}

@@ -1,0 +1,340 @@
+/*
+ * The reclaimer's process. It sleeps until somebody finds the pool short, a user wishes for frames, or a VM is over its
+ * limit; then it turns the clock's hand and asks until that is mended, or until nothing more can be taken out.
+ * Now and then it has samples looked at, as long as the pool is so full that it may have to choose.
+ *
+ * Killed at any moment it leaves nothing undone that matters: desks that were asked are answered all the same, and the
+ * next one collects that.
+ */
+#include "vmm/clock.h"
+#include "vmm/reclaim_clock.h"
+#include "vmm/store.h"
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define TURN_FRAMES  16384 /* that the hand goes over before answers are looked at */
+#define BATCH_FRAMES 1024  /* that a VM is to free by one batch, at most */
+#define ANSWER_MS    20    /* between looks for answers that nobody rang for */
+#define DEAF_MS      2000  /* after which a VM that didn't answer is left alone for now */
+#define SAMPLE_MS    2000
+#define SAMPLE_RUNS  16  /* of 2 MiB in the whole pool, to a sample */
+#define FULL_MS      200 /* to wait, when nothing could be taken out in two rounds */
+#define FUTILE       (RECLAIM_OLDEST / 2 + 2) /* rounds */
+
+struct desk_note {
+	uint64_t asked_ns; /* 0: nothing is asked */
+	uint64_t deaf_until_ns;
+	bool sample; /* what is asked tells of how much is used */
+};
+
+struct reclaimer {
+	struct reclaimer_links links;
+	struct reclaim_clock clock;
+	struct desk_note *note; /* by id */
+	uint64_t cpu_ns;
+	uint64_t freed;     /* by answers, in all */
+	unsigned asked;     /* desks that have something to do */
+	uint64_t sample_ns; /* when the next sample is due */
+	bool sample_again;  /* the sample's first look is done */
+	uint32_t sample_at[SAMPLE_RUNS];
+	unsigned short dice[3];
+};
+
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+static uint64_t cpu_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void ring_host(const struct reclaimer *r, uint32_t id)
+{
+	link_send(r->links.link, &id, sizeof id, NULL, 0);
+}
+
+/* ---- asking and answers -------------------------------------------------------------------- */
+
+static bool may_ask(const struct reclaimer *r, uint32_t id)
+{
+	const struct desk_note *n = &r->note[id];
+	uint32_t state =
+		atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire);
+	return !n->asked_ns && state == RECLAIM_FREE &&
+	       (!n->deaf_until_ns || clock_ns() >= n->deaf_until_ns);
+}
+
+/* Give a VM its next batch, if it has none. */
+static void ask(struct reclaimer *r, uint32_t id, uint32_t most, bool sample)
+{
+	struct reclaim_vm *v = &r->clock.vm[id];
+	struct reclaim_desk *d = &r->links.board->desk[id];
+	struct reclaim_counters *c = &r->links.board->counters;
+	if (!v->runs || !may_ask(r, id))
+		return;
+	for (uint32_t i = 0; i < v->runs; i++)
+		d->run[i] = v->run[i];
+	d->runs = v->runs;
+	d->most = most;
+	count(&c->batches, 1);
+	count(&c->batch_runs, v->runs);
+	v->runs = 0;
+	r->note[id] = (struct desk_note){.asked_ns = clock_ns(), .sample = sample};
+	r->asked++;
+	atomic_store_explicit(&d->state, RECLAIM_ASKED, memory_order_release);
+	ring_host(r, id);
+}
+
+static void ask_all(struct reclaimer *r, uint32_t most, bool sample)
+{
+	for (uint32_t id = 1; id < r->clock.vms; id++)
+		ask(r, id, most, sample);
+}
+
+static void take_answer(struct reclaimer *r, uint32_t id)
+{
+	struct reclaim_desk *d = &r->links.board->desk[id];
+	struct reclaim_counters *c = &r->links.board->counters;
+	const struct reclaim_answer a = d->answer;
+	atomic_store_explicit(&d->state, RECLAIM_FREE, memory_order_release);
+	count(&c->looked, a.looked);
+	count(&c->touched, a.touched);
+	count(&c->freed, a.evicted.freed);
+	count(&c->zero, a.evicted.zero);
+	count(&c->out, a.evicted.out);
+	count(&c->in_file, a.evicted.in_file);
+	count(&c->packed_bytes, a.evicted.packed_bytes);
+	count(&c->refused, a.evicted.refused);
+	count(&c->full, a.evicted.full);
+	count(&c->errors, a.evicted.errors);
+	count(&c->vms_ns, a.ns);
+	r->freed += a.evicted.freed;
+	if (r->note[id].sample)
+		reclaim_learn(&r->clock.vm[id], a.looked, a.touched);
+}
+
+/* What there is of answers. VMs that say nothing are left alone for a while; those that are gone, for good. */
+static void collect(struct reclaimer *r)
+{
+	uint64_t now = clock_ns(), before = r->freed;
+	for (uint32_t id = 1; id < r->clock.vms && r->asked; id++) {
+		struct desk_note *n = &r->note[id];
+		uint32_t state = RECLAIM_FREE;
+		if (!n->asked_ns)
+			continue;
+		state = atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire);
+		if (state == RECLAIM_DONE)
+			take_answer(r, id);
+		else if (state != RECLAIM_FREE && now - n->asked_ns < DEAF_MS * UINT64_C(1000000))
+			continue;
+		if (state == RECLAIM_ASKED || state == RECLAIM_TAKEN) {
+			count(&r->links.board->counters.unheard, 1);
+			n->deaf_until_ns = now + DEAF_MS * UINT64_C(1000000);
+		}
+		n->asked_ns = 0;
+		r->asked--;
+	}
+	/* Late answers of those who had been given up. */
+	for (uint32_t id = 1; id < r->clock.vms; id++)
+		if (r->note[id].deaf_until_ns && !r->note[id].asked_ns &&
+		    atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire) ==
+			    RECLAIM_DONE) {
+			r->note[id].deaf_until_ns = 0;
+			take_answer(r, id);
+		}
+	if (r->freed != before)
+		ring_host(r, 0); /* feed the hungry */
+}
+
+/* Sleep until the bell rings, at most so long; end when the host has gone. */
+static void rest(struct reclaimer *r, uint32_t bell, uint64_t ms)
+{
+	const struct timespec t = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+	struct pollfd p = {.fd = r->links.link, .events = POLLIN};
+	uint64_t cpu = cpu_ns();
+	count(&r->links.board->counters.reclaimer_ns, cpu - r->cpu_ns);
+	r->cpu_ns = cpu;
+	syscall(SYS_futex, &r->links.board->bell, FUTEX_WAIT, bell, &t, NULL, 0);
+	if (poll(&p, 1, 0) > 0)
+		_exit(0); /* nothing is ever sent to us but the end */
+}
+
+static uint32_t bell_of(const struct reclaimer *r)
+{
+	return atomic_load_explicit(&r->links.board->bell, memory_order_acquire);
+}
+
+static void wait_for_answers(struct reclaimer *r, unsigned left)
+{
+	for (;;) {
+		uint32_t bell = bell_of(r);
+		collect(r);
+		if (r->asked <= left)
+			return;
+		rest(r, bell, ANSWER_MS);
+	}
+}
+
+/* ---- until there is enough ----------------------------------------------------------------- */
+
+struct goal {
+	uint32_t vm;    /* 0: any */
+	uint64_t freed; /* r->freed is to reach that; 0: there are to be board->high free frames */
+	bool force;
+};
+
+static uint32_t missing(const struct reclaimer *r, const struct goal *g)
+{
+	uint32_t free = ipt_free_frames(r->links.table), high = r->links.board->high;
+	if (g->freed)
+		return g->freed > r->freed ? (uint32_t)(g->freed - r->freed) : 0;
+	return free < high ? high - free : 0;
+}
+
+/* 0; -ENOSPC: nothing more can be taken out. */
+static int pursue(struct reclaimer *r, const struct goal *g)
+{
+	struct reclaim_clock *c = &r->clock;
+	unsigned futile = 0;
+	uint64_t round_freed = r->freed;
+	c->only = g->vm;
+	c->urgency = 0;
+	for (uint32_t want; (want = missing(r, g)) && futile < FUTILE;) {
+		bool around;
+		c->force = g->force && futile > 1;
+		reclaim_clock_survey(c);
+		uint32_t most = want < BATCH_FRAMES ? want : BATCH_FRAMES;
+		uint32_t full = reclaim_clock_turn(c, TURN_FRAMES, &around);
+		if (full || around)
+			ask_all(r, most, false);
+		/* With a batch at each VM's there is time to think. */
+		wait_for_answers(r, around ? 0 : r->asked / 2);
+		if (!around)
+			continue;
+		count(&r->links.board->counters.rounds, 1);
+		futile = r->freed == round_freed ? futile + 1 : 0;
+		c->urgency = r->freed == round_freed ? c->urgency + 1 : c->urgency;
+		round_freed = r->freed;
+	}
+	ask_all(r, 0, false); /* what is left of batches is looked at */
+	wait_for_answers(r, 0);
+	c->only = 0;
+	c->force = false;
+	return missing(r, g) ? -ENOSPC : 0;
+}
+
+static void keep_limits(struct reclaimer *r)
+{
+	struct reclaim_board *b = r->links.board;
+	for (uint32_t id = 1; id < r->clock.vms; id++) {
+		uint32_t limit = atomic_load_explicit(&b->desk[id].limit, memory_order_relaxed);
+		if (!limit || !r->clock.vm[id].live || r->clock.vm[id].frames <= limit)
+			continue;
+		const struct goal g = {id, r->freed + r->clock.vm[id].frames - limit, true};
+		pursue(r, &g);
+	}
+}
+
+static void fulfil_wish(struct reclaimer *r)
+{
+	struct reclaim_wish *w = &r->links.board->wish;
+	if (atomic_load_explicit(&w->state, memory_order_acquire) != RECLAIM_ASKED)
+		return;
+	uint64_t before = r->freed;
+	const struct goal g = {w->vm, before + w->frames, true};
+	pursue(r, &g);
+	atomic_store_explicit(&w->freed, (uint32_t)(r->freed - before), memory_order_relaxed);
+	atomic_store_explicit(&w->state, RECLAIM_DONE, memory_order_release);
+	ring_host(r, 0);
+}
+
+/* ---- samples ------------------------------------------------------------------------------- */
+
+/* Have the frames of a sample looked at: a first time, so that they begin anew, and a second time to see which were
+ * touched meanwhile. */
+static void sample(struct reclaimer *r)
+{
+	struct reclaim_clock *c = &r->clock;
+	uint32_t frames = ipt_config(r->links.table)->frames, hand = c->hand;
+	bool around;
+	if (clock_ns() < r->sample_ns)
+		return;
+	r->sample_ns = clock_ns() + SAMPLE_MS * UINT64_C(1000000);
+	if (!r->sample_again && ipt_free_frames(r->links.table) > frames / 2)
+		return; /* there won't be anything to choose for a while */
+	c->sampling = true;
+	reclaim_clock_survey(c);
+	for (unsigned i = 0; i < SAMPLE_RUNS; i++) {
+		if (!r->sample_again)
+			r->sample_at[i] =
+				(uint32_t)(erand48(r->dice) * frames) & ~(RECLAIM_PAGES - 1u);
+		c->hand = r->sample_at[i];
+		uint32_t n = frames - c->hand < RECLAIM_PAGES ? frames - c->hand : RECLAIM_PAGES;
+		reclaim_clock_turn(c, n, &around);
+	}
+	c->hand = hand;
+	c->sampling = false;
+	ask_all(r, 0, r->sample_again);
+	wait_for_answers(r, 0);
+	r->sample_again = !r->sample_again;
+}
+
+static void trim_store(struct reclaimer *r);
+
+_Noreturn void reclaimer_process(const struct reclaimer_links *links)
+{
+	static struct reclaimer r;
+	prctl(PR_SET_NAME, "reclaimer");
+	r = (struct reclaimer){.links = *links, .cpu_ns = cpu_ns(), .dice = {1, 2, 3}};
+	struct reclaim_board *b = links->board;
+	if (reclaim_clock_create(&r.clock, links->table, b))
+		_exit(1);
+	r.note = calloc(r.clock.vms, sizeof *r.note);
+	if (!r.note)
+		_exit(1);
+	for (;;) {
+		uint32_t bell = bell_of(&r);
+		atomic_store_explicit(&b->rung, 0, memory_order_release);
+		collect(&r);
+		fulfil_wish(&r);
+		bool full = false;
+		if (ipt_free_frames(links->table) < b->low) {
+			const struct goal enough = {0};
+			full = pursue(&r, &enough) != 0;
+		}
+		atomic_store_explicit(&b->full, full, memory_order_relaxed);
+		reclaim_clock_survey(&r.clock);
+		keep_limits(&r);
+		sample(&r);
+		trim_store(&r);
+		rest(&r, bell, full ? FULL_MS : SAMPLE_MS);
+	}
+}
+
+/* ---- what the store doesn't need any more -------------------------------------------------- */
+
+static int trim(void *ctx, uint32_t first, uint32_t n)
+{
+	return store_mem_trim(ctx, first, n);
+}
+
+/* Give empty pages of the packed memory back. */
+static void trim_store(struct reclaimer *r)
+{
+	const struct store *s = r->links.store;
+	struct ipt_space_info info;
+	ipt_space(r->links.table, &info);
+	uint64_t needed = info.granules_used * IPT_GRANULE, has = store_mem_populated_bytes(s);
+	if (has > needed + needed / 4 + MiB)
+		ipt_packed_trim(r->links.table, 0, s->mem_pages, trim, (void *)s);
+}
