@@ -137,11 +137,30 @@ static void on_tick(struct host_source *s, uint32_t events)
 	(void)events;
 	event_drain(s->fd);
 	bool more = host_feed_the_hungry(h);
+	host_tell_starved(h);
 	for (unsigned i = 0; i < h->vms; i++) {
 		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
 		more = more || (rc && rc != -EBUSY);
 	}
 	host_set_tick(h, more);
+}
+
+/* Tell of VMs that wait for memory, and of those that go on. Where pages can be taken out it is only when no more can
+ * be. */
+void host_tell_starved(struct host *h)
+{
+	bool hopeless = host_reclaim_is_full(h);
+	for (unsigned i = 0; i < h->vms; i++) {
+		struct host_vm *vm = h->vm[i];
+		if (vm->phase != HOST_VM_ALIVE)
+			continue;
+		uint32_t state = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire);
+		bool starved = state == VM_STARVED && (hopeless || vm->said_starved);
+		if (starved != vm->said_starved && state != VM_ENDED) {
+			vm->said_starved = starved;
+			h->events.starved(h->events.ctx, vm, starved);
+		}
+	}
 }
 
 static void on_news(struct host_source *s, uint32_t events)
@@ -154,16 +173,11 @@ static void on_news(struct host_source *s, uint32_t events)
 		if (vm->phase != HOST_VM_ALIVE)
 			continue;
 		host_vm_told(vm, false);
-		uint32_t state = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire);
-		bool starved = state == VM_STARVED;
-		if (starved != vm->said_starved && state != VM_ENDED) {
-			vm->said_starved = starved;
-			h->events.starved(h->events.ctx, vm, starved);
-		}
 		h->events.news(h->events.ctx, vm);
 		if (atomic_load_explicit(&vm->mailbox->hungry, memory_order_seq_cst))
 			host_set_tick(h, true);
 	}
+	host_tell_starved(h);
 	host_clone_news(h);
 }
 

@@ -65,6 +65,10 @@ int host_merge_create(struct host *h, char *error);
 void host_merge_destroy(struct host *h);
 struct merge_board *host_merge_board(struct host *h);
 void host_merge_admit(struct host_vm *vm);
+/* VMs that began or ceased to wait for memory: say so. */
+void host_tell_starved(struct host *h);
+/* Can nothing more be taken out of memory, or is there no reclaim at all? */
+bool host_reclaim_is_full(struct host *h);
 /* host_reclaim.c: the store, if one is wanted, and the space in it that the table is to account for; then the reclaimer.
  * -errno with words. */
 int host_reclaim_open(struct host *h, struct ipt_config *c, char *error);

@@ -44,8 +44,16 @@ static void heard(struct host_worker *w, uint32_t id)
 		host_order(vm, ORDER_RECLAIM);
 	if (!id) {
 		host_feed_the_hungry(w->host);
+		host_tell_starved(w->host);
 		told(container(struct host_reclaimer, worker, w));
 	}
+}
+
+bool host_reclaim_is_full(struct host *h)
+{
+	const struct host_reclaimer *g = h->reclaimer;
+	return !g || !host_worker_runs(&g->worker) ||
+	       atomic_load_explicit(&g->board->full, memory_order_relaxed);
 }
 
 /* ---- before the table is made: what space it is to account for -------------------------------- */

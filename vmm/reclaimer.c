@@ -312,7 +312,8 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 			const struct goal enough = {0};
 			full = pursue(&r, &enough) != 0;
 		}
-		atomic_store_explicit(&b->full, full, memory_order_relaxed);
+		if (atomic_exchange_explicit(&b->full, full, memory_order_relaxed) != full)
+			ring_host(&r, 0); /* which tells those who wait */
 		reclaim_clock_survey(&r.clock);
 		keep_limits(&r);
 		sample(&r);
