@@ -286,6 +286,26 @@ int ipt_out_commit(struct ipt *t, vmid_t vm, gfn_t first, const uint32_t *slots,
  * out (any more). An ancestor's may change at any time: read the bytes, then ask again. No lock. */
 int ipt_out_read(struct ipt *t, vmid_t vm, gfn_t g, struct ipt_out *out, vmid_t *at);
 
+/*
+ * A template's own frames from f on, at n gfns (1, or a group of 16) from first on, are out from now on, for all
+ * who see them. In this order, all with the registry locked: `keep` stores page i's bytes (of those that have
+ * any) at *where; the table says OUT; `settle` makes sure that nobody is at a frame that he looked up before
+ * (-EBUSY: somebody is); `clean` cleans the frames (as ipt_clean_fn), which are free then. If any of these
+ * fails, all is as it was, and the error is returned. -ESTALE: the frames aren't there (any more); -EBUSY:
+ * one is pinned; -ENOSPC. Locks: the registry, and within it an arena, a stripe and a zone.
+ */
+struct ipt_out_ops {
+	int (*keep)(void *ctx, uint32_t i, const struct ipt_out *where);
+	int (*settle)(void *ctx);
+	int (*clean)(void *ctx, frame_t first, uint32_t n);
+};
+int ipt_template_out(struct ipt *t, vmid_t vm, gfn_t first, frame_t f, struct ipt_out *pages,
+		     uint32_t n, const struct ipt_out_ops *ops, void *ctx);
+/* n limbo frames of `by`, from f on, which hold what is out at n gfns of the template vm (all in one group), are
+ * the template's frames there from now on. -ESTALE: one isn't out (any more); then, and for all other errors
+ * (as ipt_map), nothing has changed. Locks as above. */
+int ipt_template_in(struct ipt *t, vmid_t by, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
+
 struct ipt_space_info {
 	uint64_t granules, granules_used;
 	uint32_t blocks, blocks_used;
