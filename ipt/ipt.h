@@ -391,10 +391,14 @@ void ipt_unpin(struct ipt *t, frame_t f);
 /* ---- ages ----------------------------------------------------------------------------------
  *
  * A number beside each frame's word that the table keeps and doesn't understand: how many times somebody looked
- * and found the frame unused, 0 to 255. A frame that is freed begins anew at 0. No lock.
+ * and found the frame unused. A frame that is freed begins anew at 0. No lock.
  */
+#define IPT_AGE_MOST 127
 uint8_t ipt_age(struct ipt *t, frame_t f);
 void ipt_set_age(struct ipt *t, frame_t first, uint32_t n, uint8_t age);
+/* Did the frame come to its template by ipt_template_in? Then windows that show the template's page may have another
+ * frame there. */
+bool ipt_moved(struct ipt *t, frame_t f);
 
 /* ---- looking at the whole ----------------------------------------------------------------- */
 

@@ -207,6 +207,8 @@ static int in_locked(struct ipt *t, vmid_t by, vmid_t vm, uint64_t g, uint32_t f
 			return -ESTALE;
 	}
 	begin(t, vm);
+	for (uint32_t i = 0; i < n; i++)
+		atomic_fetch_or_explicit(&t->side[f + i], SIDE_MOVED, memory_order_release);
 	move_begin(t, by.v, vm.v, f, n, IPT_PRIVATE);
 	int err = forward_swap(t, vm.v, g, f, n, IPT_PRIVATE, 1u << IPT_OUT, slots);
 	move_end(t);

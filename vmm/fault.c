@@ -163,6 +163,9 @@ static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
 		int rc = memory_populate(m, g);
 		for (int tries = 0; rc == -EEXIST && tries < 8; tries++)
 			rc = memory_populate(m, g); /* its template's end made it ours meanwhile */
+		if (!rc && p.kind == IPT_AWAY && ipt_place(m->table, m->vm, g, 1, &p) &&
+		    p.kind != IPT_OWN) /* the template's, and not in the window yet */
+			return write ? memory_own(m, g) : memory_show(m, g);
 		if (rc || !dax_of(m, g))
 			return rc;
 		/* A page of a file: the pool has it now, the window not yet. */

@@ -143,6 +143,25 @@ void memory_note_own(struct memory *m, gfn_t g)
 	touch(m, cluster_of(m, g), 1);
 }
 
+static void count_work(const struct memory *m)
+{
+	struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
+	if (d) /* before what is looked up then: whoever changes the table first looks here after */
+		atomic_fetch_add_explicit(&d->at_work, 1, memory_order_seq_cst);
+}
+
+void memory_enter(struct memory *m)
+{
+	pthread_mutex_lock(&m->lock);
+	count_work(m);
+}
+
+void memory_leave(struct memory *m)
+{
+	count_work(m);
+	pthread_mutex_unlock(&m->lock);
+}
+
 static bool is_away(const struct memory *m, gfn_t g)
 {
 	struct ipt_place p;
@@ -190,11 +209,11 @@ int memory_populate(struct memory *m, gfn_t g)
 {
 	if (!memory_bank(m, g))
 		return -EFAULT;
-	pthread_mutex_lock(&m->lock);
+	memory_enter(m);
 	int rc = 0;
 	if (!frame_valid(ipt_lookup(m->table, m->vm, g)))
 		rc = memory_populate_locked(m, g);
-	pthread_mutex_unlock(&m->lock);
+	memory_leave(m);
 	return rc;
 }
 

@@ -88,6 +88,10 @@ const struct machine_bank *memory_bank(const struct memory *m, gfn_t g);
 int memory_populate_locked(struct memory *m, gfn_t g);
 /* The cluster of a gfn that is ours has frames, if memory_populate didn't give them. */
 void memory_note_own(struct memory *m, gfn_t g);
+/* Take memory.lock, and let it go again. In between frames that the table says are an ancestor's stay what they are
+ * (reclaimer.c: settle). */
+void memory_enter(struct memory *m);
+void memory_leave(struct memory *m);
 /* With memory.lock held: the pool has no frame. True if there is one again, since we took out some of our own, and the
  * caller is to try once more; else the host will say when there is one. */
 bool memory_make_room(struct memory *m);
@@ -102,6 +106,9 @@ void memory_free(struct memory *m, frame_t first, uint32_t n);
 /* With memory.lock held: limbo frames become what is at n gfns, at most MEMORY_RUN, in the table (over aliases) and in the window.
  * -errno as ipt_map_over, or of mmap. */
 int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n);
+/* With memory.lock held: n gfns become a shared piece of the window that shows others' frames from f on, watched from
+ * the first moment: a write in between is refused (remaps). -errno. */
+int memory_remap(struct memory *m, gfn_t first, frame_t f, uint32_t n);
 /* Give the gfn a frame of this VM's own, whose bytes are those that it had: populated if it is void, copied if it
  * is shared. 0 or as memory_populate. Same threads. */
 int memory_own(struct memory *m, gfn_t g);

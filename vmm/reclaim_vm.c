@@ -159,7 +159,7 @@ static uint32_t next_piece(const struct memory *m, gfn_t first, uint32_t i, uint
 static uint32_t grow_older(const struct memory *m, const struct piece *p)
 {
 	uint32_t age = ipt_age(m->table, p->own);
-	age += age < UINT8_MAX;
+	age += age < IPT_AGE_MOST;
 	ipt_set_age(m->table, p->own, p->n, (uint8_t)age);
 	return age;
 }
