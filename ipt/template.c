@@ -16,6 +16,7 @@
 #include "ipt/space.h"
 #include "ipt/zone.h"
 #include <errno.h>
+#include <sched.h>
 
 /* ---- counting anew --------------------------------------------------------------------------- */
 
@@ -151,8 +152,12 @@ static int swap_out(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t s
 		err = -EBUSY;
 	if (!err)
 		err = ops->clean(ctx, frame(f), n);
-	if (!err)
-		return ipt_free(t, vm, frame(f), n);
+	if (!err) {
+		/* Somebody may be pinning one, who will find that it isn't there any more. */
+		for (int tries = 0; ipt_free(t, vm, frame(f), n) && tries < 1000; tries++)
+			sched_yield();
+		return 0;
+	}
 	/* There was room for it before. */
 	forward_swap(t, vm.v, g, f, n, IPT_PRIVATE, 1u << IPT_OUT, was);
 	slot_count(t, vm, IPT_OUT, IPT_SPARE, n);

@@ -465,6 +465,7 @@ int memory_adopt(struct memory *m, char *error)
 	m->shares = true;
 	m->shown_to = 0;
 	m->own_hand = m->stalled_ns = 0;
+	m->pagemap = -1; /* the template's process has closed it */
 	store_io_forget(m->io);
 	m->io = NULL;
 	m->uffd = fault_open(error);
