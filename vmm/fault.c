@@ -153,7 +153,7 @@ static void count(struct memory *m, enum fault_kind kind)
 
 /* What the table says of the page decides, not what the kernel missed: the fault may be an old one. *kind becomes
  * what it was. */
-static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
+static int resolve(struct memory *m, gfn_t g, bool write, bool mapped, enum fault_kind *kind)
 {
 	struct ipt_place p;
 	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID) {
@@ -165,7 +165,11 @@ static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
 	}
 	if (p.kind != IPT_OWN) {
 		*kind = write ? FAULT_COPIED : FAULT_SHOWN;
-		return write ? memory_own(m, g) : memory_show(m, g);
+		/* KVM's asynchronous page faults ask to write whatever the guest does (virt/kvm/async_pf.c,
+		 * async_pf_execute: FOLL_WRITE), so this may be a read. The pages around are shown as for a
+		 * read: then KVM finds them at once and asks for what the guest wants of them. */
+		int rc = write && mapped ? 0 : memory_show(m, g);
+		return rc || !write ? rc : memory_own(m, g);
 	}
 	*kind = FAULT_STALE;
 	/* A frame that became ours with its template's end: its piece is still write-protected. */
@@ -173,14 +177,14 @@ static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
 }
 
 /* One fault: 0, -EAGAIN if it has to wait for frames, or another -errno. */
-static int serve(struct memory *m, uint64_t hva, bool write)
+static int serve(struct memory *m, uint64_t hva, bool write, bool mapped)
 {
 	uint64_t began = clock_ns();
 	enum fault_kind kind = write ? FAULT_GUEST_WRITE : FAULT_GUEST_READ;
 	gfn_t g = window_gfn(&m->window, hva);
 	if (g.v == INVALID_GFN.v)
 		return -EFAULT;
-	int rc = resolve(m, g, write, &kind);
+	int rc = resolve(m, g, write, mapped, &kind);
 	if (rc)
 		return rc;
 	rc = wake(m, hva);
@@ -201,9 +205,10 @@ int fault_service(struct memory *m, struct fault_queue *waiting)
 			if (msg[i].event != UFFD_EVENT_PAGEFAULT)
 				continue;
 			uint64_t hva = msg[i].arg.pagefault.address & ~PAGE_MASK;
-			bool write = msg[i].arg.pagefault.flags &
-				     (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP);
-			int rc = serve(m, hva, write);
+			bool mapped = msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP;
+			bool write =
+				mapped || msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
+			int rc = serve(m, hva, write, mapped);
 			if (rc == -EAGAIN) {
 				if (waiting->n == sizeof waiting->hva / sizeof *waiting->hva)
 					rc = wake(m,
@@ -224,7 +229,7 @@ int fault_retry(struct memory *m, struct fault_queue *waiting)
 	struct fault_queue still = {.n = 0};
 	int first_error = 0;
 	for (unsigned i = 0; i < waiting->n; i++) {
-		int rc = serve(m, waiting->hva[i], true);
+		int rc = serve(m, waiting->hva[i], true, true);
 		if (rc == -EAGAIN)
 			still.hva[still.n++] = waiting->hva[i];
 		else if (rc && !first_error)
