@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 /* Pages shown at once: from the first, doubled as a guest goes on from one piece to the next. */
-#define SHOW_FIRST 32u
+#define SHOW_FIRST 512u
 #define SHOW_MOST  512u
 
 /* ---- copying ------------------------------------------------------------------------------- */
