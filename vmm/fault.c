@@ -165,11 +165,13 @@ static int resolve(struct memory *m, gfn_t g, bool write, bool mapped, enum faul
 	}
 	if (p.kind != IPT_OWN) {
 		*kind = write ? FAULT_COPIED : FAULT_SHOWN;
+		if (!write)
+			return memory_show(m, g);
 		/* KVM's asynchronous page faults ask to write whatever the guest does (virt/kvm/async_pf.c,
 		 * async_pf_execute: FOLL_WRITE), so this may be a read. The pages around are shown as for a
 		 * read: then KVM finds them at once and asks for what the guest wants of them. */
-		int rc = write && mapped ? 0 : memory_show(m, g);
-		return rc || !write ? rc : memory_own(m, g);
+		int rc = mapped ? 0 : memory_show_known(m, g);
+		return rc ? rc : memory_own(m, g);
 	}
 	*kind = FAULT_STALE;
 	/* A frame that became ours with its template's end: its piece is still write-protected. */
