@@ -57,9 +57,6 @@ struct memory {
 	 * window may still get before they are counted again, and the last count. */
 	bool gave_back;
 	uint32_t mappings_left, mappings;
-	uint64_t
-		shown_to; /* where the last piece shown ends, gfn, and how long it was: the next one */
-	uint32_t shown_pages; /* that follows it is twice as long */
 	/* Reclaim (evict.c, fetch.c, reclaim_vm.c); NULL where there is none. */
 	const struct store *store;
 	struct store_io *io; /* this process's way to the swap file, when it has needed it */
@@ -115,6 +112,8 @@ int memory_remap(struct memory *m, gfn_t first, frame_t f, uint32_t n);
 int memory_own(struct memory *m, gfn_t g);
 /* Put a shared gfn's page, with its neighbours, into the window, write-protected. 0, or -errno. */
 int memory_show(struct memory *m, gfn_t g);
+/* The same for the pages around, if the pool has the page; else nothing is done. */
+int memory_show_known(struct memory *m, gfn_t g);
 /* From now on every frame that is mapped may be seen by others: a write must fault. vCPUs stand still. -errno
  * with words; then the VM can go on as before. */
 int memory_freeze(struct memory *m, char *error);
