@@ -1,4 +1,5 @@
 #include "vmm/agent.h"
+#include "vmm/balloon.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/host_private.h"
@@ -154,6 +155,7 @@ static void on_news(struct host_source *s, uint32_t events)
 		if (vm->phase != HOST_VM_ALIVE)
 			continue;
 		host_vm_told(vm, false);
+		balloon_news(vm);
 		uint32_t state = atomic_load_explicit(&vm->mailbox->state, memory_order_acquire);
 		bool starved = state == VM_STARVED;
 		if (starved != vm->said_starved && state != VM_ENDED) {

@@ -52,9 +52,10 @@ struct memory {
 
 	/* Sharing (share.c): has the window pieces that are registered for write protection? */
 	bool shares;
-	/* Merging (merge_vm.c): are there clusters without frames that are marked as touched? How many mappings the
+	/* Giving back (merge_vm.c, give.c): are there clusters without frames that are marked as touched? How many mappings the
 	 * window may still get before they are counted again, and the last count. */
 	bool gave_back;
+	bool watched_voids; /* are there void pages whose piece of the window isn't plain void (window.h)? */
 	uint32_t mappings_left, mappings;
 	uint64_t
 		shown_to; /* where the last piece shown ends, gfn, and how long it was: the next one */
@@ -80,8 +81,20 @@ const struct machine_bank *memory_bank(const struct memory *m, gfn_t g);
 int memory_populate_locked(struct memory *m, gfn_t g);
 /* The cluster of a gfn that is ours has frames, if memory_populate didn't give them. */
 void memory_note_own(struct memory *m, gfn_t g);
+/* The clusters that lie wholly in these gfns are void, in table and window. */
+void memory_note_void(struct memory *m, gfn_t first, uint64_t count);
 /* With memory.lock held: frames wanted for 2^order gfns, those that continue a neighbour's of our own. */
 frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
+
+/* ---- mappings.c, give.c: giving memory back -------------------------------------------------- */
+
+/* May the window get two more mappings for the sake of `count` pages, which a run in the midst of others costs? */
+bool memory_has_room(struct memory *m, uint32_t count);
+/* The guest wants nothing any more of what these gfns have: their frames are freed, and the window is void there again,
+ * so that the next touch is a fault that finds nothing. RAM only; pages that a device uses, and what there is no room
+ * for to split mappings, are left as they are. 0; -EFAULT if it isn't all memory of the VM's, and nothing was done;
+ * another -errno if the window isn't what the table says any more, and the VM can't go on. Loop's thread. */
+int memory_give(struct memory *m, gfn_t first, uint64_t count);
 
 /* ---- share.c: frames that others see too ---------------------------------------------------- */
 

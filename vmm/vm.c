@@ -24,6 +24,7 @@
 #define ID_BLK     2
 #define ID_CONSOLE 3
 #define ID_RNG     4
+#define ID_BALLOON 5
 #define ID_PMEM    27
 
 void vm_machine_devices(struct machine *m, unsigned disks)
@@ -36,6 +37,7 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 		m->virtio_id[m->virtio_slots++] = ID_BLK;
 	for (unsigned i = m->ram_banks; i < m->banks; i++)
 		m->virtio_id[m->virtio_slots++] = ID_PMEM;
+	m->virtio_id[m->virtio_slots++] = ID_BALLOON;
 }
 
 void vm_tell_host(const struct vm *vm)
@@ -158,9 +160,12 @@ static void take_orders(struct vm *vm)
 	}
 	if (orders & ORDER_SAMPLE) {
 		sample(vm);
+		virtio_balloon_ask(vm->balloon); /* its answer comes later */
 		atomic_fetch_add_explicit(&mb->sampled, 1, memory_order_release);
 		vm_tell_host(vm);
 	}
+	if (orders & ORDER_BALLOON)
+		balloon_obey(vm);
 	if (orders & ORDER_PRESS_POWER) {
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, true); /* edge-triggered: a pulse */
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, false);

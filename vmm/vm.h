@@ -95,7 +95,7 @@ struct vm {
 	struct virtio_dev *device[MACHINE_MAX_VIRTIO];
 	struct vm_slot slot[MACHINE_MAX_VIRTIO];
 	unsigned devices;
-	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS], *pmem[VM_MAX_PMEM];
+	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS], *pmem[VM_MAX_PMEM], *balloon;
 	struct outlet outlet, agent_outlet;
 	struct inlet inlet, agent_inlet;
 	struct idle idle;
@@ -155,6 +155,15 @@ void pause_for_freeze(struct vm *vm, const struct link_request *request, int tem
 void pause_wait(struct vm *vm, unsigned cpu);
 /* Let vCPUs that wait there see that the VM ends. */
 void pause_abandon(struct vm *vm);
+
+/* ---- balloon.c ------------------------------------------------------------------------------ */
+
+/* Make the device of the next slot. 0 or -errno. */
+int balloon_create(struct vm *vm, const struct virtio_env *env, struct virtio_dev **out);
+/* The host wants it to be another size. Loop's thread. */
+void balloon_obey(struct vm *vm);
+/* What it is, for a mailbox that doesn't know yet. */
+void balloon_tell(struct vm *vm);
 
 /* ---- template.c: freezing, and clones ------------------------------------------------------ */
 
