@@ -6,16 +6,26 @@
 
 _Static_assert(MAILBOX_NUMBERS == VIRTIO_BALLOON_NUMBERS, "the mailbox has a place for each");
 
+/* Freeing a MiB takes up to a millisecond, and guests report more than a hundred at once: faults are served in between. */
+#define STEP  (2 * MiB) /* aligned */
+#define SHORT (64 * KiB)
+
 static int give(void *ctx, gpa_t at, uint64_t bytes)
 {
 	struct vm *vm = ctx;
-	int rc = memory_give(&vm->memory, gpa_gfn(at), bytes >> PAGE_SHIFT);
-	if (rc && rc != -EFAULT) {
+	if (!machine_bank_of(&vm->config.machine, at, bytes))
+		return -EFAULT;
+	int rc = 0;
+	for (uint64_t n; !rc && bytes; at.v += n, bytes -= n) {
+		n = STEP - at.v % STEP < bytes ? STEP - at.v % STEP : bytes;
+		rc = memory_give(&vm->memory, gpa_gfn(at), n >> PAGE_SHIFT);
+		if (n >= SHORT)
+			vm_serve_faults(vm);
+	}
+	if (rc)
 		vm_end(vm, END_HOST_ERROR, "giving back left a page without its mapping: %s%s",
 		       strerror(-rc), rc == -ENOMEM ? " (raise vm.max_map_count)" : "");
-		return 0;
-	}
-	return rc;
+	return 0;
 }
 
 static void news(void *ctx, const struct virtio_balloon_stats *now)

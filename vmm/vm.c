@@ -140,13 +140,18 @@ static void after_faults(struct vm *vm, int rc)
 	vm_set_state(vm, now);
 }
 
+void vm_serve_faults(struct vm *vm)
+{
+	after_faults(vm, fault_service(&vm->memory, &vm->starved));
+}
+
 static void on_fault(struct loop_op *op, int res, uint32_t flags)
 {
 	struct vm *vm = container(struct vm, on_fault, op);
 	(void)flags;
 	if (res == -ECANCELED)
 		return;
-	after_faults(vm, fault_service(&vm->memory, &vm->starved));
+	vm_serve_faults(vm);
 }
 
 static void take_orders(struct vm *vm)

@@ -137,6 +137,8 @@ void vm_set_state(struct vm *vm, enum vm_state state);
 void vm_tell_host(const struct vm *vm);
 /* The loop's sources, for the guest's first time or a clone's: faults, link, input. -errno with words. */
 int vm_watch(struct vm *vm, char *error);
+/* Serve the faults that wait, in the midst of work that takes long. Loop's thread. */
+void vm_serve_faults(struct vm *vm);
 /* What the process is called in ps: "vm:NAME", "tm:NAME". */
 void vm_name_process(const char *prefix, const char *name);
 /* Start the vCPUs and run the loop to the VM's end. */
