@@ -108,15 +108,19 @@ static int give_window(struct memory *m, uint64_t from, uint64_t to)
 {
 	int rc = make_void(m, from, to);
 	/* The rest of a cluster may have been void before. */
-	uint64_t first = cluster_start(from), last = cluster_start(to - 1);
-	if (first < from && (m->watched_voids || !has_nothing(m, first)))
+	uint64_t first = cluster_start(from), end = cluster_start(to + IPT_CLUSTER_FRAMES - 1);
+	bool in_part = false;
+	if (end > to && (m->watched_voids || !has_nothing(m, end - IPT_CLUSTER_FRAMES))) {
+		end -= IPT_CLUSTER_FRAMES;
+		in_part = true;
+	}
+	if (first < from && (m->watched_voids || !has_nothing(m, first))) {
 		first += IPT_CLUSTER_FRAMES;
-	if (last + IPT_CLUSTER_FRAMES > to && (m->watched_voids || !has_nothing(m, last)))
-		last -= IPT_CLUSTER_FRAMES;
-	if (first != cluster_start(from) || last != cluster_start(to - 1))
-		m->gave_back = true;
-	if (!rc && first <= last)
-		memory_note_void(m, gfn(first), last + IPT_CLUSTER_FRAMES - first);
+		in_part = true;
+	}
+	m->gave_back = m->gave_back || in_part;
+	if (!rc && first < end)
+		memory_note_void(m, gfn(first), end - first);
 	return rc;
 }
 

@@ -27,6 +27,8 @@
 #define ID_BALLOON 5
 #define ID_PMEM    27
 
+_Static_assert(4 + VM_MAX_DISKS + VM_MAX_PMEM <= MACHINE_MAX_VIRTIO, "each has a slot");
+
 void vm_machine_devices(struct machine *m, unsigned disks)
 {
 	m->virtio_slots = 0;
@@ -37,6 +39,7 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 		m->virtio_id[m->virtio_slots++] = ID_BLK;
 	for (unsigned i = m->ram_banks; i < m->banks; i++)
 		m->virtio_id[m->virtio_slots++] = ID_PMEM;
+	/* Last, so that the others stay where they were. */
 	m->virtio_id[m->virtio_slots++] = ID_BALLOON;
 }
 
