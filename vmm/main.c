@@ -25,6 +25,7 @@ static const char help[] =
 	"  clone       copy a running guest, sharing its memory\n"
 	"  pause       stop a guest in its tracks\n"
 	"  resume      let a paused guest go on\n"
+	"  balloon     leave a guest with less of its memory, or more again\n"
 	"  exec        run a command in a guest\n"
 	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
 	"  audit       check its table\n";
@@ -73,6 +74,7 @@ static const struct {
 	{"resume", command_resume},
 	{"exec", command_exec},
 	{"renew", command_renew},
+	{"balloon", command_balloon},
 };
 
 int main(int argc, char **argv)

@@ -168,6 +168,16 @@ static bool is_away(const struct memory *m, gfn_t g)
 	return m->store && ipt_place(m->table, m->vm, g, 1, &p) && p.kind == IPT_AWAY;
 }
 
+void memory_note_void(struct memory *m, gfn_t first, uint64_t count)
+{
+	uint64_t end = first.v + count,
+		 at = (first.v + IPT_CLUSTER_FRAMES - 1) & ~(uint64_t)(IPT_CLUSTER_FRAMES - 1);
+	for (; at + IPT_CLUSTER_FRAMES <= end; at += IPT_CLUSTER_FRAMES) {
+		uint64_t c = cluster_of(m, gfn(at));
+		m->touched[c / 64] &= ~(UINT64_C(1) << (c % 64));
+	}
+}
+
 static int populate(struct memory *m, gfn_t g)
 {
 	struct dax *d = dax_of(m, g);

@@ -53,9 +53,10 @@ struct memory {
 
 	/* Sharing (share.c): has the window pieces that are registered for write protection? */
 	bool shares;
-	/* Merging (merge_vm.c): are there clusters without frames that are marked as touched? How many mappings the
+	/* Giving back (merge_vm.c, give.c): are there clusters without frames that are marked as touched? How many mappings the
 	 * window may still get before they are counted again, and the last count. */
 	bool gave_back;
+	bool watched_voids; /* are there void pages whose piece of the window isn't plain void (window.h)? */
 	uint32_t mappings_left, mappings;
 	/* Reclaim (evict.c, fetch.c, reclaim_vm.c); NULL where there is none. */
 	const struct store *store;
@@ -93,8 +94,20 @@ void memory_leave(struct memory *m);
 /* With memory.lock held: the pool has no frame. True if there is one again, since we took out some of our own, and the
  * caller is to try once more; else the host will say when there is one. */
 bool memory_make_room(struct memory *m);
+/* The clusters that lie wholly in these gfns are void, in table and window. */
+void memory_note_void(struct memory *m, gfn_t first, uint64_t count);
 /* With memory.lock held: frames wanted for 2^order gfns, those that continue a neighbour's of our own. */
 frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
+
+/* ---- mappings.c, give.c: giving memory back -------------------------------------------------- */
+
+/* May the window get two more mappings for the sake of `count` pages, which a run in the midst of others costs? */
+bool memory_has_room(struct memory *m, uint32_t count);
+/* The guest wants nothing any more of what these gfns have: their frames are freed, and the window is void there again,
+ * so that the next touch is a fault that finds nothing. RAM only; pages that a device uses, and what there is no room
+ * for to split mappings, are left as they are. 0; -EFAULT if it isn't all memory of the VM's, and nothing was done;
+ * another -errno if the window isn't what the table says any more, and the VM can't go on. Loop's thread. */
+int memory_give(struct memory *m, gfn_t first, uint64_t count);
 
 /* ---- share.c: frames that others see too ---------------------------------------------------- */
 

@@ -1,4 +1,5 @@
 #include "vmm/requests.h"
+#include "vmm/balloon.h"
 #include "vmm/clone_requests.h"
 #include "vmm/exec.h"
 #include "vmm/fleet.h"
@@ -164,7 +165,7 @@ static const struct request_kind kinds[] = {
 	{"audit", take_audit},         {"run", requests_run},         {"kill", requests_kill},
 	{"console", requests_console}, {"status", requests_status},   {"stop", requests_stop},
 	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
-	{"exec", exec_take},           {"renew", take_renew},
+	{"exec", exec_take},           {"renew", take_renew},         {"balloon", take_balloon},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)

@@ -416,10 +416,17 @@ static int each_run(struct memory *m, run_fn *fn)
  * would be seen there? */
 static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 {
+	const uint64_t cluster = PAGE_SIZE << IPT_CLUSTER_ORDER;
 	int rc = fault_register(m->uffd, at, bytes, true);
 	if (rc != -EINVAL)
 		return rc;
 	rc = 0;
+	if (bytes > cluster) { /* most clusters have no such pages */
+		for (uint64_t done = 0; done < bytes && !rc; done += cluster)
+			rc = register_run(m, at + done,
+					  bytes - done < cluster ? bytes - done : cluster);
+		return rc;
+	}
 	for (uint8_t *end = at + bytes; at < end && !rc; at += PAGE_SIZE) {
 		struct ipt_place p;
 		gfn_t g = window_gfn(&m->window, (uintptr_t)at);

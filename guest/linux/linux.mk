@@ -3,7 +3,7 @@
 GUEST_LINUX := build/guest
 GUEST_KERNEL := $(GUEST_LINUX)/cache/kernel
 GUEST_MODULES := virtio_mmio virtio_blk virtio_console virtio-rng
-GUEST_LATE_MODULES := evdev button
+GUEST_LATE_MODULES := virtio_balloon evdev button
 GUEST_PMEM_MODULES := virtio_pmem nd_pmem
 
 guest: $(GUEST_LINUX)/bzImage $(GUEST_LINUX)/vmlinux $(GUEST_LINUX)/initrd
