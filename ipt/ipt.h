@@ -203,7 +203,7 @@ int ipt_largest_order(struct ipt *t);
 /*
  * Map `count` gfns of vm at consecutive limbo frames of vm, as PRIVATE. Aligned runs of 16 go in as
  * clusters. Tombs of vm's there give way. Prepare/commit: on any error nothing has changed. -EPERM if
- * a frame isn't vm's limbo, -EEXIST if a gfn is mapped already or has an alias, -EINVAL out of range,
+ * a frame isn't vm's limbo, -EEXIST if a gfn is mapped already, has an alias or is out, -EINVAL out of range,
  * -ENOSPC/-ENOMEM when the forward map can't grow. Lock: stripes, one at a time.
  */
 int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count);
@@ -213,7 +213,7 @@ int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count
 typedef void ipt_run_fn(void *ctx, gfn_t gfn, frame_t frame, uint32_t count);
 int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn *gone, void *ctx);
 
-/* The frame behind (vm, gfn) or INVALID_FRAME. No lock; about one line of index and one of array. */
+/* The frame behind (vm, gfn) or INVALID_FRAME, also for a page that is out. No lock; about one line of index and one of array. */
 frame_t ipt_lookup(struct ipt *t, vmid_t vm, gfn_t gfn);
 /* The same for n keys at once, with the memory accesses of all of them in flight together. */
 struct ipt_key {
@@ -222,7 +222,7 @@ struct ipt_key {
 };
 void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n);
 /* How many gfns from `first` on (at most max) are mapped at consecutive frames, and the first of
- * these frames: 0 and INVALID_FRAME if `first` is void. */
+ * these frames: 0 and INVALID_FRAME if `first` is void or out. */
 uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, frame_t *out);
 
 /* ---- sharing beside the lineage ------------------------------------------------------------
@@ -384,7 +384,7 @@ int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx);
 /* ---- pins: I/O in flight ------------------------------------------------------------------ */
 
 /* Look (vm, gfn) up and count one more user of the frame, so that it is neither freed nor moved until
- * ipt_unpin. -ENOENT if void, -EOVERFLOW at 65535 pins. No lock. */
+ * ipt_unpin. -ENOENT if void or out, -EOVERFLOW at 65535 pins. No lock. */
 int ipt_pin(struct ipt *t, vmid_t vm, gfn_t gfn, frame_t *out);
 void ipt_unpin(struct ipt *t, frame_t f);
 
