@@ -8,6 +8,7 @@
  */
 #include "vmm/clock.h"
 #include "vmm/reclaim_clock.h"
+#include "vmm/reclaim_stall.h"
 #include "vmm/store.h"
 #include <errno.h>
 #include <linux/futex.h>
@@ -38,10 +39,12 @@ struct reclaimer {
 	struct reclaim_clock clock;
 	struct desk_note *note; /* by id */
 	uint64_t cpu_ns;
-	uint64_t freed;     /* by answers, in all */
-	unsigned asked;     /* desks that have something to do */
-	uint64_t sample_ns; /* when the next sample is due */
-	bool sample_again;  /* the sample's first look is done */
+	uint64_t freed;              /* by answers, in all */
+	unsigned asked;              /* desks that have something to do */
+	uint64_t sample_ns;          /* when the next sample is due */
+	bool sample_again;           /* the sample's first look is done */
+	struct reclaim_stall *stall; /* by id */
+	uint64_t stalls_ns;          /* when they were looked at */
 	uint32_t sample_at[SAMPLE_RUNS];
 	unsigned short dice[3];
 };
@@ -80,8 +83,13 @@ static void ask(struct reclaimer *r, uint32_t id, uint32_t most, bool sample)
 	struct reclaim_vm *v = &r->clock.vm[id];
 	struct reclaim_desk *d = &r->links.board->desk[id];
 	struct reclaim_counters *c = &r->links.board->counters;
-	if (!v->runs || !may_ask(r, id))
+	if (!v->runs)
 		return;
+	if (!may_ask(r, id)) {
+		if (!r->note[id].asked_ns)
+			v->runs = 0; /* it doesn't hear: the hand goes on without it */
+		return;
+	}
 	for (uint32_t i = 0; i < v->runs; i++)
 		d->run[i] = v->run[i];
 	d->runs = v->runs;
@@ -109,14 +117,7 @@ static void take_answer(struct reclaimer *r, uint32_t id)
 	atomic_store_explicit(&d->state, RECLAIM_FREE, memory_order_release);
 	count(&c->looked, a.looked);
 	count(&c->touched, a.touched);
-	count(&c->freed, a.evicted.freed);
-	count(&c->zero, a.evicted.zero);
-	count(&c->out, a.evicted.out);
-	count(&c->in_file, a.evicted.in_file);
-	count(&c->packed_bytes, a.evicted.packed_bytes);
-	count(&c->refused, a.evicted.refused);
-	count(&c->full, a.evicted.full);
-	count(&c->errors, a.evicted.errors);
+	reclaim_count(r->links.board, &a.evicted);
 	count(&c->vms_ns, a.ns);
 	r->freed += a.evicted.freed;
 	if (r->note[id].sample)
@@ -167,6 +168,20 @@ static void rest(struct reclaimer *r, uint32_t bell, uint64_t ms)
 	syscall(SYS_futex, &r->links.board->bell, FUTEX_WAIT, bell, &t, NULL, 0);
 	if (poll(&p, 1, 0) > 0)
 		_exit(0); /* nothing is ever sent to us but the end */
+}
+
+/* Desks that another reclaimer, which died, had asked: as if they had been given up. Perhaps they weren't rung. */
+static void inherit(struct reclaimer *r)
+{
+	for (uint32_t id = 1; id < r->clock.vms; id++) {
+		uint32_t state =
+			atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire);
+		if (state == RECLAIM_FREE)
+			continue;
+		r->note[id].deaf_until_ns = 1;
+		if (state == RECLAIM_ASKED)
+			ring_host(r, id);
+	}
 }
 
 static uint32_t bell_of(const struct reclaimer *r)
@@ -289,6 +304,17 @@ static void sample(struct reclaimer *r)
 	r->sample_again = !r->sample_again;
 }
 
+static void look_at_stalls(struct reclaimer *r)
+{
+	uint64_t now = clock_ns(), period = now - r->stalls_ns;
+	if (period < RECLAIM_STALL_MS * UINT64_C(1000000))
+		return;
+	for (uint32_t id = 1; id < r->clock.vms; id++)
+		if (r->clock.vm[id].live)
+			reclaim_stall_look(&r->stall[id], &r->links.board->desk[id], now, period);
+	r->stalls_ns = now;
+}
+
 static void trim_store(struct reclaimer *r);
 
 _Noreturn void reclaimer_process(const struct reclaimer_links *links)
@@ -300,8 +326,11 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 	if (reclaim_clock_create(&r.clock, links->table, b))
 		_exit(1);
 	r.note = calloc(r.clock.vms, sizeof *r.note);
-	if (!r.note)
+	r.stall = calloc(r.clock.vms, sizeof *r.stall);
+	if (!r.note || !r.stall)
 		_exit(1);
+	r.stalls_ns = clock_ns();
+	inherit(&r);
 	for (;;) {
 		uint32_t bell = bell_of(&r);
 		atomic_store_explicit(&b->rung, 0, memory_order_release);
@@ -315,6 +344,7 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 		if (atomic_exchange_explicit(&b->full, full, memory_order_relaxed) != full)
 			ring_host(&r, 0); /* which tells those who wait */
 		reclaim_clock_survey(&r.clock);
+		look_at_stalls(&r);
 		keep_limits(&r);
 		sample(&r);
 		trim_store(&r);
