@@ -26,6 +26,8 @@ static const char help[] =
 	"  pause       stop a guest in its tracks\n"
 	"  resume      let a paused guest go on\n"
 	"  exec        run a command in a guest\n"
+	"  reclaim     take pages of a guest out of memory\n"
+	"  limit       the most of a guest that may be in memory\n"
 	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
 	"  audit       check its table\n";
 
@@ -73,6 +75,8 @@ static const struct {
 	{"resume", command_resume},
 	{"exec", command_exec},
 	{"renew", command_renew},
+	{"reclaim", command_reclaim},
+	{"limit", command_limit},
 };
 
 int main(int argc, char **argv)
