@@ -124,6 +124,32 @@ static void take_answer(struct reclaimer *r, uint32_t id)
 		reclaim_learn(&r->clock.vm[id], a.looked, a.touched);
 }
 
+static void look_at_stalls(struct reclaimer *r)
+{
+	uint64_t now = clock_ns(), period = now - r->stalls_ns;
+	if (period < RECLAIM_STALL_MS * UINT64_C(1000000))
+		return;
+	for (uint32_t id = 1; id < r->clock.vms; id++)
+		if (r->clock.vm[id].live)
+			reclaim_stall_look(&r->stall[id], &r->links.board->desk[id], now, period);
+	r->stalls_ns = now;
+}
+
+/* One that had been given up: its late answer; or it is rung again, since a clone that was being made wasn't. */
+static void hear_late(struct reclaimer *r, uint32_t id, uint64_t now)
+{
+	struct desk_note *n = &r->note[id];
+	uint32_t state =
+		atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire);
+	if (state == RECLAIM_DONE) {
+		n->deaf_until_ns = 0;
+		take_answer(r, id);
+	} else if (state == RECLAIM_ASKED && now >= n->deaf_until_ns) {
+		n->deaf_until_ns = now + DEAF_MS * UINT64_C(1000000);
+		ring_host(r, id);
+	}
+}
+
 /* What there is of answers. VMs that say nothing are left alone for a while; those that are gone, for good. */
 static void collect(struct reclaimer *r)
 {
@@ -145,14 +171,10 @@ static void collect(struct reclaimer *r)
 		n->asked_ns = 0;
 		r->asked--;
 	}
-	/* Late answers of those who had been given up. */
 	for (uint32_t id = 1; id < r->clock.vms; id++)
-		if (r->note[id].deaf_until_ns && !r->note[id].asked_ns &&
-		    atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire) ==
-			    RECLAIM_DONE) {
-			r->note[id].deaf_until_ns = 0;
-			take_answer(r, id);
-		}
+		if (r->note[id].deaf_until_ns && !r->note[id].asked_ns)
+			hear_late(r, id, now);
+	look_at_stalls(r);
 	if (r->freed != before)
 		ring_host(r, 0); /* feed the hungry */
 }
@@ -170,18 +192,13 @@ static void rest(struct reclaimer *r, uint32_t bell, uint64_t ms)
 		_exit(0); /* nothing is ever sent to us but the end */
 }
 
-/* Desks that another reclaimer, which died, had asked: as if they had been given up. Perhaps they weren't rung. */
+/* Desks that another reclaimer, which died, had asked are as if they had been given up. */
 static void inherit(struct reclaimer *r)
 {
-	for (uint32_t id = 1; id < r->clock.vms; id++) {
-		uint32_t state =
-			atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire);
-		if (state == RECLAIM_FREE)
-			continue;
-		r->note[id].deaf_until_ns = 1;
-		if (state == RECLAIM_ASKED)
-			ring_host(r, id);
-	}
+	for (uint32_t id = 1; id < r->clock.vms; id++)
+		if (atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire) !=
+		    RECLAIM_FREE)
+			r->note[id].deaf_until_ns = 1;
 }
 
 static uint32_t bell_of(const struct reclaimer *r)
@@ -304,17 +321,6 @@ static void sample(struct reclaimer *r)
 	r->sample_again = !r->sample_again;
 }
 
-static void look_at_stalls(struct reclaimer *r)
-{
-	uint64_t now = clock_ns(), period = now - r->stalls_ns;
-	if (period < RECLAIM_STALL_MS * UINT64_C(1000000))
-		return;
-	for (uint32_t id = 1; id < r->clock.vms; id++)
-		if (r->clock.vm[id].live)
-			reclaim_stall_look(&r->stall[id], &r->links.board->desk[id], now, period);
-	r->stalls_ns = now;
-}
-
 static void trim_store(struct reclaimer *r);
 
 _Noreturn void reclaimer_process(const struct reclaimer_links *links)
@@ -344,7 +350,6 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 		if (atomic_exchange_explicit(&b->full, full, memory_order_relaxed) != full)
 			ring_host(&r, 0); /* which tells those who wait */
 		reclaim_clock_survey(&r.clock);
-		look_at_stalls(&r);
 		keep_limits(&r);
 		sample(&r);
 		trim_store(&r);
