@@ -26,7 +26,9 @@
 #define SAMPLE_MS    2000
 #define SAMPLE_RUNS  16  /* of 2 MiB in the whole pool, to a sample */
 #define FULL_MS      200 /* to wait, when nothing could be taken out in two rounds */
-#define FUTILE       (RECLAIM_OLDEST / 2 + 2) /* rounds */
+#define FUTILE_FRAMES \
+	64 /* a round that frees less, and less than a part of what is missing, brings nothing */
+#define FUTILE (RECLAIM_OLDEST / 2 + 2) /* rounds */
 
 struct desk_note {
 	uint64_t asked_ns; /* 0: nothing is asked */
@@ -254,8 +256,11 @@ static int pursue(struct reclaimer *r, const struct goal *g)
 		if (!around)
 			continue;
 		count(&r->links.board->counters.rounds, 1);
-		futile = r->freed == round_freed ? futile + 1 : 0;
-		c->urgency = r->freed == round_freed ? c->urgency + 1 : c->urgency;
+		/* Pages that come back at once can be taken out for ever. */
+		uint32_t least = want / 32 + 1 < FUTILE_FRAMES ? want / 32 + 1 : FUTILE_FRAMES;
+		bool little = r->freed < round_freed + least;
+		futile = little ? futile + 1 : 0;
+		c->urgency += little;
 		round_freed = r->freed;
 	}
 	ask_all(r, 0, false); /* what is left of batches is looked at */
