@@ -26,4 +26,8 @@ int command_clone(int argc, char **argv);
 int command_pause(int argc, char **argv);
 int command_resume(int argc, char **argv);
 
+/* reclaim_command.c */
+int command_reclaim(int argc, char **argv);
+int command_limit(int argc, char **argv);
+
 #endif

@@ -52,6 +52,7 @@ static void pack(uint32_t n)
 		} else if (store_pack(batch.page[i], batch.packed[i], &o->bytes) == 0) {
 			o->sum = store_sum(batch.packed[i], o->bytes);
 		} else {
+			batch.in_file++;
 			o->where = IPT_IN_FILE;
 			o->bytes = PAGE_SIZE;
 			o->sum = store_sum(batch.page[i], PAGE_SIZE);
@@ -188,6 +189,25 @@ static int bring_back(struct memory *m, gfn_t first, uint32_t n)
 	return rc;
 }
 
+/* Some of the pages that were read don't pack, and there is no file: these stay, the others go. */
+static int evict_packable(struct memory *m, gfn_t first, uint32_t n, struct evict_count *c)
+{
+	uint32_t stay = 0;
+	for (uint32_t i = 0; i < n; i++)
+		stay |= (uint32_t)(batch.out[i].where == IPT_IN_FILE) << i;
+	int rc = bring_back(m, first, n);
+	for (uint32_t i = 0, run; i < n && !rc; i += run) {
+		bool stays = stay >> i & 1;
+		for (run = 1; i + run < n && (stay >> (i + run) & 1) == stays; run++)
+			;
+		if (stays)
+			c->refused += run;
+		else
+			rc = memory_evict(m, gfn_add(first, i), run, c);
+	}
+	return rc;
+}
+
 int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *c)
 {
 	struct ipt_place p;
@@ -206,6 +226,8 @@ int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *
 		rc = read_frames(m->pool, p.frame, n);
 	if (!rc) {
 		pack(n);
+		if (batch.in_file && !m->store->file_blocks)
+			return evict_packable(m, first, n, c);
 		rc = batch.zeroes == n ? drop(m, first, n, c) : put_out(m, first, n, c);
 	}
 	if (!rc)

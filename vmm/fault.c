@@ -205,16 +205,19 @@ void fault_stall(struct memory *m, uint64_t from_ns, uint64_t to_ns)
 {
 	struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
 	if (d && to_ns > from_ns)
-		atomic_fetch_add_explicit(&d->stall_ns, to_ns - from_ns, memory_order_relaxed);
+		atomic_fetch_add_explicit(&d->stall_ns, to_ns - from_ns, memory_order_release);
 }
 
 /* Some faults wait for memory, or none does any more. */
 static void note_stall(struct memory *m, bool waiting)
 {
-	uint64_t now = clock_ns();
-	if (!waiting && m->stalled_ns)
-		fault_stall(m, m->stalled_ns, now);
-	m->stalled_ns = !waiting ? 0 : m->stalled_ns ? m->stalled_ns : now;
+	struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
+	uint64_t now = clock_ns(), since = m->stalled_ns;
+	m->stalled_ns = !waiting ? 0 : since ? since : now;
+	if (d && m->stalled_ns != since) /* before it is added: see reclaim_stalled_ns */
+		atomic_store_explicit(&d->stalled_since_ns, m->stalled_ns, memory_order_relaxed);
+	if (!waiting && since)
+		fault_stall(m, since, now);
 }
 
 /* One fault: 0, -EAGAIN if it has to wait for frames, or another -errno. */

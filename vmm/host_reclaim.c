@@ -50,6 +50,17 @@ static void heard(struct host_worker *w, uint32_t id)
 	}
 }
 
+/* Nobody fulfils a wish any more, and those who wait for memory are to hear of it. */
+static void failed(struct host_worker *w)
+{
+	struct host_reclaimer *g = container(struct host_reclaimer, worker, w);
+	struct reclaim_wish *wish = &g->board->wish;
+	if (atomic_load_explicit(&wish->state, memory_order_acquire) != RECLAIM_FREE)
+		atomic_store_explicit(&wish->state, RECLAIM_DONE, memory_order_release);
+	told(g);
+	host_tell_starved(w->host);
+}
+
 bool host_reclaim_is_full(struct host *h)
 {
 	const struct host_reclaimer *g = h->reclaimer;
@@ -97,6 +108,7 @@ int host_reclaim_start(struct host *h, char *error)
 	struct host_worker *w = &g->worker;
 	w->run = run;
 	w->heard = heard;
+	w->failed_for_good = failed;
 	w->keep[w->keeps++] = h->pool.fd;
 	w->keep[w->keeps++] = ipt_fd(h->table);
 	if (g->store.mem_fd >= 0)

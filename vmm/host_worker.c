@@ -56,8 +56,9 @@ static void on_exit_of_worker(struct host_source *s, uint32_t events)
 	let_go(w);
 	if (clock_ns() - w->started_ns >= LIVES_S * UINT64_C(1000000000))
 		w->failed = 0;
-	if (++w->failed < FAILS_IN)
-		host_worker_start(w);
+	bool again = ++w->failed < FAILS_IN && host_worker_start(w) == 0;
+	if (!again && w->failed_for_good)
+		w->failed_for_good(w);
 }
 
 static void on_link(struct host_source *s, uint32_t events)

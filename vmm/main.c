@@ -27,6 +27,8 @@ static const char help[] =
 	"  resume      let a paused guest go on\n"
 	"  balloon     leave a guest with less of its memory, or more again\n"
 	"  exec        run a command in a guest\n"
+	"  reclaim     take pages of a guest out of memory\n"
+	"  limit       the most of a guest that may be in memory\n"
 	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
 	"  audit       check its table\n";
 
@@ -75,6 +77,8 @@ static const struct {
 	{"exec", command_exec},
 	{"renew", command_renew},
 	{"balloon", command_balloon},
+	{"reclaim", command_reclaim},
+	{"limit", command_limit},
 };
 
 int main(int argc, char **argv)

@@ -63,9 +63,6 @@ static const char run_help[] =
 const struct run_options options_run_defaults = {
 	.count = 1, .name = "vm", .mem_bytes = 256 * MiB, .cpus = 1, .table = IPT_INDEX};
 
-/* With less a guest would do nothing but wait for its pages. */
-#define MEM_LIMIT_LEAST MiB
-
 static int bad(char *error, const char *option, const char *value, const char *mend)
 {
 	return errorf(error, -EINVAL, "%s: '%.80s' %s", option, value, mend);
@@ -194,7 +191,7 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 			return bad(error, "--mem-min", value, "is no size; write 64M");
 		return 0;
 	case 'L':
-		if (!size_parse(value, &o->mem_limit) || o->mem_limit < MEM_LIMIT_LEAST)
+		if (!size_parse(value, &o->mem_limit) || o->mem_limit < OPTIONS_MEM_LIMIT_LEAST)
 			return bad(error, "--mem-limit", value, "is no size from 1M on; write 64M");
 		return 0;
 	case 'R':

@@ -11,6 +11,8 @@
 #include <getopt.h>
 
 #define RUN_MAX_GUESTS 4096
+/* A limit on what a guest has in memory: with less it would do nothing but wait for its pages. */
+#define OPTIONS_MEM_LIMIT_LEAST MiB
 
 struct run_options {
 	unsigned count;

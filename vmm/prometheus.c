@@ -28,6 +28,49 @@ static const struct metric of_host[] = {
 	{NULL, NULL, "table.other_bytes", "part=\"other\"", 0},
 	{"table_repairs_total", "Parts rebuilt after a lock's holder had died.", "table.repairs",
 	 NULL, 0},
+	{"reclaim_running", "Does the reclaimer run.", "reclaim.running", NULL, 0},
+	{"reclaim_starts_total", "Times that the reclaimer was started.", "reclaim.starts", NULL,
+	 0},
+	{"reclaim_nothing_left", "Can no more pages be taken out of memory.",
+	 "reclaim.nothing_left", NULL, 0},
+	{"reclaim_free_frames_mark", "Free frames: reclaim begins below low, ends at high.",
+	 "reclaim.low_frames", "mark=\"low\"", 0},
+	{NULL, NULL, "reclaim.high_frames", "mark=\"high\"", 0},
+	{"reclaim_pages_out", "Guest pages that are not in memory.", "reclaim.pages_out", NULL, 0},
+	{"reclaim_rounds_total", "Times that the hand went around the pool.", "reclaim.rounds",
+	 NULL, 0},
+	{"reclaim_batches_total", "Requests to VMs.", "reclaim.batches", NULL, 0},
+	{"reclaim_looked_at_pages_total", "Pages looked at for use.", "reclaim.pages_looked_at",
+	 NULL, 0},
+	{"reclaim_touched_pages_total", "Of them: in use.", "reclaim.pages_touched", NULL, 0},
+	{"reclaim_freed_frames_total", "Frames that became free.", "reclaim.frames_freed", NULL, 0},
+	{"reclaim_put_out_pages_total", "Pages that went out of memory.", "reclaim.pages_put_out",
+	 NULL, 0},
+	{"reclaim_freed_pages_total", "Pages of freed frames, by what became of them.",
+	 "reclaim.pages_zero", "to=\"zero\"", 0},
+	{NULL, NULL, "reclaim.pages_packed", "to=\"packed\"", 0},
+	{NULL, NULL, "reclaim.pages_in_file", "to=\"file\"", 0},
+	{"reclaim_packed_bytes_total", "Bytes that packed pages came to.", "reclaim.packed_bytes",
+	 NULL, 0},
+	{"reclaim_refused_pages_total", "Pages that couldn't be taken out.",
+	 "reclaim.pages_refused", NULL, 0},
+	{"reclaim_store_full_total", "Times that there was no room for pages.",
+	 "reclaim.store_full", NULL, 0},
+	{"reclaim_store_errors_total", "Times that storing pages failed.", "reclaim.store_errors",
+	 NULL, 0},
+	{"reclaim_unheard_total", "VMs that didn't answer in time.", "reclaim.vms_unheard", NULL,
+	 0},
+	{"reclaim_cpu_seconds_total", "CPU time.", "reclaim.reclaimer_cpu_ns", "of=\"reclaimer\"",
+	 NANO},
+	{NULL, NULL, "reclaim.vms_cpu_ns", "of=\"vms\"", NANO},
+	{"reclaim_packed_memory_bytes",
+	 "Packed memory: its size, used, with host memory behind it.",
+	 "reclaim.packed_memory_total_bytes", "which=\"total\"", 0},
+	{NULL, NULL, "reclaim.packed_memory_used_bytes", "which=\"used\"", 0},
+	{NULL, NULL, "reclaim.packed_memory_populated_bytes", "which=\"populated\"", 0},
+	{"reclaim_swap_bytes", "The swap file: its size, and used.", "reclaim.swap_total_bytes",
+	 "which=\"total\"", 0},
+	{NULL, NULL, "reclaim.swap_used_bytes", "which=\"used\"", 0},
 	{"host_private_dirty_bytes", "The host process's own memory.",
 	 "host.process_private_dirty_kib", NULL, KIB},
 	{"host_page_table_bytes", "The host process's page tables.", "host.page_table_kib", NULL,
@@ -66,6 +109,23 @@ static const struct metric of_vm[] = {
 	{"vm_guest_swapped_bytes_total", "What the guest swapped.", "guest.swap_in_bytes",
 	 "direction=\"in\"", 0},
 	{NULL, NULL, "guest.swap_out_bytes", "direction=\"out\"", 0},
+	{"vm_fetched_frames_total", "Pages brought back into memory.", "fetched_frames", NULL, 0},
+	{"vm_fetch_seconds", "Quantiles of the same for pages that were out of memory.",
+	 "fetch.p50_ns", "quantile=\"0.5\"", NANO},
+	{NULL, NULL, "fetch.p99_ns", "quantile=\"0.99\"", NANO},
+	{"vm_reclaim_shares", "The VM's shares of memory.", "reclaim.shares", NULL, 0},
+	{"vm_reclaim_min_frames", "Frames that it keeps.", "reclaim.min_frames", NULL, 0},
+	{"vm_reclaim_limit_frames", "The most frames that it may have; 0: any number.",
+	 "reclaim.limit_frames", NULL, 0},
+	{"vm_working_set_frames", "Frames that it seems to use.", "reclaim.working_set_frames",
+	 NULL, 0},
+	{"vm_working_set_error_frames", "How wrong that may be (95 %).",
+	 "reclaim.working_set_error_frames", NULL, 0},
+	{"vm_stall_seconds_total", "Time in which a vCPU waited for memory.", "reclaim.stall_ns",
+	 NULL, NANO},
+	{"vm_stall_ratio", "The share of time of that, averaged.", "reclaim.stall_avg10",
+	 "window=\"10s\"", 0},
+	{NULL, NULL, "reclaim.stall_avg60", "window=\"60s\"", 0},
 	{"vm_starved_total", "Times that the VM had to wait for frames.", "starved", NULL, 0},
 	{"vm_extents_total", "Pieces of pool mapped into the VM's window.", "extents", NULL, 0},
 	{"vm_window_mappings", "The kernel's mappings of the VM's window.", "window_mappings", NULL,
@@ -92,11 +152,11 @@ static void put_escaped(const char *value)
 			printf("%s%c", *value == '\\' || *value == '"' ? "\\" : "", *value);
 }
 
-/* One number with its labels; nothing for what is no number. */
+/* One number (or yes or no: 1, 0) with its labels; nothing for what is none. */
 static void put_number(const char *name, const json_t *v, const char *vm, const char *label,
 		       double scale)
 {
-	if (!json_is_number(v))
+	if (!json_is_number(v) && !json_is_boolean(v))
 		return;
 	printf("invisor_%s", name);
 	if (vm) {
@@ -106,7 +166,9 @@ static void put_number(const char *name, const json_t *v, const char *vm, const 
 	} else if (*label) {
 		printf("{%s}", label);
 	}
-	if (json_is_integer(v) && !(scale > 0))
+	if (json_is_boolean(v))
+		printf(" %d\n", json_is_true(v));
+	else if (json_is_integer(v) && !(scale > 0))
 		printf(" %" JSON_INTEGER_FORMAT "\n", json_integer_value(v));
 	else
 		printf(" %.9g\n", json_number_value(v) * (scale > 0 ? scale : 1));

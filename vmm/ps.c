@@ -27,16 +27,16 @@ static void say_vms(const json_t *vms)
 {
 	size_t i;
 	json_t *vm;
-	printf("%-20s %-9s %-20s %4s %12s %12s %12s %8s\n", "NAME", "STATE", "PARENT", "CPUS",
-	       "PROMISED MiB", "MAPPED MiB", "OWN MiB", "PID");
+	printf("%-20s %-9s %-20s %4s %12s %12s %12s %12s %8s\n", "NAME", "STATE", "PARENT", "CPUS",
+	       "PROMISED MiB", "MAPPED MiB", "OWN MiB", "OUT MiB", "PID");
 	json_array_foreach(vms, i, vm)
 	{
 		long long own = number(vm, "frames_private");
 		long long shared = number(vm, "frames_inherited") + number(vm, "aliases");
-		printf("%-20s %-9s %-20s %4lld %12.1f %12.1f %12.1f %8lld\n", text(vm, "name"),
-		       text(vm, "state"), text(vm, "parent"), number(vm, "cpus"),
+		printf("%-20s %-9s %-20s %4lld %12.1f %12.1f %12.1f %12.1f %8lld\n",
+		       text(vm, "name"), text(vm, "state"), text(vm, "parent"), number(vm, "cpus"),
 		       (double)number(vm, "memory_bytes") / (double)MiB, frames_mib(own + shared),
-		       frames_mib(own), number(vm, "pid"));
+		       frames_mib(own), frames_mib(number(vm, "frames_out")), number(vm, "pid"));
 	}
 }
 
@@ -50,7 +50,7 @@ int command_ps(int argc, char **argv)
 			 "memory promised, mapped (of its own, and at most what it shares with "
 			 "templates "
 			 "and files),\n"
-			 "of that its own, process.\n",
+			 "of that its own, out of memory (docs/RECLAIM.md), process.\n",
 		.flag = {"json"},
 		.operands = "takes no arguments"};
 	struct cli c;

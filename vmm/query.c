@@ -49,8 +49,18 @@ static void say_owner(const json_t *a)
 static void say_translate(const json_t *a)
 {
 	printf("%s gpa 0x%llx: %s", string(a, "vm"), integer(a, "gpa"), string(a, "state"));
-	if (json_object_get(a, "from"))
+	if (json_object_get(a, "where")) {
+		if (json_object_get(a, "from"))
+			printf(", %s's", string(a, "from"));
+		printf(", %s", string(a, "where"));
+		if (json_object_get(a, "granule"))
+			printf(" into %lld bytes at granule %lld", integer(a, "bytes"),
+			       integer(a, "granule"));
+		if (json_object_get(a, "block"))
+			printf(", block %lld", integer(a, "block"));
+	} else if (json_object_get(a, "from")) {
 		printf(" with %s", string(a, "from"));
+	}
 	if (json_object_get(a, "frame"))
 		printf(", frame %lld, pool offset 0x%llx", integer(a, "frame"),
 		       integer(a, "pool_offset"));
@@ -84,7 +94,9 @@ int command_translate(int argc, char **argv)
 	static const struct cli_spec spec = {
 		.command = "translate",
 		.usage = "usage: invisor translate [--json] [--host SOCKET] VM GPA\n"
-			 "Say which frame of the pool is behind a guest physical address.\n",
+			 "Say which frame of the pool is behind a guest physical address, or where "
+			 "its page is\n"
+			 "if that is out of memory.\n",
 		.flag = {[JSON] = "json"},
 		.least = 2,
 		.most = 2,
@@ -143,6 +155,22 @@ static void say_vm(const json_t *vm)
 	       integer(vm, "process_private_dirty_kib"), integer(vm, "page_table_kib"));
 }
 
+static void say_reclaim(const json_t *r)
+{
+	if (!json_is_object(r))
+		return;
+	printf("reclaim      %lld pages out; %lld frames freed so far: %lld packed, %lld in the "
+	       "file, %lld zero; packed memory %.1f of %.1f MiB, swap %.1f of %.1f MiB; %.1f s of "
+	       "CPU in %lld rounds%s\n",
+	       integer(r, "pages_out"), integer(r, "frames_freed"), integer(r, "pages_packed"),
+	       integer(r, "pages_in_file"), integer(r, "pages_zero"),
+	       mib(r, "packed_memory_used_bytes"), mib(r, "packed_memory_total_bytes"),
+	       mib(r, "swap_used_bytes"), mib(r, "swap_total_bytes"),
+	       (double)(integer(r, "reclaimer_cpu_ns") + integer(r, "vms_cpu_ns")) / 1e9,
+	       integer(r, "rounds"),
+	       json_is_true(json_object_get(r, "running")) ? "" : "; the reclaimer failed");
+}
+
 static void say_stats(const json_t *a)
 {
 	const json_t *pool = json_object_get(a, "pool"), *table = json_object_get(a, "table"), *vm;
@@ -178,6 +206,7 @@ static void say_stats(const json_t *a)
 		       integer(merge, "passes"),
 		       json_is_true(json_object_get(merge, "running")) ? ""
 								       : "; the merger failed");
+	say_reclaim(json_object_get(a, "reclaim"));
 	json_array_foreach(json_object_get(a, "vms"), i, vm) say_vm(vm);
 }
 

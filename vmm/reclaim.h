@@ -52,13 +52,16 @@ struct reclaim_desk {
 	/* Odd while the VM is at frames that it looked up and that may be others'; written by the VM. */
 	_Atomic uint32_t at_work;
 	_Atomic uint64_t stall_ns; /* the same since its start; written by the VM */
+	_Atomic uint64_t
+		stalled_since_ns; /* by the VM: a stall goes on, CLOCK_MONOTONIC; 0: none */
+	_Atomic uint32_t born;    /* counts the VMs that had this desk */
 	uint32_t most; /* frames that the batch is to free; what is over is only looked at */
 	uint32_t runs;
 	struct reclaim_run run[RECLAIM_RUNS];
 	struct reclaim_answer answer;
 };
 
-struct reclaim_counters {        /* written by the reclaimer only */
+struct reclaim_counters {        /* written by the reclaimer; freed to errors also by VMs */
 	_Atomic uint64_t rounds; /* the hand went around the array */
 	_Atomic uint64_t batches, batch_runs;
 	_Atomic uint64_t looked, touched; /* pages */
@@ -100,6 +103,8 @@ struct reclaim_desk *reclaim_desk(struct reclaim_board *b, vmid_t vm);
 /* A VM begins, or has ended: its desk is empty and says what it may have. */
 void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uint32_t min,
 			uint32_t limit);
+/* What became of pages is counted. */
+void reclaim_count(struct reclaim_board *b, const struct evict_count *c);
 /* Wake the reclaimer. */
 void reclaim_ring(struct reclaim_board *b);
 /* The pool may have become short by what was just taken: wake the reclaimer if so. */

@@ -49,9 +49,28 @@ void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uin
 	atomic_store_explicit(&d->limit, limit, memory_order_relaxed);
 	d->gives = 1;
 	d->at_work = 0;
-	d->stall_ns = 0;
+	d->stall_ns = d->stalled_since_ns = 0;
 	d->working_set = d->working_set_error = d->stall10 = d->stall60 = 0;
+	atomic_fetch_add_explicit(&d->born, 1, memory_order_release);
 	atomic_store_explicit(&d->state, RECLAIM_FREE, memory_order_release);
+}
+
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+void reclaim_count(struct reclaim_board *b, const struct evict_count *c)
+{
+	struct reclaim_counters *to = &b->counters;
+	count(&to->freed, c->freed);
+	count(&to->zero, c->zero);
+	count(&to->out, c->out);
+	count(&to->in_file, c->in_file);
+	count(&to->packed_bytes, c->packed_bytes);
+	count(&to->refused, c->refused);
+	count(&to->full, c->full);
+	count(&to->errors, c->errors);
 }
 
 void reclaim_ring(struct reclaim_board *b)

@@ -265,5 +265,6 @@ int reclaim_own(struct memory *m)
 		if (n)
 			rc = look(m, &r, n, OWN_FRAMES, &a);
 	}
+	reclaim_count(m->reclaim, &a.evicted);
 	return rc ? rc : (int)a.evicted.freed;
 }

@@ -8,6 +8,7 @@
  */
 #include "vmm/clock.h"
 #include "vmm/reclaim_shared.h"
+#include "vmm/reclaim_stall.h"
 #include "vmm/store.h"
 #include <errno.h>
 #include <linux/futex.h>
@@ -25,7 +26,9 @@
 #define SAMPLE_MS    2000
 #define SAMPLE_RUNS  16  /* of 2 MiB in the whole pool, to a sample */
 #define FULL_MS      200 /* to wait, when nothing could be taken out in two rounds */
-#define FUTILE       (RECLAIM_OLDEST / 2 + 2) /* rounds */
+#define FUTILE_FRAMES \
+	64 /* a round that frees less, and less than a part of what is missing, brings nothing */
+#define FUTILE (RECLAIM_OLDEST / 2 + 2) /* rounds */
 
 struct desk_note {
 	uint64_t asked_ns; /* 0: nothing is asked */
@@ -39,10 +42,12 @@ struct reclaimer {
 	struct reclaim_shared shared;
 	struct desk_note *note; /* by id */
 	uint64_t cpu_ns;
-	uint64_t freed;     /* by answers, in all */
-	unsigned asked;     /* desks that have something to do */
-	uint64_t sample_ns; /* when the next sample is due */
-	bool sample_again;  /* the sample's first look is done */
+	uint64_t freed;              /* by answers, in all */
+	unsigned asked;              /* desks that have something to do */
+	uint64_t sample_ns;          /* when the next sample is due */
+	bool sample_again;           /* the sample's first look is done */
+	struct reclaim_stall *stall; /* by id */
+	uint64_t stalls_ns;          /* when they were looked at */
 	uint32_t sample_at[SAMPLE_RUNS];
 	unsigned short dice[3];
 };
@@ -81,8 +86,13 @@ static void ask(struct reclaimer *r, uint32_t id, uint32_t most, bool sample)
 	struct reclaim_vm *v = &r->clock.vm[id];
 	struct reclaim_desk *d = &r->links.board->desk[id];
 	struct reclaim_counters *c = &r->links.board->counters;
-	if (!v->runs || !may_ask(r, id))
+	if (!v->runs)
 		return;
+	if (!may_ask(r, id)) {
+		if (!r->note[id].asked_ns)
+			v->runs = 0; /* it doesn't hear: the hand goes on without it */
+		return;
+	}
 	for (uint32_t i = 0; i < v->runs; i++)
 		d->run[i] = v->run[i];
 	d->runs = v->runs;
@@ -110,18 +120,37 @@ static void take_answer(struct reclaimer *r, uint32_t id)
 	atomic_store_explicit(&d->state, RECLAIM_FREE, memory_order_release);
 	count(&c->looked, a.looked);
 	count(&c->touched, a.touched);
-	count(&c->freed, a.evicted.freed);
-	count(&c->zero, a.evicted.zero);
-	count(&c->out, a.evicted.out);
-	count(&c->in_file, a.evicted.in_file);
-	count(&c->packed_bytes, a.evicted.packed_bytes);
-	count(&c->refused, a.evicted.refused);
-	count(&c->full, a.evicted.full);
-	count(&c->errors, a.evicted.errors);
+	reclaim_count(r->links.board, &a.evicted);
 	count(&c->vms_ns, a.ns);
 	r->freed += a.evicted.freed;
 	if (r->note[id].sample)
 		reclaim_learn(&r->clock.vm[id], a.looked, a.touched);
+}
+
+static void look_at_stalls(struct reclaimer *r)
+{
+	uint64_t now = clock_ns(), period = now - r->stalls_ns;
+	if (period < RECLAIM_STALL_MS * UINT64_C(1000000))
+		return;
+	for (uint32_t id = 1; id < r->clock.vms; id++)
+		if (r->clock.vm[id].live)
+			reclaim_stall_look(&r->stall[id], &r->links.board->desk[id], now, period);
+	r->stalls_ns = now;
+}
+
+/* One that had been given up: its late answer; or it is rung again, since a clone that was being made wasn't. */
+static void hear_late(struct reclaimer *r, uint32_t id, uint64_t now)
+{
+	struct desk_note *n = &r->note[id];
+	uint32_t state =
+		atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire);
+	if (state == RECLAIM_DONE) {
+		n->deaf_until_ns = 0;
+		take_answer(r, id);
+	} else if (state == RECLAIM_ASKED && now >= n->deaf_until_ns) {
+		n->deaf_until_ns = now + DEAF_MS * UINT64_C(1000000);
+		ring_host(r, id);
+	}
 }
 
 /* What there is of answers. VMs that say nothing are left alone for a while; those that are gone, for good. */
@@ -147,14 +176,10 @@ static void collect(struct reclaimer *r)
 		n->asked_ns = 0;
 		r->asked--;
 	}
-	/* Late answers of those who had been given up. */
 	for (uint32_t id = 1; id < r->clock.vms; id++)
-		if (r->note[id].deaf_until_ns && !r->note[id].asked_ns &&
-		    atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire) ==
-			    RECLAIM_DONE) {
-			r->note[id].deaf_until_ns = 0;
-			take_answer(r, id);
-		}
+		if (r->note[id].deaf_until_ns && !r->note[id].asked_ns)
+			hear_late(r, id, now);
+	look_at_stalls(r);
 	if (r->freed != before)
 		ring_host(r, 0); /* feed the hungry */
 }
@@ -170,6 +195,15 @@ static void rest(struct reclaimer *r, uint32_t bell, uint64_t ms)
 	syscall(SYS_futex, &r->links.board->bell, FUTEX_WAIT, bell, &t, NULL, 0);
 	if (poll(&p, 1, 0) > 0)
 		_exit(0); /* nothing is ever sent to us but the end */
+}
+
+/* Desks that another reclaimer, which died, had asked are as if they had been given up. */
+static void inherit(struct reclaimer *r)
+{
+	for (uint32_t id = 1; id < r->clock.vms; id++)
+		if (atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire) !=
+		    RECLAIM_FREE)
+			r->note[id].deaf_until_ns = 1;
 }
 
 static uint32_t bell_of(const struct reclaimer *r)
@@ -225,8 +259,11 @@ static int pursue(struct reclaimer *r, const struct goal *g)
 		if (!around)
 			continue;
 		count(&r->links.board->counters.rounds, 1);
-		futile = r->freed == round_freed ? futile + 1 : 0;
-		c->urgency = r->freed == round_freed ? c->urgency + 1 : c->urgency;
+		/* Pages that come back at once can be taken out for ever. */
+		uint32_t least = want / 32 + 1 < FUTILE_FRAMES ? want / 32 + 1 : FUTILE_FRAMES;
+		bool little = r->freed < round_freed + least;
+		futile = little ? futile + 1 : 0;
+		c->urgency += little;
 		round_freed = r->freed;
 	}
 	ask_all(r, 0, false); /* what is left of batches is looked at */
@@ -306,8 +343,11 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 	r.clock.shared = links->store->mem_pages ? reclaim_shared_out : NULL;
 	r.clock.ctx = &r.shared;
 	r.note = calloc(r.clock.vms, sizeof *r.note);
-	if (!r.note)
+	r.stall = calloc(r.clock.vms, sizeof *r.stall);
+	if (!r.note || !r.stall)
 		_exit(1);
+	r.stalls_ns = clock_ns();
+	inherit(&r);
 	for (;;) {
 		uint32_t bell = bell_of(&r);
 		atomic_store_explicit(&b->rung, 0, memory_order_release);

@@ -3,6 +3,7 @@
 #include "vmm/clone_requests.h"
 #include "vmm/exec.h"
 #include "vmm/fleet.h"
+#include "vmm/reclaim_requests.h"
 #include "vmm/stats.h"
 #include <stdio.h>
 #include <string.h>
@@ -77,6 +78,24 @@ static void take_owner(struct control_request *r, const json_t *o)
 	control_reply(r, a);
 }
 
+/* Where the bytes of a page are that is out of memory; `at` has it. */
+static void say_away(json_t *answer, struct ipt *t, vmid_t vm, const struct ipt_out *out, vmid_t at)
+{
+	struct ipt_vm_info info;
+	bool file = out->bytes && out->where & IPT_IN_FILE;
+	json_object_set_new(answer, "where",
+			    json_string(!out->bytes ? "zero"
+					: file      ? "in the swap file"
+						    : "packed"));
+	json_object_set_new(answer, "bytes", json_integer(out->bytes));
+	if (file)
+		json_object_set_new(answer, "block", json_integer(out->where & ~IPT_IN_FILE));
+	else if (out->bytes)
+		json_object_set_new(answer, "granule", json_integer(out->where));
+	if (at.v != vm.v)
+		json_object_set_new(answer, "from", json_string(vm_name(t, at, &info)));
+}
+
 static void take_translate(struct control_request *r, const json_t *o)
 {
 	struct host *h = control_host(r);
@@ -99,13 +118,21 @@ static void take_translate(struct control_request *r, const json_t *o)
 		return;
 	}
 	struct ipt_place p;
-	ipt_place(t, id, gpa_gfn(a), 1, &p);
+	struct ipt_out out = {.where = 0};
+	vmid_t out_at = INVALID_VMID;
+	int tries = 8; /* it may come back into memory while we look */
+	do
+		ipt_place(t, id, gpa_gfn(a), 1, &p);
+	while (p.kind == IPT_AWAY && ipt_out_read(t, id, gpa_gfn(a), &out, &out_at) && --tries);
 	frame_t f = p.frame;
 	json_t *answer = json_pack("{s:s, s:I, s:I, s:s}", "vm", name, "gpa", (json_int_t)a.v,
 				   "gfn", (json_int_t)gpa_gfn(a).v, "state",
-				   p.kind == IPT_VOID  ? "void"
-				   : p.kind == IPT_OWN ? "private"
-						       : "shared");
+				   p.kind == IPT_VOID   ? "void"
+				   : p.kind == IPT_OWN  ? "private"
+				   : p.kind == IPT_AWAY ? "away"
+							: "shared");
+	if (p.kind == IPT_AWAY && tries)
+		say_away(answer, t, id, &out, out_at);
 	struct ipt_owner owner;
 	if (p.kind == IPT_FILE_PAGE && ipt_owner(t, f, &owner) == 0) {
 		const struct pmem_file *file = host_file_by_id(h, owner.vm);
@@ -166,6 +193,7 @@ static const struct request_kind kinds[] = {
 	{"console", requests_console}, {"status", requests_status},   {"stop", requests_stop},
 	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
 	{"exec", exec_take},           {"renew", take_renew},         {"balloon", take_balloon},
+	{"reclaim", take_reclaim},     {"limit", take_limit},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)

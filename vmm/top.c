@@ -13,6 +13,7 @@ static const struct column {
 	[TOP_PARENT] = {"PARENT", -12, 0},   [TOP_CPUS] = {"CPUS", 4, 0},
 	[TOP_PROMISED] = {"PROM MiB", 9, 0}, [TOP_MAPPED] = {"MAP MiB", 9, 1},
 	[TOP_OWN] = {"OWN MiB", 9, 1},       [TOP_SHARED] = {"SHARED", 9, 1},
+	[TOP_OUT] = {"OUT MiB", 9, 1},       [TOP_STALL] = {"STALL%", 7, 1},
 	[TOP_FAULTS] = {"FAULTS/s", 9, 1},   [TOP_STARVED] = {"STARVED", 7, 0},
 	[TOP_P99] = {"P99 us", 8, 0},        [TOP_PID] = {"PID", 8, 0},
 };
@@ -44,6 +45,8 @@ static void take_vm(struct top_vm *v, const json_t *o)
 	value[TOP_OWN] = number(o, "frames_private") * mib;
 	value[TOP_SHARED] = (number(o, "frames_inherited") + number(o, "aliases")) * mib;
 	value[TOP_MAPPED] = value[TOP_OWN] + value[TOP_SHARED];
+	value[TOP_OUT] = number(o, "frames_out") * mib;
+	value[TOP_STALL] = number(json_object_get(o, "reclaim"), "stall_avg10") * 100;
 	value[TOP_STARVED] = number(o, "starved");
 	value[TOP_P99] = number(json_object_get(o, "fault_service"), "p99_ns") / 1e3;
 	value[TOP_PID] = number(o, "pid");
@@ -75,6 +78,31 @@ static void say_frames(char *line, const json_t *pool)
 	}
 }
 
+/* Free frames against the mark below which pages go out; what is out, where; the VM that waits most. */
+static void say_reclaim(const struct top *t, char *line, const json_t *stats)
+{
+	const json_t *r = json_object_get(stats, "reclaim"), *pool = json_object_get(stats, "pool");
+	double mib = (double)PAGE_SIZE / (double)MiB, worst = 0;
+	if (!json_is_object(r)) {
+		snprintf(line, TOP_LINE, "reclaim off");
+		return;
+	}
+	for (unsigned i = 0; i < t->vms; i++)
+		if (t->vm[i].value[TOP_STALL] > worst)
+			worst = t->vm[i].value[TOP_STALL];
+	snprintf(line, TOP_LINE,
+		 "reclaim free %.1f MiB (low %.1f), out %.1f; packed %.1f of %.1f, swap %.1f of "
+		 "%.1f; stall %.1f%%%s",
+		 number(pool, "frames_free") * mib, number(r, "low_frames") * mib,
+		 number(r, "pages_out") * mib, number(r, "packed_memory_used_bytes") / (double)MiB,
+		 number(r, "packed_memory_total_bytes") / (double)MiB,
+		 number(r, "swap_used_bytes") / (double)MiB,
+		 number(r, "swap_total_bytes") / (double)MiB, worst,
+		 !json_is_true(json_object_get(r, "running"))       ? "; the reclaimer failed"
+		 : json_is_true(json_object_get(r, "nothing_left")) ? "; no more can go out"
+								    : "");
+}
+
 static void say_headers(struct top *t, const json_t *status, const json_t *stats)
 {
 	const json_t *pool = json_object_get(stats, "pool"),
@@ -98,6 +126,7 @@ static void say_headers(struct top *t, const json_t *status, const json_t *stats
 		 "table %s, %.1f KiB, %.1f bytes a used frame; %.1f faults/s", kind,
 		 number(table, "total_bytes") / 1024,
 		 used > 0 ? number(table, "total_bytes") / used : 0, faults);
+	say_reclaim(t, t->header[3], stats);
 }
 
 bool top_update(struct top *t, const json_t *status, const json_t *stats, uint64_t now_ns)

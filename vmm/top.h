@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define TOP_LINE    160 /* bytes of a line with its NUL */
-#define TOP_HEADERS 4   /* lines above the VMs: host, frames, table, titles */
+#define TOP_HEADERS 5   /* lines above the VMs: host, frames, table, reclaim, titles */
 
 enum top_column {
 	TOP_NAME,
@@ -21,6 +21,8 @@ enum top_column {
 	TOP_MAPPED,
 	TOP_OWN,
 	TOP_SHARED,
+	TOP_OUT,
+	TOP_STALL,
 	TOP_FAULTS,
 	TOP_STARVED,
 	TOP_P99,

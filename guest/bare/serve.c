@@ -5,8 +5,8 @@
  * words).
  *
  *   fill seed=S base=GPA pages=N   all words of the pages, by (seed, page, word) as work=pattern has
- *                                  them; seed=0: zeros
- *   check seed=S base= pages=      "ok", or "bad GPA" of the first word that isn't
+ *                                  them; seed=0: zeros. words=W: the first W of each page only
+ *   check seed=S base= pages=      "ok", or "bad GPA" of the first word that isn't; words= as above
  *   zero base= pages=              as fill seed=0
  *   runs GPA S*N...                as check, for runs of pages that follow each other from GPA on, N
  *                                  of seed S each; the rest of the line
@@ -43,7 +43,7 @@ enum { OK, WRONG, BAD };
 
 /* The words of a command after its name. */
 struct args {
-	uint64_t seed, base, pages, loops;
+	uint64_t seed, base, pages, loops, words;
 	uint64_t number[2]; /* those without a key */
 	unsigned numbers;
 	const char *rest; /* all of them, as text */
@@ -63,6 +63,7 @@ static bool read_key(struct args *a, const char *word, size_t key, const char *v
 		       : text_is(word, key, "base")  ? &a->base
 		       : text_is(word, key, "pages") ? &a->pages
 		       : text_is(word, key, "loops") ? &a->loops
+		       : text_is(word, key, "words") ? &a->words
 						     : NULL;
 	return to != NULL && text_number(value, n, to);
 }
@@ -114,12 +115,19 @@ static uint64_t word_at(const struct args *a, uint64_t at)
 	return a->seed == 0 ? 0 : region_word(a->seed, at / 8);
 }
 
+/* Is the word at `at` beyond those that are meant? */
+static bool is_beyond(const struct args *a, uint64_t at)
+{
+	return at % REGION_PAGE / 8 >= a->words;
+}
+
 static unsigned fill(const struct args *a)
 {
 	if (!pages_are_usable(a))
 		return BAD;
 	for (uint64_t at = a->base, end = at + a->pages * REGION_PAGE; at < end; at += 8)
-		*region_word_at(at) = word_at(a, at);
+		if (!is_beyond(a, at))
+			*region_word_at(at) = word_at(a, at);
 	agent_say("filled %lu pages", a->pages);
 	return OK;
 }
@@ -129,7 +137,7 @@ static unsigned verify(const struct args *a)
 	if (!pages_are_usable(a))
 		return BAD;
 	for (uint64_t at = a->base, end = at + a->pages * REGION_PAGE; at < end; at += 8)
-		if (*region_word_at(at) != word_at(a, at)) {
+		if (!is_beyond(a, at) && *region_word_at(at) != word_at(a, at)) {
 			agent_say("bad 0x%lx", at);
 			return WRONG;
 		}
@@ -154,7 +162,7 @@ static bool read_run(struct args *a, const char *word, size_t n)
 
 static unsigned runs(const struct args *all)
 {
-	struct args a = {.base = WORDS_UNSET};
+	struct args a = {.base = WORDS_UNSET, .words = REGION_PAGE / 8};
 	const char *at = all->rest;
 	for (size_t left = all->rest_n, n; left > 0; at += n, left -= n) {
 		const char *space = memchr(at, ' ', left);
@@ -305,7 +313,11 @@ static unsigned obey_one(const char *text, size_t left, size_t *took)
 	size_t n = end != NULL ? (size_t)(end - text) : left;
 	const char *space = memchr(text, ' ', n);
 	size_t name = space != NULL ? (size_t)(space - text) : n;
-	struct args a = {.seed = 1, .base = WORDS_UNSET, .pages = 1, .loops = 100000000};
+	struct args a = {.seed = 1,
+			 .base = WORDS_UNSET,
+			 .pages = 1,
+			 .loops = 100000000,
+			 .words = REGION_PAGE / 8};
 	*took = n + (end != NULL);
 	for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
 		const struct command *c = &commands[i];
