@@ -56,13 +56,15 @@ static void wrong(struct worker *w, const char *what)
 static void keep(struct worker *w, const struct ipt_out *out, bool write)
 {
 	uint32_t at = out->where & ~IPT_IN_FILE, n = (out->bytes + 63) / 64;
-	_Atomic uint32_t *p = &w->sh->granule[at];
+	_Atomic uint32_t *p;
 
 	if (!out->bytes)
 		return;
 	if (out->where & IPT_IN_FILE) {
 		p = &w->sh->block[at];
 		n = 1;
+	} else {
+		p = &w->sh->granule[at];
 	}
 	for (uint32_t i = 0; i < n; i++) {
 		if (write)
