@@ -1,6 +1,7 @@
 #include "vmm/stats.h"
 #include "vmm/merge.h"
 #include "vmm/proc.h"
+#include "vmm/reclaim.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,6 +80,70 @@ static json_t *merge_stats(struct host *h)
 	return o;
 }
 
+/* What reclaim does; null where it is off. */
+static json_t *reclaim_stats(struct host *h)
+{
+	struct host_reclaim r;
+	struct ipt_counts now;
+	host_reclaim_info(h, &r);
+	if (!r.on)
+		return json_null();
+	ipt_counts(host_table(h), &now);
+	const struct reclaim_counters *c = &r.board->counters;
+	json_t *o = json_object();
+	json_object_set_new(o, "running", json_boolean(r.running));
+	put(o, "starts", r.starts);
+	json_object_set_new(o, "nothing_left", json_boolean(r.board->full));
+	put(o, "low_frames", r.board->low);
+	put(o, "high_frames", r.board->high);
+	put(o, "pages_out", now.frames[IPT_OUT]);
+	put(o, "rounds", c->rounds);
+	put(o, "batches", c->batches);
+	put(o, "pages_looked_at", c->looked);
+	put(o, "pages_touched", c->touched);
+	put(o, "frames_freed", c->freed);
+	put(o, "pages_put_out", c->out);
+	put(o, "pages_zero", c->zero);
+	put(o, "pages_in_file", c->in_file);
+	/* Pages of zeroes are either void now, or out without bytes. */
+	put(o, "pages_packed",
+	    c->freed > c->zero + c->in_file ? c->freed - c->zero - c->in_file : 0);
+	put(o, "packed_bytes", c->packed_bytes);
+	put(o, "pages_refused", c->refused);
+	put(o, "store_full", c->full);
+	put(o, "store_errors", c->errors);
+	put(o, "vms_unheard", c->unheard);
+	put(o, "reclaimer_cpu_ns", c->reclaimer_ns);
+	put(o, "vms_cpu_ns", c->vms_ns);
+	put(o, "packed_memory_total_bytes", r.space.granules * IPT_GRANULE);
+	put(o, "packed_memory_used_bytes", r.space.granules_used * IPT_GRANULE);
+	put(o, "packed_memory_populated_bytes", r.packed_populated);
+	put(o, "swap_total_bytes", (uint64_t)r.space.blocks << PAGE_SHIFT);
+	put(o, "swap_used_bytes", (uint64_t)r.space.blocks_used << PAGE_SHIFT);
+	return o;
+}
+
+/* The same of one VM: what it may have and what it seems to need. */
+static json_t *reclaim_stats_vm(struct host_vm *vm)
+{
+	struct host_reclaim r;
+	host_reclaim_info(vm->host, &r);
+	const struct reclaim_desk *d =
+		r.on && vm->id.v < r.board->desks ? &r.board->desk[vm->id.v] : NULL;
+	if (!d || vm->is_template)
+		return json_null();
+	json_t *o = json_object();
+	put(o, "shares", d->shares);
+	put(o, "min_frames", d->min);
+	put(o, "limit_frames", d->limit);
+	put(o, "working_set_frames", d->working_set);
+	put(o, "working_set_error_frames", d->working_set_error);
+	put(o, "stall_ns", d->stall_ns);
+	json_object_set_new(o, "stall_avg10", json_real(d->stall10 / 1e6));
+	json_object_set_new(o, "stall_avg60", json_real(d->stall60 / 1e6));
+	return o;
+}
+
 static json_t *host_stats(void)
 {
 	json_t *o = json_object();
@@ -96,6 +161,7 @@ static json_t *faults(const struct mailbox *mb)
 		[FAULT_GUEST_READ] = "guest_read", [FAULT_GUEST_WRITE] = "guest_write",
 		[FAULT_DEVICE] = "device",         [FAULT_STALE] = "stale",
 		[FAULT_SHOWN] = "shown",           [FAULT_COPIED] = "copied",
+		[FAULT_FETCHED] = "fetched",
 	};
 	json_t *o = json_object();
 	for (int i = 0; i < FAULT_NKINDS; i++)
@@ -154,6 +220,7 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	put(o, "frames_inherited", known ? inherited(t, &info) : 0);
 	put(o, "aliases", frames[IPT_ALIAS]);
 	put(o, "tombs", frames[IPT_TOMB]);
+	put(o, "frames_out", frames[IPT_OUT]);
 	json_object_set_new(o, "ready_seconds",
 			    vm->ready_ns ? json_real(seconds_since(vm->ready_ns, vm->forked_ns))
 					 : json_null());
@@ -172,6 +239,9 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 			    json_real(seconds_since(mb->run_started_ns, vm->forked_ns)));
 	json_object_set_new(o, "second_stage_faults", faults(mb));
 	json_object_set_new(o, "fault_service", service(&mb->service_ns));
+	json_object_set_new(o, "reclaim", reclaim_stats_vm(vm));
+	put(o, "fetched_frames", mb->fetched_frames);
+	json_object_set_new(o, "fetch", service(&mb->fetch_ns));
 	put(o, "zero_frames_given_back", mb->zero_frames);
 	put(o, "merged_frames", mb->merged_frames);
 	put(o, "published_frames", mb->published_frames);
@@ -232,6 +302,7 @@ json_t *stats_take(struct host *h, bool processes)
 	json_object_set_new(o, "files", files_stats(h));
 	json_object_set_new(o, "host", host_stats());
 	json_object_set_new(o, "merge", merge_stats(h));
+	json_object_set_new(o, "reclaim", reclaim_stats(h));
 	json_object_set_new(o, "vms", vms);
 	struct host_vm *vm;
 	for (unsigned i = 0; (vm = host_vm_at(h, i)); i++)
