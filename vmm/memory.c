@@ -199,11 +199,12 @@ static bool gives(const struct memory *m)
 bool memory_make_room(struct memory *m)
 {
 	reclaim_taken(m->reclaim, m->table);
+	/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both sequentially
+	 * consistent) one of us sees the other. It is said too if we have some of our own: others may take them
+	 * before us. */
+	atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
 	if (gives(m) && reclaim_own(m) > 0)
 		return true;
-	/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both sequentially
-	 * consistent) one of us sees the other. */
-	atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
 	return ipt_free_frames(m->table) > 0;
 }
 

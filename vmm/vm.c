@@ -140,6 +140,8 @@ static void after_faults(struct vm *vm, int rc)
 					: "");
 	uint32_t now = vm->starved.n ? VM_STARVED : VM_RUNNING;
 	uint32_t was = atomic_load_explicit(&mb->state, memory_order_relaxed);
+	if (was == now && now == VM_STARVED)
+		vm_tell_host(vm); /* hungry again: the host may have looked while it wasn't said */
 	if (was == now || vm->pause.stillness == VM_STILL)
 		return;
 	if (now == VM_STARVED)

@@ -40,6 +40,12 @@
  *                            rest to any page
  *   rounds=R writes=N        R measured rounds (1) of N writes (as many as pages)
  *   init=0|1                 0: memory is zero already, so only what is written is touched (1)
+ * work=check                 fills pages with words that depend on (seed, version, page, word), then visits pages at
+ *                            random and verifies them; a line each second, all pages verified in the end
+ *   seconds=T                for how long (1)
+ *   set=M ratio=90/10        90 % of visits go to the first M pages of the order (a tenth of them), the
+ *                            rest to the others
+ *   words=W writes=N         words used of a page, as for pattern; one visit in N makes new contents (8)
  * work=cpu   loops=N         arithmetic only (100000000)
  * work=idle  seconds=T       pause until T seconds are over (1)
  * work=smp   loops=N         all vCPUs check in and add to common words (100000; at most 1000000)
@@ -77,10 +83,13 @@
 #include "guest/bare/work.h"
 
 const struct work work_table[] = {
-	{"touch", touch_run}, {"pattern", pattern_run}, {"zero", zero_run},    {"dirty", dirty_run},
-	{"pmem", pmem_run},   {"cpu", loop_run},        {"idle", idle_run},    {"smp", smp_run},
-	{"disk", disk_run},   {"rng", rng_run},         {"console", echo_run}, {"serve", serve_run},
-	{NULL, NULL},
+	{"touch", touch_run}, {"pattern", pattern_run},
+	{"zero", zero_run},   {"dirty", dirty_run},
+	{"check", check_run}, {"pmem", pmem_run},
+	{"cpu", loop_run},    {"idle", idle_run},
+	{"smp", smp_run},     {"disk", disk_run},
+	{"rng", rng_run},     {"console", echo_run},
+	{"serve", serve_run}, {NULL, NULL},
 };
 
 _Noreturn void bare_main(const void *fdt, uint64_t cpu);

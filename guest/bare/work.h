@@ -18,6 +18,7 @@ void touch_run(const struct stage *s);
 void pattern_run(const struct stage *s);
 void zero_run(const struct stage *s);
 void dirty_run(const struct stage *s);
+void check_run(const struct stage *s);
 void loop_run(const struct stage *s);
 void idle_run(const struct stage *s);
 void smp_run(const struct stage *s);

@@ -1,8 +1,11 @@
 /*
- * bench-plain KERNEL MEM-MIB [ARGUMENT]...: a bare guest on a plain shared memfd, the other side of
- * first-touch-ratio. The image, its loader, the machine's description and KVM's set-up are the
+ * bench-plain [--anonymous] KERNEL MEM-MIB [ARGUMENT]...: a bare guest on a plain shared memfd, the other
+ * side of first-touch-ratio. The image, its loader, the machine's description and KVM's set-up are the
  * tree's own; what is missing is what is to be measured: no table, no pool, no userfaultfd, no
  * window that changes. The kernel resolves every touch alone.
+ *
+ * --anonymous: on private anonymous memory, which the kernel swaps as it does any other (the other side of
+ * reclaim-throughput-*).
  *
  * Standard output: the guest's console. At the end one line on standard error:
  *   plain: part=N ns=NANOSECONDS tsc=CYCLES
@@ -51,22 +54,24 @@ static void flat_unmap(struct gmem *g, const struct iovec *iov, int n)
 static const struct gmem_ops flat_ops = {.map = flat_map, .unmap = flat_unmap};
 
 /* Mapped at a 2 MiB boundary, as the window is. */
-static int flat_create(struct flat *f, const struct machine *m)
+static int flat_create(struct flat *f, const struct machine *m, bool anonymous)
 {
 	const uint64_t align = 2 * MiB;
 	*f = (struct flat){.gmem = {.ops = &flat_ops, .bytes = m->mem_bytes},
 			   .window = {.bytes = m->mem_bytes, .machine = m}};
-	int fd = memfd_create("bench-plain", MFD_CLOEXEC);
-	if (fd < 0 || ftruncate(fd, (off_t)m->mem_bytes) < 0)
+	int fd = anonymous ? -1 : memfd_create("bench-plain", MFD_CLOEXEC);
+	if (!anonymous && (fd < 0 || ftruncate(fd, (off_t)m->mem_bytes) < 0))
 		return -errno;
 	uint8_t *room = mmap(NULL, m->mem_bytes + align, PROT_NONE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (room == MAP_FAILED)
 		return -errno;
 	uint8_t *base = (uint8_t *)(((uintptr_t)room + align - 1) & ~(align - 1));
-	if (mmap(base, m->mem_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
-	    MAP_FAILED)
+	int how = anonymous ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+	if (mmap(base, m->mem_bytes, PROT_READ | PROT_WRITE, how | MAP_FIXED, fd, 0) == MAP_FAILED)
 		return -errno;
+	if (anonymous)
+		madvise(base, m->mem_bytes, MADV_NOHUGEPAGE); /* as the window */
 	f->window.base = base;
 	return 0;
 }
@@ -162,8 +167,12 @@ int main(int argc, char **argv)
 	struct kvm_vm vm;
 	struct flat memory;
 
+	bool anonymous = argc > 1 && !strcmp(argv[1], "--anonymous");
+	argc -= anonymous;
+	argv += anonymous;
+	setvbuf(stdout, NULL, _IOLBF, 0); /* lines are to be seen as they come */
 	if (argc < 3) {
-		fprintf(stderr, "usage: bench-plain KERNEL MEM-MIB [ARGUMENT]...\n");
+		fprintf(stderr, "usage: bench-plain [--anonymous] KERNEL MEM-MIB [ARGUMENT]...\n");
 		return 2;
 	}
 	for (int i = 3; i < argc; i++)
@@ -176,7 +185,7 @@ int main(int argc, char **argv)
 	if (!rc)
 		rc = boot_image_fits(&image, &m, error);
 	if (!rc)
-		rc = flat_create(&memory, &m);
+		rc = flat_create(&memory, &m, anonymous);
 	if (!rc)
 		rc = boot_load(&image, &m, &memory.gmem, &plan, error);
 	if (!rc)
