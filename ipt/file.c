@@ -2,7 +2,9 @@
  * gfns are page numbers, and nobody works for it. */
 #include "ipt/map.h"
 #include "ipt/move.h"
+#include "ipt/template.h"
 #include <errno.h>
+#include <sched.h>
 
 /* n limbo frames of vm become pages of the file, all in one group, or none does. */
 static int map_piece(struct ipt *t, uint32_t vm, vmid_t file, uint64_t page, uint32_t f, unsigned n)
@@ -11,6 +13,8 @@ static int map_piece(struct ipt *t, uint32_t vm, vmid_t file, uint64_t page, uin
 
 	if (!s || load_relaxed8(&s->kind) != IPT_FILE)
 		return -ENOENT;
+	for (unsigned i = 0; i < n && load_relaxed8(&s->dropped); i++)
+		atomic_fetch_or_explicit(&t->side[f + i], SIDE_MOVED, memory_order_release);
 	move_begin(t, vm, file.v, f, n, IPT_PRIVATE);
 	int err = forward_map(t, file.v, page, f, n, IPT_PRIVATE);
 	move_end(t);
@@ -34,5 +38,71 @@ int ipt_file_map(struct ipt *t, vmid_t vm, vmid_t file, uint64_t first, frame_t 
 			*done += n;
 		}
 	}
+	return err;
+}
+
+/* ---- dropping -------------------------------------------------------------------------------- */
+
+static bool are_pages(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, uint32_t n)
+{
+	struct vm_slot *s = registry_slot(t, file, VM_LIVE);
+
+	if (!s || load_relaxed8(&s->kind) != IPT_FILE)
+		return false;
+	for (uint32_t i = 0; i < n; i++) {
+		if (forward_find(t, file.v, page + i) != f + i)
+			return false;
+	}
+	return true;
+}
+
+static bool pinned(const struct ipt *t, uint32_t f, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		/* seq_cst, as in share.c. */
+		if (atomic_load(&t->side[f + i]) & SIDE_PINS)
+			return true;
+	}
+	return false;
+}
+
+static int drop_locked(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, uint32_t n,
+		       const struct ipt_out_ops *ops, void *ctx)
+{
+	uint32_t frames[IPT_CLUSTER_FRAMES];
+
+	if (!are_pages(t, file, page, f, n))
+		return -ESTALE;
+	store_release8(&t->vms[file.v].dropped, 1);
+	forward_unmap(t, file.v, page, n, frames);
+	slot_count(t, file, IPT_PRIVATE, IPT_LIMBO, n);
+	int err = ops->settle(ctx);
+	if (!err && pinned(t, f, n))
+		err = -EBUSY;
+	if (!err)
+		err = ops->clean(ctx, frame(f), n);
+	if (err) {
+		/* There was room for it before. */
+		forward_map(t, file.v, page, f, n, IPT_PRIVATE);
+		slot_count(t, file, IPT_LIMBO, IPT_PRIVATE, n);
+		return err;
+	}
+	/* Somebody may be pinning one, who will find that it isn't there any more. */
+	for (int tries = 0; ipt_free(t, file, frame(f), n) && tries < 1000; tries++)
+		sched_yield();
+	return 0;
+}
+
+int ipt_file_drop(struct ipt *t, vmid_t file, uint64_t page, frame_t f, uint32_t n,
+		  const struct ipt_out_ops *ops, void *ctx)
+{
+	if (!map_range_valid(gfn(page), n) || n > map_piece_len(page, n) || f.v >= t->frames ||
+	    n > t->frames - f.v)
+		return -EINVAL;
+	registry_lock(t);
+	recount_begin(t, file);
+	int err = drop_locked(t, file, page, f.v, n, ops, ctx);
+	recount_end(t);
+	registry_unlock(t);
 	return err;
 }

@@ -340,6 +340,12 @@ int ipt_vm_region(struct ipt *t, vmid_t vm, gfn_t first, uint64_t count, vmid_t 
 int ipt_file_map(struct ipt *t, vmid_t vm, vmid_t file, uint64_t first, frame_t frame,
 		 uint32_t count, uint32_t *done);
 
+/* The file's n pages (all in one group of 16) at frames from f on are void again, and these frames free. `settle` and
+ * `clean` of ops as in ipt_template_out; if one fails all is as it was, and that is returned. -ESTALE: the frames aren't
+ * there (any more); -EBUSY: one is pinned. Registry lock. */
+int ipt_file_drop(struct ipt *t, vmid_t file, uint64_t page, frame_t f, uint32_t n,
+		  const struct ipt_out_ops *ops, void *ctx);
+
 /* ---- looking up ---------------------------------------------------------------------------- */
 
 enum ipt_place_kind {
@@ -396,8 +402,8 @@ void ipt_unpin(struct ipt *t, frame_t f);
 #define IPT_AGE_MOST 127
 uint8_t ipt_age(struct ipt *t, frame_t f);
 void ipt_set_age(struct ipt *t, frame_t first, uint32_t n, uint8_t age);
-/* Did the frame come to its template by ipt_template_in? Then windows that show the template's page may have another
- * frame there. */
+/* Did the frame come to its template by ipt_template_in, or to a file of which pages were dropped? Then windows that
+ * show the page may have another frame there. */
 bool ipt_moved(struct ipt *t, frame_t f);
 
 /* ---- looking at the whole ----------------------------------------------------------------- */

@@ -81,6 +81,7 @@ static void slot_clear(struct ipt *t, struct vm_slot *s)
 	store_release32(&s->children, 0);
 	store_release8(&s->kind, IPT_VM);
 	store_release8(&s->regions, 0);
+	store_release8(&s->dropped, 0);
 	for (int i = 0; i < NAME_WORDS; i++)
 		store_release32(&s->name[i], 0);
 	store_release32(&s->radix_root, 0);

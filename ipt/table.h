@@ -43,6 +43,7 @@ struct vm_slot {
 	_Atomic uint8_t state;   /* enum vm_state */
 	_Atomic uint8_t kind;    /* enum ipt_vm_kind */
 	_Atomic uint8_t regions; /* how many it has */
+	_Atomic uint8_t dropped; /* a file: pages of it were dropped */
 };
 
 /* A VM's count of words in a state, from LIMBO on. */

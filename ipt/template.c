@@ -20,13 +20,13 @@
 
 /* ---- counting anew --------------------------------------------------------------------------- */
 
-static void begin(struct ipt *t, vmid_t vm)
+void recount_begin(struct ipt *t, vmid_t vm)
 {
 	store_release32(&t->header->recount, vm.v);
 	ipt_step();
 }
 
-static void end(struct ipt *t)
+void recount_end(struct ipt *t)
 {
 	ipt_step();
 	store_release32(&t->header->recount, 0);
@@ -77,7 +77,7 @@ void template_mend(struct ipt *t)
 		store_relaxed32(vm_frames(&t->vms[vm.v], (enum ipt_state)state),
 				have[state] - load_relaxed32(vm_adopted(&t->vms[vm.v],
 									(enum ipt_state)state)));
-	end(t);
+	recount_end(t);
 }
 
 /* ---- going out ------------------------------------------------------------------------------- */
@@ -172,14 +172,14 @@ static int out_locked(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, struct i
 		return -ESTALE;
 	if (pinned(t, f, n))
 		return -EBUSY;
-	begin(t, vm);
+	recount_begin(t, vm);
 	uint32_t slot = take_slots(t, vm, n);
 	int err = slot == NO_SLOT ? -ENOSPC : claim_all(t, vm, slot, pages, n, ops, ctx);
 	if (!err)
 		err = swap_out(t, vm, g, f, slot, n, ops, ctx);
 	if (err && slot != NO_SLOT)
 		give_up_slots(t, vm, slot, n);
-	end(t);
+	recount_end(t);
 	return err;
 }
 
@@ -211,7 +211,7 @@ static int in_locked(struct ipt *t, vmid_t by, vmid_t vm, uint64_t g, uint32_t f
 		if (!slot_is(t, slot) || word_state(load_acquire64(&t->words[slot])) != IPT_OUT)
 			return -ESTALE;
 	}
-	begin(t, vm);
+	recount_begin(t, vm);
 	for (uint32_t i = 0; i < n; i++)
 		atomic_fetch_or_explicit(&t->side[f + i], SIDE_MOVED, memory_order_release);
 	move_begin(t, by.v, vm.v, f, n, IPT_PRIVATE);
@@ -221,7 +221,7 @@ static int in_locked(struct ipt *t, vmid_t by, vmid_t vm, uint64_t g, uint32_t f
 		add_relaxed32(vm_frames(&t->vms[by.v], IPT_LIMBO), -n);
 		map_free_slots(t, vm, slots, n);
 	}
-	end(t);
+	recount_end(t);
 	return err;
 }
 

@@ -4,6 +4,10 @@
 
 #include "ipt/table.h"
 
+/* With the registry locked, which nobody lets go of in between: what vm, which nobody works for, has is changed and
+ * counted. */
+void recount_begin(struct ipt *t, vmid_t vm);
+void recount_end(struct ipt *t);
 /* With the registry locked: whoever held it before died in the middle of that, or didn't. */
 void template_mend(struct ipt *t);
 

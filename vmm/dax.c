@@ -67,12 +67,17 @@ bool dax_was_remapping(const struct memory *m, uint64_t *seen)
 	return was;
 }
 
+void dax_note_mapped(struct dax *d, gfn_t first, uint32_t n)
+{
+	pageset_add(&d->mapped, first.v - d->view->first.v, n);
+}
+
 /* A run of the file's frames that the window hasn't. */
 static int map_run(struct memory *m, struct dax *d, gfn_t first, frame_t f, uint32_t n)
 {
 	int rc = memory_remap(m, first, f, n);
 	if (!rc)
-		pageset_add(&d->mapped, first.v - d->view->first.v, n);
+		dax_note_mapped(d, first, n);
 	return rc;
 }
 

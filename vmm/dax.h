@@ -24,6 +24,8 @@ int dax_adopt(struct memory *m);
 /* Whose page of a file the gfn is; NULL for other memory, such as the rest of a private bank behind the file's
  * end. No lock. */
 struct dax *dax_of(const struct memory *m, gfn_t g);
+/* With memory.lock held: the window shows these pages now (memory_remap). */
+void dax_note_mapped(struct dax *d, gfn_t first, uint32_t n);
 /* Have the page in the pool: as pmem_fetch. */
 int dax_fetch(struct memory *m, struct dax *d, gfn_t g);
 /* Map what of the gfns [from, to) are pages of the file that the window hasn't. */

@@ -78,6 +78,8 @@ struct reclaim_board *host_reclaim_board(struct host *h);
 const struct store *host_store(const struct host *h);
 /* A VM was registered: its desk says what it may have. */
 void host_reclaim_admit(struct host_vm *vm);
+/* A VM has joined a file: may its pages be dropped? Before the VM's process is there. */
+void host_reclaim_file(struct host *h, const struct pmem_file *f);
 /* May the space that a dead VM has in the store be given to others? 0, or -EAGAIN: its writes are still under way. */
 int host_reclaim_may_reap(const struct host_vm *vm);
 /* Free what a dead VM owned: 0, or -errno and the tick tries again. */

@@ -90,7 +90,7 @@ int host_reclaim_open(struct host *h, struct ipt_config *c, char *error)
 		return errorf(error, -ENOMEM, "no memory for the reclaimer");
 	host_worker_init(&g->worker, h);
 	g->store = (struct store){.mem_fd = -1, .file_fd = -1};
-	g->board = reclaim_board_create(h->config.max_vms, c->frames);
+	g->board = reclaim_board_create(c->max_vms, c->frames);
 	if (!g->board)
 		return errorf(error, -ENOMEM, "no memory for the reclaimer");
 	rc = store_create(&g->store, config->pack_bytes, config->swap_file, config->swap_bytes,
@@ -149,6 +149,13 @@ void host_reclaim_admit(struct host_vm *vm)
 	const struct vm_memory_share *s = &vm->config.memory_share;
 	reclaim_desk_clear(host_reclaim_board(vm->host), vm->id,
 			   s->shares ? s->shares : RECLAIM_SHARES, s->min, s->limit);
+}
+
+void host_reclaim_file(struct host *h, const struct pmem_file *f)
+{
+	struct reclaim_desk *d = reclaim_desk(host_reclaim_board(h), f->id);
+	if (d) /* one that was shared may have pages that aren't in the file */
+		atomic_store_explicit(&d->droppable, f->write_fd < 0, memory_order_release);
 }
 
 int host_reclaim_may_reap(const struct host_vm *vm)

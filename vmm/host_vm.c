@@ -69,6 +69,8 @@ static int join_pmem(struct host_vm *vm, char *error)
 		rc = pmem_join(&h->pmem_files, h->table, &h->pool, vm->id,
 			       gpa_gfn(m->bank[m->ram_banks + i].base), &vm->config.pmem[i],
 			       &vm->pmem[i], error);
+	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
+		host_reclaim_file(h, vm->pmem[i]->file);
 	return rc;
 }
 

@@ -181,9 +181,9 @@ void memory_note_void(struct memory *m, gfn_t first, uint64_t count)
 static int populate(struct memory *m, gfn_t g)
 {
 	struct dax *d = dax_of(m, g);
-	if (d)
-		return dax_fetch(m, d, g);
-	int rc = is_away(m, g) ? memory_fetch(m, g) : populate_extent(m, g);
+	int rc = d               ? dax_fetch(m, d, g)
+		 : is_away(m, g) ? memory_fetch(m, g)
+				 : populate_extent(m, g);
 	if (!rc)
 		reclaim_taken(m->reclaim, m->table);
 	return rc;

@@ -49,6 +49,8 @@ struct reclaim_desk {
 	/* Stalls of the last 10 and 60 seconds, in millionths: the share of time in which a vCPU of it waited for memory
 	 * (Documentation/accounting/psi.rst: "some"). */
 	_Atomic uint32_t stall10, stall60;
+	/* A file's desk: its pages may be dropped, as no guest writes to them. Set by the host. */
+	_Atomic uint32_t droppable;
 	/* Odd while the VM is at frames that it looked up and that may be others'; written by the VM. */
 	_Atomic uint32_t at_work;
 	_Atomic uint64_t stall_ns; /* the same since its start; written by the VM */
@@ -68,6 +70,8 @@ struct reclaim_counters {        /* written by the reclaimer; freed to errors al
 	_Atomic uint64_t freed, zero, out, in_file, packed_bytes, refused, full, errors;
 	_Atomic uint64_t shared;    /* of `out`: templates' pages */
 	_Atomic uint64_t unsettled; /* templates' pages that stayed, as a VM was at them */
+	_Atomic uint64_t
+		dropped; /* of `freed`: pages of files, to be read again when they are touched */
 	_Atomic uint64_t reclaimer_ns, vms_ns;
 	_Atomic uint64_t unheard; /* VMs that didn't answer in time */
 };

@@ -51,7 +51,8 @@ static void survey_vm(struct reclaim_clock *c, uint32_t id)
 	struct ipt_vm_info info;
 	bool known = ipt_vm_info(c->table, vmid(id), &info) == 0 && !info.dying;
 	bool live = known && info.kind == IPT_VM;
-	v->is_template = known && info.kind == IPT_TEMPLATE;
+	v->is_file = known && info.kind == IPT_FILE && c->board->desk[id].droppable;
+	v->is_shared = known && (info.kind == IPT_TEMPLATE || v->is_file);
 	if (live && !v->live)
 		*v = (struct reclaim_vm){.active = 1};
 	if (!live)
@@ -112,7 +113,7 @@ static bool is_asked(const struct reclaim_clock *c, uint32_t id)
 	return id < c->vms && c->vm[id].live && (c->sampling || c->vm[id].age != RECLAIM_LOOK);
 }
 
-/* A template's frame under the hand: with the others of its cluster if they follow it. How many the hand goes past. */
+/* A template's or a file's frame under the hand: with the others of its cluster if they follow it. How many the hand goes past. */
 static uint32_t pass_shared(const struct reclaim_clock *c, const struct ipt_owner *o, uint32_t most)
 {
 	frame_t f = frame(c->hand);
@@ -126,7 +127,8 @@ static uint32_t pass_shared(const struct reclaim_clock *c, const struct ipt_owne
 	}
 	n = n < IPT_CLUSTER_FRAMES ? 1 : n;
 	uint8_t age = ipt_age(c->table, f);
-	uint32_t oldest = RECLAIM_OLDEST >> (c->urgency < 3 ? c->urgency : 3);
+	uint32_t oldest = (c->vm[o->vm.v].is_file ? RECLAIM_OLDEST_FILE : RECLAIM_OLDEST) >>
+			  (c->urgency < 3 ? c->urgency : 3);
 	ipt_set_age(c->table, f, n, age < IPT_AGE_MOST ? age + 1 : age);
 	if (age + 1u >= oldest)
 		c->shared(c->ctx, o->vm, o->gfn, f, n);
@@ -144,7 +146,7 @@ uint32_t reclaim_clock_turn(struct reclaim_clock *c, uint32_t n, bool *around)
 		    !o.pins && o.vm.v < c->vms) {
 			if (is_asked(c, o.vm.v) && !add(&c->vm[o.vm.v], o.gfn))
 				return o.vm.v;
-			if (c->vm[o.vm.v].is_template && c->shared && !c->sampling && !c->only)
+			if (c->vm[o.vm.v].is_shared && c->shared && !c->sampling && !c->only)
 				step = pass_shared(c, &o, frames - c->hand);
 		}
 		n -= step < n ? step : n;

@@ -5,7 +5,7 @@
  * read. Frames of a VM that follow each other, as gfns too, are one run of its next batch. Between two visits of
  * the hand a page that is used is touched, and stays (a clock, or second chance).
  *
- * What a template has is seen by its clones; nobody asks all of them whether they use it. It goes when the hand has come
+ * What a template has is seen by its clones, what a file has by guests that map it; nobody asks all of them whether they use it. It goes when the hand has come
  * by RECLAIM_OLDEST times, and comes back at the first touch, which tells that it is used, and begins anew.
  *
  * Which VM gives first follows from what it uses of what it has (C. A. Waldspurger, "Memory Resource Management in
@@ -17,13 +17,14 @@
 
 #include "vmm/reclaim.h"
 
-#define RECLAIM_TAX    0.75
-#define RECLAIM_OLDEST 8 /* how often pages of those who pay most must have been found idle */
+#define RECLAIM_TAX         0.75
+#define RECLAIM_OLDEST      8 /* how often pages of those who pay most must have been found idle */
+#define RECLAIM_OLDEST_FILE 2 /* the same of files, whose pages only have to be read again */
 
 /* What the reclaimer knows of a VM. */
 struct reclaim_vm {
-	bool live; /* a guest that may be asked */
-	bool is_template;
+	bool live;       /* a guest that may be asked */
+	bool is_shared;  /* a template, or a file whose pages may be dropped */
 	uint32_t frames; /* its own, in memory */
 	double active;   /* the share of them that is used; 1 until it is known */
 	double active_n; /* pages that say so, older ones counting less */
@@ -42,7 +43,7 @@ struct reclaim_clock {
 	uint32_t only; /* this VM alone gives; 0: all */
 	bool force;    /* touched or not */
 	bool sampling; /* all are looked at, and nothing goes out */
-	/* A template's frames, n (1 or 16) from f on, that may go: they were not brought back for long. */
+	/* A template's or file's frames, n (1 or 16) from f on, that may go: they were not brought back for long. */
 	void (*shared)(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
 	void *ctx;
 	unsigned urgency; /* 0: as above; each more halves the ages */

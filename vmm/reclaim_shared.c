@@ -88,9 +88,31 @@ static int out(struct reclaim_shared *s, vmid_t vm, gfn_t first, frame_t f, uint
 	return 0;
 }
 
+/* A file's pages are in the file. */
+static void drop(struct reclaim_shared *s, vmid_t file, gfn_t first, frame_t f, uint32_t n)
+{
+	static const struct ipt_out_ops ops = {NULL, settle, clean};
+	struct reclaim_counters *c = &s->links->board->counters;
+	int rc = ipt_file_drop(s->links->table, file, first.v, f, n, &ops, s);
+	count(&c->unsettled, rc == -EBUSY ? n : 0);
+	if (rc)
+		return;
+	count(&c->dropped, n);
+	count(&c->freed, n);
+	s->freed += n;
+}
+
 void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n)
 {
-	int rc = out(ctx, vm, first, f, n);
+	struct reclaim_shared *s = ctx;
+	struct ipt_vm_info info;
+	if (ipt_vm_info(s->links->table, vm, &info))
+		return;
+	if (info.kind == IPT_FILE) {
+		drop(s, vm, first, f, n);
+		return;
+	}
+	int rc = s->links->store->mem_pages ? out(s, vm, first, f, n) : -ENOSPC;
 	for (uint32_t i = 0; rc == -E2BIG && n > 1 && i < n; i++)
-		out(ctx, vm, gfn_add(first, i), frame_add(f, i), 1);
+		out(s, vm, gfn_add(first, i), frame_add(f, i), 1);
 }

@@ -1,4 +1,4 @@
-/* Templates' pages going out, which the reclaimer does itself: a template has no process that changes anything. */
+/* Templates' pages going out, and files' being dropped, which the reclaimer does itself: no process works for these. */
 #ifndef VMM_RECLAIM_SHARED_H
 #define VMM_RECLAIM_SHARED_H
 
@@ -10,7 +10,8 @@ struct reclaim_shared {
 	uint64_t freed; /* frames */
 };
 
-/* A clock's `shared`, with a struct reclaim_shared. Into the packed memory only: what doesn't pack stays. */
+/* A clock's `shared`, with a struct reclaim_shared. Templates' pages go into the packed memory only: what doesn't pack
+ * stays. */
 void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
 
 #endif

@@ -340,7 +340,7 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 	if (reclaim_clock_create(&r.clock, links->table, b))
 		_exit(1);
 	r.shared = (struct reclaim_shared){.links = &r.links, .clock = &r.clock};
-	r.clock.shared = links->store->mem_pages ? reclaim_shared_out : NULL;
+	r.clock.shared = reclaim_shared_out;
 	r.clock.ctx = &r.shared;
 	r.note = calloc(r.clock.vms, sizeof *r.note);
 	r.stall = calloc(r.clock.vms, sizeof *r.stall);

@@ -296,8 +296,18 @@ int memory_remap(struct memory *m, gfn_t first, frame_t f, uint32_t n)
 	return rc;
 }
 
-/* A template's page came back in another frame, and its neighbours with it: the window has the one before there, of
- * which nothing is known. */
+static bool may_move(const struct ipt_place *p)
+{
+	return p->kind == IPT_INHERITED || p->kind == IPT_FILE_PAGE;
+}
+
+static bool is_moved(const struct memory *m, const struct ipt_place *p)
+{
+	return may_move(p) && ipt_moved(m->table, p->frame);
+}
+
+/* A template's or a file's page came back in another frame, and its neighbours with it: the window has the one before
+ * there, of which nothing is known. */
 static int show_moved(struct memory *m, gfn_t g)
 {
 	struct ipt_place p;
@@ -309,17 +319,19 @@ static int show_moved(struct memory *m, gfn_t g)
 		if (!n || first.v + n > g.v)
 			break;
 	}
-	while (n && p.kind == IPT_INHERITED && !ipt_moved(m->table, p.frame) && first.v < g.v) {
+	while (n && may_move(&p) && !ipt_moved(m->table, p.frame) && first.v < g.v) {
 		first.v++;
 		p.frame.v++;
 		n--;
 	}
 	uint32_t moved = 0;
-	while (moved < n && ipt_moved(m->table, frame_add(p.frame, moved)))
+	while (may_move(&p) && moved < n && ipt_moved(m->table, frame_add(p.frame, moved)))
 		moved++;
-	if (p.kind != IPT_INHERITED || first.v + moved <= g.v)
+	if (!may_move(&p) || first.v + moved <= g.v)
 		return -EEXIST; /* it became something else: the guest tries again */
 	int rc = memory_remap(m, first, p.frame, moved);
+	if (!rc && dax_of(m, g))
+		dax_note_mapped(dax_of(m, g), first, moved);
 	return rc ? rc : show_run(m, first, moved, p.frame);
 }
 
@@ -334,12 +346,13 @@ static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 	for (uint64_t at = start; !rc && at < end;) {
 		struct ipt_place p;
 		uint32_t n = ipt_place(m->table, m->vm, gfn(at), (uint32_t)(end - at), &p);
-		if (n && d && p.kind == IPT_FILE_PAGE) /* others bring pages in at any time */
-			rc = dax_map(m, d, at, at + n);
-		bool moved = n && p.kind == IPT_INHERITED && ipt_moved(m->table, p.frame);
-		for (uint32_t i = 1; i < n && p.kind == IPT_INHERITED; i++)
+		bool moved = n && is_moved(m, &p);
+		for (uint32_t i = 1; i < n && may_move(&p); i++)
 			if (ipt_moved(m->table, frame_add(p.frame, i)) != moved)
 				n = i;
+		if (n && d && p.kind == IPT_FILE_PAGE &&
+		    !moved) /* others bring pages in at any time */
+			rc = dax_map(m, d, at, at + n);
 		if (!rc && n && is_shared(&p) && !moved)
 			rc = show_run(m, gfn(at), n, p.frame);
 		at += n ? n : 1;
@@ -352,7 +365,7 @@ static int show_locked(struct memory *m, gfn_t g)
 	struct ipt_place p;
 	if (!ipt_place(m->table, m->vm, g, 1, &p) || !is_shared(&p))
 		return 0; /* meanwhile it became something else: the guest tries again */
-	bool moved = p.kind == IPT_INHERITED && ipt_moved(m->table, p.frame);
+	bool moved = is_moved(m, &p);
 	if (!moved && has_page(m->pool, p.frame))
 		return show_around(m, g, memory_bank(m, g));
 	/* A page that is read before anybody wrote to it is made in the pool, of zeroes. Those around may be in
@@ -381,9 +394,7 @@ int memory_show_known(struct memory *m, gfn_t g)
 	struct ipt_place p;
 	int rc = 0;
 	if (ipt_place(m->table, m->vm, g, 1, &p) && is_shared(&p) && has_page(m->pool, p.frame))
-		rc = p.kind == IPT_INHERITED && ipt_moved(m->table, p.frame)
-			     ? show_moved(m, g)
-			     : show_around(m, g, memory_bank(m, g));
+		rc = is_moved(m, &p) ? show_moved(m, g) : show_around(m, g, memory_bank(m, g));
 	memory_leave(m);
 	return rc;
 }

@@ -108,8 +108,8 @@ static json_t *reclaim_stats(struct host *h)
 	put(o, "pages_zero", c->zero);
 	put(o, "pages_in_file", c->in_file);
 	/* Pages of zeroes are either void now, or out without bytes. */
-	put(o, "pages_packed",
-	    c->freed > c->zero + c->in_file ? c->freed - c->zero - c->in_file : 0);
+	uint64_t others = c->zero + c->in_file + c->dropped;
+	put(o, "pages_packed", c->freed > others ? c->freed - others : 0);
 	put(o, "packed_bytes", c->packed_bytes);
 	put(o, "pages_refused", c->refused);
 	put(o, "store_full", c->full);
@@ -117,6 +117,9 @@ static json_t *reclaim_stats(struct host *h)
 	put(o, "vms_unheard", c->unheard);
 	put(o, "reclaimer_cpu_ns", c->reclaimer_ns);
 	put(o, "vms_cpu_ns", c->vms_ns);
+	put(o, "pages_of_templates", c->shared);
+	put(o, "pages_of_files_dropped", c->dropped);
+	put(o, "pages_unsettled", c->unsettled);
 	put(o, "packed_memory_total_bytes", r.space.granules * IPT_GRANULE);
 	put(o, "packed_memory_used_bytes", r.space.granules_used * IPT_GRANULE);
 	put(o, "packed_memory_populated_bytes", r.packed_populated);
