@@ -24,7 +24,8 @@
 /* What the reclaimer knows of a VM. */
 struct reclaim_vm {
 	bool live;       /* a guest that may be asked */
-	bool is_shared;  /* a template, or a file whose pages may be dropped */
+	bool is_shared;  /* a template, or: */
+	bool is_file;    /* a file whose pages may be dropped */
 	uint32_t frames; /* its own, in memory */
 	double active;   /* the share of them that is used; 1 until it is known */
 	double active_n; /* pages that say so, older ones counting less */
