@@ -186,5 +186,8 @@ int memory_fetch(struct memory *m, gfn_t g)
 	}
 	memory_note_own(m, g);
 	atomic_fetch_add_explicit(&m->mailbox->fetched_frames, 1u << order, memory_order_relaxed);
+	if (memory_went_lately(m, first))
+		atomic_fetch_add_explicit(&m->mailbox->fetched_soon, 1u << order,
+					  memory_order_relaxed);
 	return rc;
 }
