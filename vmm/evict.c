@@ -7,9 +7,11 @@
  * mapped where it was and stays.
  */
 #include "vmm/evict.h"
+#include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/store.h"
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -115,6 +117,36 @@ int memory_store_io(struct memory *m)
 	return store_io_create(&m->io, m->store, m->vm.v, error);
 }
 
+/* ---- when pages went ----------------------------------------------------------------------- */
+
+/* For each cluster of the window, the second in which a page of it last went out, +1; it wraps after 18 hours. */
+static uint16_t *went;
+
+static uint64_t cluster_of(const struct memory *m, gfn_t g)
+{
+	return (uint64_t)(window_at(&m->window, g) - m->window.base) >>
+	       (PAGE_SHIFT + IPT_CLUSTER_ORDER);
+}
+
+static uint16_t second_now(void)
+{
+	return (uint16_t)(clock_ns() / 1000000000);
+}
+
+static void note_went(const struct memory *m, gfn_t first)
+{
+	if (!went)
+		went = calloc(m->clusters, sizeof *went);
+	if (went)
+		went[cluster_of(m, first)] = (uint16_t)(second_now() + 1);
+}
+
+bool memory_went_lately(const struct memory *m, gfn_t first)
+{
+	uint16_t then = went ? went[cluster_of(m, first)] : 0;
+	return then && (uint16_t)(second_now() + 1 - then) < RECLAIM_SOON_S;
+}
+
 /* ---- the window and the table -------------------------------------------------------------- */
 
 int memory_hide(struct memory *m, gfn_t first, uint32_t n)
@@ -171,6 +203,8 @@ static int put_out(struct memory *m, gfn_t first, uint32_t n, struct evict_count
 	}
 	c->freed += done;
 	c->out += done;
+	if (done)
+		note_went(m, first);
 	return rc;
 }
 

@@ -23,6 +23,9 @@ struct evict_count {
 int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *c);
 /* Register a private piece for userfaults and take it out of the host's page tables. -EBUSY: it can't be. */
 int memory_hide(struct memory *m, gfn_t first, uint32_t n);
+/* Did a page of first's group of 16 go out within the last RECLAIM_SOON_S seconds? */
+#define RECLAIM_SOON_S 10
+bool memory_went_lately(const struct memory *m, gfn_t first);
 /* The process's way to the swap file, made when it is needed. -errno. */
 int memory_store_io(struct memory *m);
 

@@ -17,15 +17,56 @@ static struct {
 	vmid_t at; /* whose they are */
 } batch;
 
-/* The largest aligned block around g that is all away, at the same VM's. */
-static unsigned block_around(const struct memory *m, gfn_t g, gfn_t *first)
+/* ---- how much is brought back at once ------------------------------------------------------- */
+
+/*
+ * Pages near one that is wanted are soon wanted too, or they aren't: then 15 of 16 go out again without having been
+ * used, and 15 others had to go for them. So a fetch begins with little, and takes the more the more often the next one
+ * is near one of the last.
+ */
+#define STREAMS 4
+#define NEAR    CLUSTER /* pages */
+#define PIECES_MOST \
+	32768u /* of a window, that bringing single pages back may come to; vm.max_map_count is 65530 */
+
+static struct {
+	struct {
+		uint64_t at; /* gfn */
+		unsigned order;
+	} stream[STREAMS];
+	unsigned next; /* to be forgotten */
+} ahead;
+
+/* Of which order the block should be that is brought back for g. */
+static unsigned order_wanted(const struct memory *m, gfn_t g)
+{
+	unsigned least = 0;
+	while (least < IPT_CLUSTER_ORDER && m->window.bytes >> PAGE_SHIFT >> least > PIECES_MOST)
+		least++;
+	for (unsigned i = 0; i < STREAMS; i++) {
+		uint64_t at = ahead.stream[i].at;
+		if ((g.v > at ? g.v - at : at - g.v) > NEAR)
+			continue;
+		unsigned order = ahead.stream[i].order + 2;
+		ahead.stream[i].at = g.v;
+		ahead.stream[i].order = order < IPT_CLUSTER_ORDER ? order : IPT_CLUSTER_ORDER;
+		return ahead.stream[i].order;
+	}
+	unsigned i = ahead.next++ % STREAMS;
+	ahead.stream[i].at = g.v;
+	ahead.stream[i].order = least;
+	return least;
+}
+
+/* The largest aligned block around g that is all away, at the same VM's, up to 2^most. */
+static unsigned block_around(const struct memory *m, gfn_t g, unsigned most, gfn_t *first)
 {
 	struct ipt_place p, q;
 	unsigned order = 0;
 	*first = g;
 	if (!ipt_place(m->table, m->vm, g, 1, &p))
 		return 0;
-	for (unsigned o = 1; o <= IPT_CLUSTER_ORDER; o++) {
+	for (unsigned o = 1; o <= most; o++) {
 		uint32_t size = 1u << o;
 		gfn_t start = gfn(g.v & ~(uint64_t)(size - 1));
 		if (ipt_place(m->table, m->vm, start, size, &q) < size || q.kind != IPT_AWAY ||
@@ -127,7 +168,7 @@ static int fetch_block(struct memory *m, gfn_t first, unsigned order, frame_t f)
 int memory_fetch(struct memory *m, gfn_t g)
 {
 	gfn_t first;
-	unsigned order = block_around(m, g, &first);
+	unsigned order = block_around(m, g, order_wanted(m, g), &first);
 	struct ipt_hint hint = {.goal = memory_goal(m, first, 1u << order)};
 	frame_t f;
 	int rc = ipt_alloc(m->table, m->vm, order, &hint, &f);
@@ -154,5 +195,8 @@ int memory_fetch(struct memory *m, gfn_t g)
 	if (batch.at.v == m->vm.v)
 		memory_note_own(m, g);
 	atomic_fetch_add_explicit(&m->mailbox->fetched_frames, 1u << order, memory_order_relaxed);
+	if (memory_went_lately(m, first))
+		atomic_fetch_add_explicit(&m->mailbox->fetched_soon, 1u << order,
+					  memory_order_relaxed);
 	return rc;
 }

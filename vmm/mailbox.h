@@ -95,6 +95,7 @@ struct mailbox {
 	struct histogram service_ns;     /* userfault read to wake */
 	struct histogram fetch_ns;       /* of them: FAULT_FETCHED */
 	_Atomic uint64_t fetched_frames; /* brought back into memory */
+	_Atomic uint64_t fetched_soon;   /* of them: 10 s after their 64 KiB */
 	_Atomic uint64_t exits[64];      /* KVM exits by reason */
 	_Atomic uint64_t run_started_ns; /* CLOCK_MONOTONIC at the first KVM_RUN */
 	_Atomic uint64_t

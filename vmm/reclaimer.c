@@ -19,10 +19,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TURN_FRAMES  16384 /* that the hand goes over before answers are looked at */
-#define BATCH_FRAMES 1024  /* that a VM is to free by one batch, at most */
-#define ANSWER_MS    20    /* between looks for answers that nobody rang for */
-#define DEAF_MS      2000  /* after which a VM that didn't answer is left alone for now */
+#define TURN_FRAMES  16384 /* that the hand goes over before answers are looked at, at most */
+#define TURN_LEAST   1024
+#define BATCH_FRAMES 1024 /* that a VM is to free by one batch, at most */
+#define ANSWER_MS    20   /* between looks for answers that nobody rang for */
+#define DEAF_MS      2000 /* after which a VM that didn't answer is left alone for now */
 #define SAMPLE_MS    2000
 #define SAMPLE_RUNS  16  /* of 2 MiB in the whole pool, to a sample */
 #define FULL_MS      200 /* to wait, when nothing could be taken out in two rounds */
@@ -251,8 +252,11 @@ static int pursue(struct reclaimer *r, const struct goal *g)
 		c->force = g->force && futile > 1;
 		reclaim_clock_survey(c);
 		uint32_t most = want < BATCH_FRAMES ? want : BATCH_FRAMES;
-		uint32_t full = reclaim_clock_turn(c, TURN_FRAMES, &around);
-		if (full || around)
+		/* Looking at much more than is to be freed only makes what is used look unused. */
+		uint32_t turn = want < TURN_FRAMES / 4 ? want * 4 : TURN_FRAMES;
+		uint32_t full =
+			reclaim_clock_turn(c, turn > TURN_LEAST ? turn : TURN_LEAST, &around);
+		if (full || around || turn < TURN_FRAMES)
 			ask_all(r, most, false);
 		/* With a batch at each VM's there is time to think. */
 		wait_for_answers(r, around ? 0 : r->asked / 2);

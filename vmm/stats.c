@@ -246,6 +246,7 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	json_object_set_new(o, "fault_service", service(&mb->service_ns));
 	json_object_set_new(o, "reclaim", reclaim_stats_vm(vm));
 	put(o, "fetched_frames", mb->fetched_frames);
+	put(o, "fetched_soon_frames", mb->fetched_soon);
 	json_object_set_new(o, "fetch", service(&mb->fetch_ns));
 	put(o, "zero_frames_given_back", mb->zero_frames);
 	put(o, "merged_frames", mb->merged_frames);

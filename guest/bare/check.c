@@ -77,15 +77,16 @@ void check_run(const struct stage *s)
 		end_fail("check: words= is 1 to 512, writes= at least 1, set= 1 to pages=");
 	while (REGION_PAGE_WORDS / c.step > s->words)
 		c.step *= 2;
+	uint64_t began = cpu_tsc();
 	struct team_time t = team_start();
 	for (uint64_t i = 0; i < c.region.pages; i++)
 		write_page(&c, region_page(&c.region, i), 0);
 	team_stop(&t);
 	console_say("check filled pages=%lu us=%lu", c.region.pages, team_us(t.cycles));
 
-	uint64_t seconds = s->seconds != WORDS_UNSET ? s->seconds : 1, said = 0;
+	uint64_t seconds = s->seconds != WORDS_UNSET ? s->seconds : 1, second = team_cycles(1);
 	t = team_start();
-	for (uint64_t began = t.cycles, second = team_cycles(1); said < seconds;) {
+	for (uint64_t said = (t.cycles - began) / second; said < seconds;) {
 		for (unsigned i = 0; i < LOOK_FOR; i++)
 			visit(&c);
 		uint64_t passed = cpu_tsc() - began;

@@ -42,7 +42,7 @@
  *   init=0|1                 0: memory is zero already, so only what is written is touched (1)
  * work=check                 fills pages with words that depend on (seed, version, page, word), then visits pages at
  *                            random and verifies them; a line each second, all pages verified in the end
- *   seconds=T                for how long (1)
+ *   seconds=T                until T seconds after it began to fill them (1)
  *   set=M ratio=90/10        90 % of visits go to the first M pages of the order (a tenth of them), the
  *                            rest to the others
  *   words=W writes=N         words used of a page, as for pattern; one visit in N makes new contents (8)

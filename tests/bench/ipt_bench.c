@@ -60,6 +60,15 @@ bool bench_wanted(const char *id)
 	return false;
 }
 
+bool bench_wanted_under(const char *prefix)
+{
+	for (char **p = prefixes; *p; p++) {
+		if (!strncmp(prefix, *p, strlen(prefix)))
+			return true;
+	}
+	return bench_wanted(prefix);
+}
+
 void bench_tell(const char *id, struct bench_samples *s, const char *unit, double bound)
 {
 	double value = bench_quantile(s, 0.5);
@@ -99,5 +108,6 @@ int main(int argc, char **argv)
 	bench_owner();
 	bench_bytes();
 	bench_fleet();
+	bench_victim();
 	return 0;
 }

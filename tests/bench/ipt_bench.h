@@ -38,6 +38,8 @@ double bench_quantile(struct bench_samples *s, double q);
 
 /* Is the figure of that id asked for? */
 bool bench_wanted(const char *id);
+/* Is one asked for whose id begins so? */
+bool bench_wanted_under(const char *prefix);
 /* Tell a figure; bound < 0 is none. */
 void bench_tell(const char *id, struct bench_samples *s, const char *unit, double bound);
 void bench_tell_value(const char *id, double value, const char *unit, double bound);
@@ -46,5 +48,6 @@ void bench_lookups(void);
 void bench_owner(void);
 void bench_bytes(void);
 void bench_fleet(void);
+void bench_victim(void);
 
 #endif
