@@ -3,7 +3,12 @@
 
 uint8_t ipt_age(struct ipt *t, frame_t f)
 {
-	return (uint8_t)(load_relaxed32(&t->side[f.v]) >> SIDE_AGE_SHIFT);
+	return (uint8_t)((load_relaxed32(&t->side[f.v]) & SIDE_AGE) >> SIDE_AGE_SHIFT);
+}
+
+bool ipt_moved(struct ipt *t, frame_t f)
+{
+	return load_acquire32(&t->side[f.v]) & SIDE_MOVED;
 }
 
 void ipt_set_age(struct ipt *t, frame_t first, uint32_t n, uint8_t age)

@@ -2,12 +2,21 @@
 #include "ipt/audit.h"
 #include "ipt/space.h"
 #include "ipt/zone.h"
+#include <stdlib.h>
 
-/* Take a claim's bits out of the bitmap (a copy), which must have them. */
-static void check_claim(struct audit *a, uint32_t slot, uint64_t *granules, uint64_t *blocks)
+/* What was claimed so far: copies of the bitmaps, of which only what is touched has memory. */
+struct claims {
+	uint64_t *packed, *blocks;
+	uint64_t ngranules, nblocks;
+};
+
+static void check_claim(struct audit *a, uint32_t slot, struct claims *c)
 {
 	struct ipt *t = a->t;
 	struct ipt_out page = space_of(t, slot);
+	bool file = page.where & IPT_IN_FILE;
+	uint32_t at = page.where & ~IPT_IN_FILE;
+	uint64_t bits;
 
 	if (!page.bytes && page.where == IPT_NOWHERE)
 		return;
@@ -16,10 +25,51 @@ static void check_claim(struct audit *a, uint32_t slot, uint64_t *granules, uint
 			   page.bytes, page.where);
 		return;
 	}
-	if (page.where & IPT_IN_FILE)
-		*blocks += 1;
-	else
-		*granules += (page.bytes + IPT_GRANULE - 1) / IPT_GRANULE;
+	space_bits(t, &page, &bits);
+	uint64_t *had = file ? &c->blocks[at / 64] : &c->packed[at / 64];
+	if (*had & bits)
+		audit_fail(a, "I8: slot %u has claimed %u bytes at %#x, and so has another", slot,
+			   page.bytes, page.where);
+	*had |= bits;
+	*(file ? &c->nblocks : &c->ngranules) += (unsigned)__builtin_popcountll(bits);
+}
+
+/* What is neither out nor spare has no claim. Where links have no memory there is none, and none is to come. */
+static void check_others(struct audit *a)
+{
+	struct ipt *t = a->t;
+	const uint64_t from = t->layout.links, size = sizeof(struct slot_link);
+	const uint64_t next = offsetof(struct slot_link, next);
+	uint32_t first = t->layout.slot_first, mark = zone_mark(t, t->config.nodes);
+	uint64_t to = from + (mark - first) * size, start, end;
+
+	for (uint64_t at = from; table_populated(t, at, to, &start, &end); at = end) {
+		uint32_t slot = first + (uint32_t)((start - from + size - 1 - next) / size);
+		uint32_t stop = first + (uint32_t)((end - from + size - 1 - next) / size);
+
+		for (; slot < stop && slot < mark; slot++) {
+			enum ipt_state state = word_state(load_acquire64(&t->words[slot]));
+
+			if (state != IPT_OUT && state != IPT_SPARE && space_claimed(t, slot))
+				audit_fail(a, "I8: slot %u is in state %d and has a claim", slot,
+					   state);
+		}
+	}
+}
+
+static void check_slots(struct audit *a, struct claims *c)
+{
+	struct ipt *t = a->t;
+	unsigned z = t->config.nodes;
+
+	for (uint32_t slot = zone_start(t, z); slot < zone_mark(t, z); slot++) {
+		enum ipt_state state = word_state(load_acquire64(&t->words[slot]));
+
+		if (state == IPT_OUT && !space_claimed(t, slot))
+			audit_fail(a, "I8: slot %u is out and has claimed nothing", slot);
+		if ((state == IPT_OUT || state == IPT_SPARE) && space_claimed(t, slot))
+			check_claim(a, slot, c);
+	}
 }
 
 static uint64_t bits_set(const _Atomic uint64_t *words, uint64_t from, uint64_t to)
@@ -42,33 +92,40 @@ static uint64_t bits_in(const struct ipt *t, const _Atomic uint64_t *words, uint
 	return n;
 }
 
-void audit_space(struct audit *a)
+/* Each claim's bits are set, no two overlap, and no others are set. */
+static void check_sums(struct audit *a, const struct claims *c)
 {
 	struct ipt *t = a->t;
 	const struct table_layout *l = &t->layout;
 	struct ipt_space_info info;
-	uint64_t granules = 0, blocks = 0;
-	unsigned z = t->config.nodes;
 
-	if (!t->config.packed_pages && !t->config.blocks)
-		return;
-	for (uint32_t slot = zone_start(t, z); slot < zone_mark(t, z); slot++) {
-		enum ipt_state state = word_state(load_acquire64(&t->words[slot]));
-
-		if (state == IPT_OUT && !space_claimed(t, slot))
-			audit_fail(a, "I8: slot %u is out and has claimed nothing", slot);
-		if ((state == IPT_OUT || state == IPT_SPARE) && space_claimed(t, slot))
-			check_claim(a, slot, &granules, &blocks);
-	}
 	ipt_space(t, &info);
-	/* Each claim's bits are there, and there are as many: no two overlap. */
 	uint64_t used = bits_in(t, t->packed, l->packed, l->blocks);
-	if (used != granules || info.granules_used != granules)
+	if (used != c->ngranules || info.granules_used != c->ngranules)
 		audit_fail(a, "I8: %lu granules are claimed, %lu in use, %lu counted",
-			   (unsigned long)granules, (unsigned long)used,
+			   (unsigned long)c->ngranules, (unsigned long)used,
 			   (unsigned long)info.granules_used);
 	used = bits_in(t, t->blocks, l->blocks, l->forward);
-	if (used != blocks || info.blocks_used != blocks)
+	if (used != c->nblocks || info.blocks_used != c->nblocks)
 		audit_fail(a, "I8: %lu blocks are claimed, %lu in use, %u counted",
-			   (unsigned long)blocks, (unsigned long)used, info.blocks_used);
+			   (unsigned long)c->nblocks, (unsigned long)used, info.blocks_used);
+}
+
+void audit_space(struct audit *a)
+{
+	struct ipt *t = a->t;
+
+	if (t->kind != IPT_INDEX)
+		return;
+	struct claims c = {.packed = calloc(t->config.packed_pages + 1, sizeof(*c.packed)),
+			   .blocks = calloc(t->config.blocks / 64 + 1, sizeof(*c.blocks))};
+	if (c.packed && c.blocks) {
+		check_slots(a, &c);
+		check_others(a);
+		check_sums(a, &c);
+	} else {
+		audit_fail(a, "I8: no memory to check it");
+	}
+	free(c.packed);
+	free(c.blocks);
 }

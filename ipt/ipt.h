@@ -203,7 +203,7 @@ int ipt_largest_order(struct ipt *t);
 /*
  * Map `count` gfns of vm at consecutive limbo frames of vm, as PRIVATE. Aligned runs of 16 go in as
  * clusters. Tombs of vm's there give way. Prepare/commit: on any error nothing has changed. -EPERM if
- * a frame isn't vm's limbo, -EEXIST if a gfn is mapped already or has an alias, -EINVAL out of range,
+ * a frame isn't vm's limbo, -EEXIST if a gfn is mapped already, has an alias or is out, -EINVAL out of range,
  * -ENOSPC/-ENOMEM when the forward map can't grow. Lock: stripes, one at a time.
  */
 int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count);
@@ -213,7 +213,7 @@ int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t frame, uint32_t count
 typedef void ipt_run_fn(void *ctx, gfn_t gfn, frame_t frame, uint32_t count);
 int ipt_unmap(struct ipt *t, vmid_t vm, gfn_t first, uint32_t count, ipt_run_fn *gone, void *ctx);
 
-/* The frame behind (vm, gfn) or INVALID_FRAME. No lock; about one line of index and one of array. */
+/* The frame behind (vm, gfn) or INVALID_FRAME, also for a page that is out. No lock; about one line of index and one of array. */
 frame_t ipt_lookup(struct ipt *t, vmid_t vm, gfn_t gfn);
 /* The same for n keys at once, with the memory accesses of all of them in flight together. */
 struct ipt_key {
@@ -222,7 +222,7 @@ struct ipt_key {
 };
 void ipt_lookup_batch(struct ipt *t, const struct ipt_key *keys, frame_t *out, unsigned n);
 /* How many gfns from `first` on (at most max) are mapped at consecutive frames, and the first of
- * these frames: 0 and INVALID_FRAME if `first` is void. */
+ * these frames: 0 and INVALID_FRAME if `first` is void or out. */
 uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, frame_t *out);
 
 /* ---- sharing beside the lineage ------------------------------------------------------------
@@ -285,6 +285,26 @@ int ipt_out_commit(struct ipt *t, vmid_t vm, gfn_t first, const uint32_t *slots,
 /* Where the page is that vm sees at g, its own or an ancestor's; *at is whose it is. -ENOENT if it is not
  * out (any more). An ancestor's may change at any time: read the bytes, then ask again. No lock. */
 int ipt_out_read(struct ipt *t, vmid_t vm, gfn_t g, struct ipt_out *out, vmid_t *at);
+
+/*
+ * A template's own frames from f on, at n gfns (1, or a group of 16) from first on, are out from now on, for all
+ * who see them. In this order, all with the registry locked: `keep` stores page i's bytes (of those that have
+ * any) at *where; the table says OUT; `settle` makes sure that nobody is at a frame that he looked up before
+ * (-EBUSY: somebody is); `clean` cleans the frames (as ipt_clean_fn), which are free then. If any of these
+ * fails, all is as it was, and the error is returned. -ESTALE: the frames aren't there (any more); -EBUSY:
+ * one is pinned; -ENOSPC. Locks: the registry, and within it an arena, a stripe and a zone.
+ */
+struct ipt_out_ops {
+	int (*keep)(void *ctx, uint32_t i, const struct ipt_out *where);
+	int (*settle)(void *ctx);
+	int (*clean)(void *ctx, frame_t first, uint32_t n);
+};
+int ipt_template_out(struct ipt *t, vmid_t vm, gfn_t first, frame_t f, struct ipt_out *pages,
+		     uint32_t n, const struct ipt_out_ops *ops, void *ctx);
+/* n limbo frames of `by`, from f on, which hold what is out at n gfns of the template vm (all in one group), are
+ * the template's frames there from now on. -ESTALE: one isn't out (any more); then, and for all other errors
+ * (as ipt_map), nothing has changed. Locks as above. */
+int ipt_template_in(struct ipt *t, vmid_t by, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
 
 struct ipt_space_info {
 	uint64_t granules, granules_used;
@@ -364,17 +384,21 @@ int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx);
 /* ---- pins: I/O in flight ------------------------------------------------------------------ */
 
 /* Look (vm, gfn) up and count one more user of the frame, so that it is neither freed nor moved until
- * ipt_unpin. -ENOENT if void, -EOVERFLOW at 65535 pins. No lock. */
+ * ipt_unpin. -ENOENT if void or out, -EOVERFLOW at 65535 pins. No lock. */
 int ipt_pin(struct ipt *t, vmid_t vm, gfn_t gfn, frame_t *out);
 void ipt_unpin(struct ipt *t, frame_t f);
 
 /* ---- ages ----------------------------------------------------------------------------------
  *
  * A number beside each frame's word that the table keeps and doesn't understand: how many times somebody looked
- * and found the frame unused, 0 to 255. A frame that is freed begins anew at 0. No lock.
+ * and found the frame unused. A frame that is freed begins anew at 0. No lock.
  */
+#define IPT_AGE_MOST 127
 uint8_t ipt_age(struct ipt *t, frame_t f);
 void ipt_set_age(struct ipt *t, frame_t first, uint32_t n, uint8_t age);
+/* Did the frame come to its template by ipt_template_in? Then windows that show the template's page may have another
+ * frame there. */
+bool ipt_moved(struct ipt *t, frame_t f);
 
 /* ---- looking at the whole ----------------------------------------------------------------- */
 

@@ -31,10 +31,11 @@ int map_check(struct ipt *t, vmid_t vm, gfn_t first, frame_t f, uint32_t count)
 	return all_limbo(t, vm.v, f.v, count) ? 0 : -EPERM;
 }
 
-/* Tombs have no claim, pages that are out have. */
-static enum ipt_state was(const struct ipt *t, uint32_t slot)
+/* What vm's slot stood for: pages that are out have a claim, tombs have none. These have no memory for links
+ * either, and a VM that has nothing out must not populate it. */
+static enum ipt_state was(const struct ipt *t, vmid_t vm, uint32_t slot)
 {
-	return space_claimed(t, slot) ? IPT_OUT : IPT_TOMB;
+	return registry_count(t, vm.v, IPT_OUT) && space_claimed(t, slot) ? IPT_OUT : IPT_TOMB;
 }
 
 void map_free_slots(struct ipt *t, vmid_t vm, const uint32_t *slots, uint32_t n)
@@ -43,9 +44,9 @@ void map_free_slots(struct ipt *t, vmid_t vm, const uint32_t *slots, uint32_t n)
 		run = 1;
 		if (slots[i] == NO_SLOT)
 			continue;
-		enum ipt_state state = was(t, slots[i]);
+		enum ipt_state state = was(t, vm, slots[i]);
 		while (i + run < n && slots[i + run] == slots[i] + run &&
-		       was(t, slots[i + run]) == state)
+		       was(t, vm, slots[i + run]) == state)
 			run++;
 		slot_count(t, vm, state, IPT_SPARE, run);
 		for (uint32_t k = 0; k < run && state == IPT_OUT; k++)
@@ -69,7 +70,7 @@ static void undo(struct ipt *t, vmid_t vm, uint64_t g, uint32_t done, const uint
 			if (slots[i] == NO_SLOT)
 				forward_unmap(t, vm.v, g + i, 1, frames);
 			else /* there was room for it before */
-				forward_swap(t, vm.v, g + i, slots[i], 1, was(t, slots[i]),
+				forward_swap(t, vm.v, g + i, slots[i], 1, was(t, vm, slots[i]),
 					     1u << IPT_PRIVATE, frames);
 		}
 	}

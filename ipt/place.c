@@ -223,7 +223,7 @@ uint32_t ipt_lookup_run(struct ipt *t, vmid_t vm, gfn_t first, uint32_t max, fra
 	uint32_t n = ipt_place(t, vm, first, max, &p);
 
 	*out = p.frame;
-	return p.kind == IPT_VOID ? 0 : n;
+	return frame_valid(p.frame) ? n : 0; /* neither void nor away */
 }
 
 int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out)

@@ -65,7 +65,8 @@ void reap_slots(struct ipt *t, vmid_t vm)
 		} else {
 			if (word_is_mapped(w))
 				forward_unmap(t, vm.v, word_gfn(w), 1, &lost);
-			if (space_claimed(t, slot))
+			/* A tomb's link has no memory and is to stay so. */
+			if (word_state(w) != IPT_TOMB && space_claimed(t, slot))
 				space_release(t, slot);
 			zone_free(t, z, vm, slot, 1);
 		}

@@ -4,6 +4,7 @@
 #include "ipt/move.h"
 #include "ipt/radix.h"
 #include "ipt/region.h"
+#include "ipt/template.h"
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
@@ -132,6 +133,7 @@ static void registry_rebuild(struct ipt *t)
 	if (load_relaxed32(&t->header->lineage) & 1)
 		lineage_close(t);
 	move_mend(t);
+	template_mend(t);
 	store_relaxed32(&t->header->vm_low, 1);
 	for (uint32_t i = 1; i <= high; i++) {
 		struct vm_slot *s = &t->vms[i];

@@ -7,7 +7,6 @@
 #include "ipt/place.h"
 #include "ipt/region.h"
 #include "ipt/run.h"
-#include "ipt/space.h"
 #include "ipt/zone.h"
 #include <errno.h>
 
@@ -218,8 +217,8 @@ static int drop_one(struct ipt *t, vmid_t vm, uint64_t g, uint32_t *lost)
 	uint32_t own = forward_find(t, vm.v, g), alias = map_alias(t, vm, g);
 
 	*lost = NO_FRAME;
-	if (slot_is(t, own) && alias == NO_SLOT && !space_claimed(t, own))
-		return 0; /* a tomb */
+	if (slot_is(t, own) && word_state(load_acquire64(&t->words[own])) == IPT_TOMB)
+		return 0;
 	if (!place_beneath(t, vm, g)) {
 		if (own != NO_FRAME)
 			map_remove(t, vm, g, 1, lost);

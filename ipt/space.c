@@ -39,8 +39,7 @@ unsigned space_arena_of(const struct ipt *t, const struct ipt_out *page)
 					 : part_of(t->config.packed_pages, at / IPT_GRANULES);
 }
 
-/* The word of the bitmap, and its bits, that a page takes. */
-static _Atomic uint64_t *bits_of(const struct ipt *t, const struct ipt_out *page, uint64_t *bits)
+_Atomic uint64_t *space_bits(const struct ipt *t, const struct ipt_out *page, uint64_t *bits)
 {
 	uint32_t at = page->where & ~IPT_IN_FILE;
 	unsigned n = page->where & IPT_IN_FILE ? 1 : granules_of(page->bytes);
@@ -67,7 +66,7 @@ int space_used(const struct ipt *t, const struct ipt_out *page)
 
 	if (!is_somewhere(t, page))
 		return -1;
-	uint64_t w = load_relaxed64(bits_of(t, page, &bits)) & bits;
+	uint64_t w = load_relaxed64(space_bits(t, page, &bits)) & bits;
 	return w == bits ? 1 : w ? -1 : 0;
 }
 
@@ -97,7 +96,8 @@ static bool find_granules(struct ipt *t, unsigned arena, unsigned n, uint32_t *w
 	while (p < end && (at = gap(load_relaxed64(&t->packed[p]), n)) == 64)
 		p++;
 	store_relaxed32(&a->room[n - 1], p - start);
-	*where = p * IPT_GRANULES + at;
+	if (p < end)
+		*where = p * IPT_GRANULES + at;
 	return p < end;
 }
 
@@ -126,7 +126,7 @@ static bool find_block(struct ipt *t, unsigned arena, uint32_t *where)
 static void use(struct ipt *t, struct arena *a, const struct ipt_out *page)
 {
 	uint64_t bits;
-	_Atomic uint64_t *w = bits_of(t, page, &bits);
+	_Atomic uint64_t *w = space_bits(t, page, &bits);
 
 	store_relaxed64(w, load_relaxed64(w) | bits);
 	if (page->where & IPT_IN_FILE)
@@ -139,7 +139,7 @@ static void unuse(struct ipt *t, unsigned arena, const struct ipt_out *page)
 {
 	struct arena *a = &t->arenas[arena];
 	uint64_t bits;
-	_Atomic uint64_t *w = bits_of(t, page, &bits);
+	_Atomic uint64_t *w = space_bits(t, page, &bits);
 	uint64_t now = load_relaxed64(w) & ~bits;
 
 	store_relaxed64(w, now);
@@ -194,6 +194,8 @@ int space_claim(struct ipt *t, vmid_t vm, uint32_t slot, struct ipt_out *page)
 		note_claim(t, slot, page);
 		return 0;
 	}
+	if (file ? !t->config.blocks : !t->config.packed_pages)
+		return -ENOSPC; /* without space of either kind the arenas have no locks */
 	for (unsigned i = 0; i < TABLE_ARENAS; i++) {
 		if (claim_in(t, (vm.v + i) % TABLE_ARENAS, slot, page, file))
 			return 0;
@@ -246,7 +248,14 @@ static void rebuild(struct ipt *t, unsigned arena)
 
 		if ((state != IPT_OUT && state != IPT_SPARE) || !space_claimed(t, slot))
 			continue;
+		/* A claim of space in this arena stays as it is, but others change meanwhile, and may
+		 * look like one of these while they do. */
 		struct ipt_out page = space_of(t, slot);
+		atomic_thread_fence(memory_order_acquire);
+		struct ipt_out again = space_of(t, slot);
+		if (!space_claimed(t, slot) || page.where != again.where ||
+		    page.bytes != again.bytes)
+			continue;
 		if (is_somewhere(t, &page) && space_arena_of(t, &page) == arena)
 			use(t, a, &page);
 	}
@@ -282,14 +291,15 @@ void ipt_space(struct ipt *t, struct ipt_space_info *out)
 
 int ipt_packed_trim(struct ipt *t, uint32_t first, uint32_t n, ipt_trim_fn *trim, void *ctx)
 {
+	uint32_t pages = t->config.packed_pages;
+	uint32_t stop = first < pages && n < pages - first ? first + n : pages;
 	int err = 0;
 
-	for (uint32_t p = first, run; !err && p < first + n && p < t->config.packed_pages;
-	     p += run) {
-		unsigned arena = part_of(t->config.packed_pages, p);
-		uint32_t end = part(t->config.packed_pages, arena + 1);
+	for (uint32_t p = first, run; !err && p < stop; p += run) {
+		unsigned arena = part_of(pages, p);
+		uint32_t end = part(pages, arena + 1);
 
-		end = end < first + n ? end : first + n;
+		end = end < stop ? end : stop;
 		space_lock(t, arena);
 		for (run = 0; p + run < end && !load_relaxed64(&t->packed[p + run]); run++)
 			;

@@ -14,7 +14,8 @@
 /* Has the slot, SPARE or OUT, claimed space (be it for a page of zeroes, which needs none)? */
 static inline bool space_claimed(const struct ipt *t, uint32_t slot)
 {
-	return slot_next(t, slot) & SLOT_CLAIM;
+	/* Acquire: with the claim is seen what it says. */
+	return load_acquire32(&slot_link(t, slot)->next) & SLOT_CLAIM;
 }
 
 /* What the slot's claim says. */
@@ -36,6 +37,8 @@ void space_lock(struct ipt *t, unsigned arena);
 void space_unlock(struct ipt *t, unsigned arena);
 /* With arena's lock held: is the space in use, all of it, none of it (0), or only some (-1)? */
 int space_used(const struct ipt *t, const struct ipt_out *page);
+/* The word of a bitmap, and its bits, that a page takes which is somewhere. */
+_Atomic uint64_t *space_bits(const struct ipt *t, const struct ipt_out *page, uint64_t *bits);
 unsigned space_arena_of(const struct ipt *t, const struct ipt_out *page);
 
 #endif

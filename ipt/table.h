@@ -118,6 +118,8 @@ struct table_header {
 	struct {
 		_Atomic uint32_t from, to, first, count, state, base;
 	} move;
+	/* The template whose pages go out or come back at this moment, else 0 (template.h). LOCK_REGISTRY. */
+	_Atomic uint32_t recount;
 	struct lock pages;          /* LOCK_PAGES */
 	_Atomic uint32_t page_low;  /* no free radix page below this one */
 	_Atomic uint32_t page_high; /* radix pages from here on were never used */

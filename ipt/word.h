@@ -6,7 +6,7 @@
  *   free            prev:28 | next:28 | order:4 | flag:1 | state:3 (0)
  *                   flag: head of a free block; the links are frames, a link to the block itself is
  *                   the end of the list. A free word that is no head is 0.
- *   side            gen:8 | age:8 | pins:16                gen: counts the frees, see pin.c
+ *   side            gen:8 | moved:1 | age:7 | pins:16        gen: counts the frees, see pin.c; moved: see ipt_moved
  *
  * Memory order is in the names. On x86 an acquire load and a release store are plain moves.
  */
@@ -26,9 +26,10 @@
 #define WORD_LINK_MASK  ((UINT64_C(1) << 28) - 1)
 
 #define SIDE_PINS      UINT32_C(0xffff)
-#define SIDE_GEN       (UINT32_C(1) << 24)
-#define SIDE_AGE       UINT32_C(0xff0000)
 #define SIDE_AGE_SHIFT 16
+#define SIDE_AGE       ((uint32_t)IPT_AGE_MOST << SIDE_AGE_SHIFT)
+#define SIDE_MOVED     (UINT32_C(1) << 23)
+#define SIDE_GEN       (UINT32_C(1) << 24)
 
 static inline uint64_t load_acquire64(const _Atomic uint64_t *p)
 {

@@ -429,9 +429,9 @@ static int side_close(struct ipt *t, uint32_t f)
 	do {
 		if (s & SIDE_PINS)
 			return -EBUSY;
-	} while (!atomic_compare_exchange_weak_explicit(&t->side[f], &s, (s & ~SIDE_AGE) + SIDE_GEN,
-							memory_order_acq_rel,
-							memory_order_relaxed));
+	} while (!atomic_compare_exchange_weak_explicit(
+		&t->side[f], &s, (s & ~(SIDE_AGE | SIDE_MOVED)) + SIDE_GEN, memory_order_acq_rel,
+		memory_order_relaxed));
 	return 0;
 }
 

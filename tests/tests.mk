@@ -4,6 +4,7 @@
 -include tests/lab/lab.mk
 -include tests/bench/bench.mk
 -include tests/bench/ipt.mk
+-include tests/bench/store.mk
 
 # Everything: see tests/check. Installs what it needs first.
 .PHONY: check

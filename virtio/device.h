@@ -25,7 +25,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#define VIRTIO_QUEUES_MAX 2   /* of a device; the most any of ours has */
+#define VIRTIO_QUEUES_MAX 5   /* of a device; the most any of ours has */
 #define VIRTQ_NUM_MAX     128 /* QueueNumMax, descriptors, unless a device wants less */
 #define VIRTQ_TABLE_MAX   256 /* descriptors of an indirect table */
 /* Pieces a chain's buffers may come to in the pool: what one readv takes (IOV_MAX). */
@@ -49,6 +49,9 @@ struct virtq {
 	unsigned index;
 	uint16_t num; /* descriptors; a power of two, or 0 if the driver wrote nonsense */
 	bool ready;
+	/* Of buffers the device wants addresses alone: they are neither looked for nor pinned, of any length, and
+	 * a chain's iov[] has guest physical addresses. The device sets it before it pops from the queue. */
+	bool unmapped;
 	uint64_t desc, avail, used; /* guest physical addresses */
 	uint16_t avail_next;        /* the available entry to pop next */
 	uint16_t avail_seen;        /* the driver's index, as last read */
@@ -95,7 +98,8 @@ struct virtio_dev {
 	uint64_t driver_features;
 	uint32_t features_sel, driver_features_sel, queue_sel;
 	uint32_t status, irq_status;
-	unsigned draining; /* threads that wait for pinned to become 0 */
+	uint32_t generation; /* of config space */
+	unsigned draining;   /* threads that wait for pinned to become 0 */
 	bool dying;
 	bool paused;  /* pops nothing until virtio_resume */
 	bool stalled; /* a pop or a used ring met -EAGAIN, or a console's sink was full */
@@ -131,6 +135,8 @@ void virtio_say(struct virtio_dev *d, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 /* Tell the driver that used rings have moved. Lock held. */
 void virtio_interrupt(struct virtio_dev *d);
+/* The device has changed its config space: tell the driver, if there is one. Lock held. */
+void virtio_config_changed(struct virtio_dev *d);
 
 /* ---- queue.c ------------------------------------------------------------------------------ */
 /* All on the loop's thread with the lock held, but for virtq_start and virtq_reset. */

@@ -70,6 +70,13 @@ void virtio_interrupt(struct virtio_dev *d)
 	raise_irq(d, VIRTIO_MMIO_INT_VRING);
 }
 
+void virtio_config_changed(struct virtio_dev *d)
+{
+	d->generation++;
+	if (d->status & VIRTIO_CONFIG_S_DRIVER_OK)
+		raise_irq(d, VIRTIO_MMIO_INT_CONFIG);
+}
+
 void virtio_fail(struct virtio_dev *d, const struct virtq *q, const char *what)
 {
 	if (d->status & VIRTIO_CONFIG_S_NEEDS_RESET)
@@ -280,7 +287,8 @@ static uint32_t register_read(struct virtio_dev *d, uint64_t offset)
 	case VIRTIO_MMIO_SHM_BASE_LOW:
 	case VIRTIO_MMIO_SHM_BASE_HIGH:
 		return UINT32_MAX;
-	case VIRTIO_MMIO_CONFIG_GENERATION: /* no device of ours changes its config by itself */
+	case VIRTIO_MMIO_CONFIG_GENERATION:
+		return d->generation;
 	default:
 		return 0;
 	}

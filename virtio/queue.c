@@ -117,13 +117,14 @@ static struct piece_of_chain decode(const uint8_t *raw, uint16_t *flags, uint16_
 }
 
 /* Check one more buffer of the chain list[0..n). NULL, or what is wrong with it. */
-static const char *check(const struct piece_of_chain *list, unsigned n, uint64_t *bytes)
+static const char *check(const struct virtq *q, const struct piece_of_chain *list, unsigned n,
+			 uint64_t *bytes)
 {
 	const struct piece_of_chain *d = &list[n];
 	if (!d->len)
 		return "a buffer of length 0";
 	*bytes += d->len;
-	if (*bytes > VIRTQ_BYTES_MAX)
+	if (*bytes > VIRTQ_BYTES_MAX && !q->unmapped)
 		return "a chain of more than 4 MiB";
 	if (n && list[n - 1].write && !d->write)
 		return "a readable buffer after a writable one";
@@ -151,7 +152,7 @@ static int walk_table(struct virtq *q, const struct piece_of_chain *at, struct p
 		*what = "an indirect table inside an indirect table";
 		if (flags & VRING_DESC_F_INDIRECT)
 			return -EINVAL;
-		*what = check(list, *n, bytes);
+		*what = check(q, list, *n, bytes);
 		if (*what)
 			return -EINVAL;
 		(*n)++;
@@ -192,7 +193,7 @@ static int walk(struct virtq *q, uint16_t head, struct piece_of_chain *list, con
 			r = walk_table(q, &table, list, &n, &bytes, what);
 			return r ? r : (int)n;
 		}
-		*what = check(list, n, &bytes);
+		*what = check(q, list, n, &bytes);
 		if (*what)
 			return -EINVAL;
 		n++;
@@ -204,10 +205,26 @@ static int walk(struct virtq *q, uint16_t head, struct piece_of_chain *list, con
 	return -EINVAL;
 }
 
+/* Find and pin a buffer: its pieces, or -errno. */
+static int map_piece(struct virtq *q, const struct piece_of_chain *p, struct iovec *iov, int max)
+{
+	if (max < 1)
+		return -ENOBUFS;
+	if (!q->unmapped)
+		return gmem_map(q->dev->env.gmem, gpa(p->addr), p->len, p->write, iov, max);
+	*iov = (struct iovec){(void *)(uintptr_t)p->addr, p->len};
+	return 1;
+}
+
+static void unmap(struct virtq *q, const struct iovec *iov, int n)
+{
+	if (!q->unmapped)
+		gmem_unmap(q->dev->env.gmem, iov, n);
+}
+
 /* Pin the buffers of the chain at head. -errno and *what. */
 static int fetch(struct virtq *q, uint16_t head, struct virtq_chain **out, const char **what)
 {
-	struct gmem *m = q->dev->env.gmem;
 	struct piece_of_chain list[VIRTQ_NUM_MAX + VIRTQ_TABLE_MAX];
 	struct iovec iov[VIRTQ_PIECES_MAX]; /* only as much of it is touched as is needed */
 	struct virtq_chain count = {.q = q, .head = head};
@@ -216,10 +233,7 @@ static int fetch(struct virtq *q, uint16_t head, struct virtq_chain **out, const
 		return n;
 	int r = 0;
 	for (int i = 0; i < n; i++) {
-		r = pieces < VIRTQ_PIECES_MAX
-			    ? gmem_map(m, gpa(list[i].addr), list[i].len, list[i].write,
-				       iov + pieces, VIRTQ_PIECES_MAX - pieces)
-			    : -ENOBUFS;
+		r = map_piece(q, &list[i], iov + pieces, VIRTQ_PIECES_MAX - pieces);
 		if (r < 0)
 			break;
 		*(list[i].write ? &count.writable : &count.readable) += r;
@@ -232,7 +246,7 @@ static int fetch(struct virtq *q, uint16_t head, struct virtq_chain **out, const
 		r = c ? 0 : -ENOMEM;
 	}
 	if (r) {
-		gmem_unmap(m, iov, pieces);
+		unmap(q, iov, pieces);
 		*what = r == -ENOBUFS ? "a chain in too many pieces" : "a buffer outside memory";
 		return r;
 	}
@@ -317,7 +331,7 @@ struct virtq_chain *virtq_pop(struct virtq *q)
 static void unpin(struct virtq_chain *c)
 {
 	struct virtio_dev *d = c->q->dev;
-	gmem_unmap(d->env.gmem, c->iov, c->readable + c->writable);
+	unmap(c->q, c->iov, c->readable + c->writable);
 	if (!--d->pinned)
 		pthread_cond_broadcast(&d->idle);
 }

@@ -110,4 +110,37 @@ struct virtio_pmem_stats {
 };
 void virtio_pmem_stats(struct virtio_dev *d, struct virtio_pmem_stats *out);
 
+/* Memory that the guest does without: by a balloon that it fills as large as it is told to, and what it reports as
+ * free. */
+#define VIRTIO_BALLOON_NUMBERS 10
+struct virtio_balloon_stats {
+	bool driver;  /* one is up */
+	bool reports; /* and tells of its free pages */
+	uint32_t target,
+		actual; /* pages that the balloon is to hold, and does as the driver says */
+	uint64_t inflated, deflated; /* pages so far */
+	uint64_t reported;           /* bytes so far */
+	uint64_t refused; /* pages of the balloon so far that are no memory of the VM's */
+	uint32_t known;   /* bit i: number[i] is known */
+	uint32_t times;   /* how often the driver sent them */
+	uint64_t number[VIRTIO_BALLOON_NUMBERS]; /* by tag, virtio 1.2 section 5.5.6.4 */
+};
+struct virtio_balloon_config {
+	/* The guest wants nothing any more of what is at [at, at + bytes), whole pages; what it reads there next
+	 * is zeroes, or what was there. 0; -EFAULT if it isn't all memory of the VM's. Loop's thread, device lock
+	 * held, so it may not call back into the device. */
+	int (*give)(void *ctx, gpa_t at, uint64_t bytes);
+	/* The balloon is as large as that, or its driver came, went, or sent numbers. Any thread, device lock held,
+	 * as above. */
+	void (*news)(void *ctx, const struct virtio_balloon_stats *now);
+	void *ctx;
+};
+int virtio_balloon_create(struct virtio_dev **out, const struct virtio_env *env,
+			  const struct virtio_balloon_config *config);
+/* How many pages of 4 KiB it is to hold; the driver is told, now or when there is one. Any thread. */
+void virtio_balloon_resize(struct virtio_dev *d, uint32_t pages);
+/* Have the driver send its numbers anew, if it does such. Any thread. */
+void virtio_balloon_ask(struct virtio_dev *d);
+void virtio_balloon_stats(struct virtio_dev *d, struct virtio_balloon_stats *out);
+
 #endif

@@ -71,14 +71,14 @@ static int check_paths(const struct run_options *o, char *error)
 	return 0;
 }
 
-int batch_parse(struct batch **out, const json_t *options, uint64_t pool_bytes, char *error)
+int batch_parse(struct batch **out, const json_t *options, const struct host_config *host,
+		char *error)
 {
 	struct batch *b = batch_of(NULL);
 	if (!b)
 		return errorf(error, -ENOMEM, "run: no memory");
 	struct run_options *o = &b->own.options;
 	int rc = copy_args(b, options, error);
-	o->in_host = true;
 	if (!rc)
 		rc = options_parse_guests(o, b->argc, b->args, error);
 	if (!rc)
@@ -87,7 +87,8 @@ int batch_parse(struct batch **out, const json_t *options, uint64_t pool_bytes, 
 		b->nameless = !o->name;
 		if (b->nameless)
 			o->name = options_run_defaults.name;
-		o->pool_bytes = pool_bytes;
+		o->pool_bytes = host->pool_bytes;
+		o->reclaims = host->pack_bytes || host->swap_file;
 		rc = run_setup_open(&b->own, error);
 	}
 	if (!rc)

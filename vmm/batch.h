@@ -33,7 +33,8 @@ struct batch {
 struct batch *batch_of(const struct run_setup *setup);
 /* A batch from the arguments of `invisor run` (an array of strings): parsed, checked and opened as that
  * command does, for a host with a pool of pool_bytes. -errno with words. */
-int batch_parse(struct batch **out, const json_t *options, uint64_t pool_bytes, char *error);
+int batch_parse(struct batch **out, const json_t *options, const struct host_config *host,
+		char *error);
 void batch_hold(struct batch *b);
 void batch_drop(struct batch *b);
 

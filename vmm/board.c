@@ -202,6 +202,12 @@ int board_create(struct vm *vm, char *error)
 		rc = add(vm, rc, d, error);
 		vm->pmem[i] = d;
 	}
+	if (rc)
+		return rc;
+	e = env(vm);
+	rc = balloon_create(vm, &e, &d);
+	rc = add(vm, rc, d, error);
+	vm->balloon = d;
 	return rc;
 }
 

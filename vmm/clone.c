@@ -57,6 +57,7 @@ static int become(struct vm *vm, const struct birth *b, char *error)
 		return errorf(error, rc, "%s: its generation id: %s", vm->config.machine.name,
 			      rc == -EAGAIN ? "the pool has no free frame" : strerror(-rc));
 	board_renew(vm);
+	balloon_tell(vm);
 	return vm_watch(vm, error);
 }
 

@@ -18,6 +18,9 @@ int command_renew(int argc, char **argv);
 /* exec.c: run a command in a guest */
 int command_exec(int argc, char **argv);
 
+/* balloon_requests.c: have a guest give memory back */
+int command_balloon(int argc, char **argv);
+
 /* clone_command.c */
 int command_clone(int argc, char **argv);
 int command_pause(int argc, char **argv);

@@ -70,17 +70,7 @@ bool dax_was_remapping(const struct memory *m, uint64_t *seen)
 /* A run of the file's frames that the window hasn't. */
 static int map_run(struct memory *m, struct dax *d, gfn_t first, frame_t f, uint32_t n)
 {
-	uint8_t *at = window_at(&m->window, first);
-	size_t bytes = (size_t)n << PAGE_SHIFT;
-	atomic_fetch_add_explicit(&m->remaps, 1, memory_order_seq_cst);
-	int rc = window_map_read_only(&m->window, first, f, n);
-	if (!rc)
-		rc = fault_register(m->uffd, at, bytes, true);
-	/* Where this fails a guest that writes there ends with EFAULT; what it reads is right. */
-	if (!rc && (madvise(at, bytes, MADV_DONTNEED) < 0 ||
-		    mprotect(at, bytes, PROT_READ | PROT_WRITE) < 0))
-		rc = -errno;
-	atomic_fetch_add_explicit(&m->remaps, 1, memory_order_seq_cst);
+	int rc = memory_remap(m, first, f, n);
 	if (!rc)
 		pageset_add(&d->mapped, first.v - d->view->first.v, n);
 	return rc;

@@ -217,6 +217,10 @@ int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *
 		c->refused += n;
 		return 0;
 	}
+	if (!memory_has_room(m, n)) {
+		c->refused += n;
+		return 0;
+	}
 	int rc = memory_hide(m, first, n);
 	if (!rc)
 		rc = read_frames(m->pool, p.frame, n);

@@ -26,7 +26,8 @@ int memory_hide(struct memory *m, gfn_t first, uint32_t n);
 /* The process's way to the swap file, made when it is needed. -errno. */
 int memory_store_io(struct memory *m);
 
-/* Bring the page at g, which is away, back, as our own, with its neighbours. 0; -EAGAIN: no frame; -EEXIST: it became
+/* Bring the page at g, which is away, back, with its neighbours: as our own, mapped, or as the template's whose it is,
+ * not mapped yet. 0; -EAGAIN: no frame; -EEXIST: it became
  * something else meanwhile, look again; -EIO and the like, -EBADMSG: its bytes can't be had; the page stays where it
  * is. */
 int memory_fetch(struct memory *m, gfn_t g);

@@ -152,25 +152,49 @@ static void count(struct memory *m, enum fault_kind kind)
 	atomic_fetch_add_explicit(&m->mailbox->faults[kind], 1, memory_order_relaxed);
 }
 
-/* What the table says of the page decides, not what the kernel missed: the fault may be an old one. *kind becomes
- * what it was. */
-static int resolve(struct memory *m, gfn_t g, bool write, enum fault_kind *kind)
+/* A frame that others see too. */
+static int resolve_shared(struct memory *m, gfn_t g, bool write, bool mapped)
+{
+	if (!write)
+		return memory_show(m, g);
+	/* KVM's asynchronous page faults ask to write whatever the guest does (virt/kvm/async_pf.c,
+	 * async_pf_execute: FOLL_WRITE), so this may be a read. The pages around are shown as for a
+	 * read: then KVM finds them at once and asks for what the guest wants of them. */
+	int rc = mapped ? 0 : memory_show_known(m, g);
+	return rc ? rc : memory_own(m, g);
+}
+
+/* A page that is out. The template's, if it is that, is there then and not in the window yet. */
+static int resolve_away(struct memory *m, gfn_t g, bool write)
 {
 	struct ipt_place p;
-	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID || p.kind == IPT_AWAY) {
-		if (p.kind == IPT_AWAY)
-			*kind = FAULT_FETCHED;
+	int rc = memory_populate(m, g);
+	for (int tries = 0; rc == -EEXIST && tries < 8; tries++)
+		rc = memory_populate(m, g); /* its template's end made it ours meanwhile */
+	if (rc || !ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_OWN)
+		return rc;
+	return resolve_shared(m, g, write, false);
+}
+
+/* What the table says of the page decides, not what the kernel missed: the fault may be an old one. *kind becomes
+ * what it was. */
+static int resolve(struct memory *m, gfn_t g, bool write, bool mapped, enum fault_kind *kind)
+{
+	struct ipt_place p;
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID) {
 		int rc = memory_populate(m, g);
-		for (int tries = 0; rc == -EEXIST && tries < 8; tries++)
-			rc = memory_populate(m, g); /* its template's end made it ours meanwhile */
 		if (rc || !dax_of(m, g))
 			return rc;
 		/* A page of a file: the pool has it now, the window not yet. */
 		return write ? memory_own(m, g) : memory_show(m, g);
 	}
+	if (p.kind == IPT_AWAY) {
+		*kind = FAULT_FETCHED;
+		return resolve_away(m, g, write);
+	}
 	if (p.kind != IPT_OWN) {
 		*kind = write ? FAULT_COPIED : FAULT_SHOWN;
-		return write ? memory_own(m, g) : memory_show(m, g);
+		return resolve_shared(m, g, write, mapped);
 	}
 	*kind = FAULT_STALE;
 	/* A frame that became ours with its template's end: its piece is still write-protected. */
@@ -197,14 +221,14 @@ static void note_stall(struct memory *m, bool waiting)
 }
 
 /* One fault: 0, -EAGAIN if it has to wait for frames, or another -errno. */
-static int serve(struct memory *m, uint64_t hva, bool write)
+static int serve(struct memory *m, uint64_t hva, bool write, bool mapped)
 {
 	uint64_t began = clock_ns();
 	enum fault_kind kind = write ? FAULT_GUEST_WRITE : FAULT_GUEST_READ;
 	gfn_t g = window_gfn(&m->window, hva);
 	if (g.v == INVALID_GFN.v)
 		return -EFAULT;
-	int rc = resolve(m, g, write, &kind);
+	int rc = resolve(m, g, write, mapped, &kind);
 	if (rc)
 		return rc;
 	rc = wake(m, hva);
@@ -233,9 +257,10 @@ int fault_service(struct memory *m, struct fault_queue *waiting)
 			if (msg[i].event != UFFD_EVENT_PAGEFAULT)
 				continue;
 			uint64_t hva = msg[i].arg.pagefault.address & ~PAGE_MASK;
-			bool write = msg[i].arg.pagefault.flags &
-				     (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP);
-			int rc = serve(m, hva, write);
+			bool mapped = msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP;
+			bool write =
+				mapped || msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
+			int rc = serve(m, hva, write, mapped);
 			if (rc == -EAGAIN) {
 				if (waiting->n == sizeof waiting->hva / sizeof *waiting->hva)
 					rc = wake(m,
@@ -256,7 +281,7 @@ int fault_retry(struct memory *m, struct fault_queue *waiting)
 	struct fault_queue still = {.n = 0};
 	int first_error = 0;
 	for (unsigned i = 0; i < waiting->n; i++) {
-		int rc = serve(m, waiting->hva[i], true);
+		int rc = serve(m, waiting->hva[i], true, true);
 		if (rc == -EAGAIN)
 			still.hva[still.n++] = waiting->hva[i];
 		else if (rc && !first_error)

@@ -1,6 +1,6 @@
 /*
- * Bringing pages back into memory. An ancestor's page that is out is read for whoever touches it, and becomes his own;
- * its bytes stay where they are for the others.
+ * Bringing pages back into memory. A template's page that is out is brought back for all who see it, by whoever touches
+ * it first.
  */
 #include "vmm/evict.h"
 #include "vmm/store.h"
@@ -14,7 +14,7 @@
 static struct {
 	_Alignas(PAGE_SIZE) uint8_t page[CLUSTER][PAGE_SIZE];
 	struct ipt_out out[CLUSTER];
-	bool inherited;
+	vmid_t at; /* whose they are */
 } batch;
 
 /* The largest aligned block around g that is all away, at the same VM's. */
@@ -39,11 +39,14 @@ static unsigned block_around(const struct memory *m, gfn_t g, gfn_t *first)
 
 static int where(const struct memory *m, gfn_t first, uint32_t n)
 {
-	vmid_t at = m->vm;
 	int rc = 0;
-	for (uint32_t i = 0; i < n && !rc; i++)
+	for (uint32_t i = 0; i < n && !rc; i++) {
+		vmid_t at;
 		rc = ipt_out_read(m->table, m->vm, gfn_add(first, i), &batch.out[i], &at);
-	batch.inherited = at.v != m->vm.v;
+		if (!rc && i && at.v != batch.at.v)
+			rc = -ENOENT;
+		batch.at = at;
+	}
 	return rc == -ENOENT ? -EEXIST : rc;
 }
 
@@ -79,10 +82,10 @@ static int read_store(struct memory *m, uint32_t n)
 static bool still(const struct memory *m, gfn_t first, uint32_t n)
 {
 	vmid_t at;
-	for (uint32_t i = 0; i < n && batch.inherited; i++) {
+	for (uint32_t i = 0; i < n && batch.at.v != m->vm.v; i++) {
 		struct ipt_out o;
 		if (ipt_out_read(m->table, m->vm, gfn_add(first, i), &o, &at) ||
-		    memcmp(&o, &batch.out[i], sizeof o))
+		    at.v != batch.at.v || memcmp(&o, &batch.out[i], sizeof o))
 			return false;
 	}
 	return true;
@@ -113,6 +116,10 @@ static int fetch_block(struct memory *m, gfn_t first, unsigned order, frame_t f)
 		rc = -EEXIST;
 	if (!rc)
 		rc = fill(m, f, n);
+	if (!rc && batch.at.v != m->vm.v) {
+		rc = ipt_template_in(m->table, m->vm, batch.at, first, f, n);
+		return rc == -ESTALE ? -EEXIST : rc;
+	}
 	/* If its mapping fails the page stays watched, and the next touch of it tries again. */
 	return rc ? rc : memory_put_back(m, first, f, n);
 }
@@ -139,11 +146,13 @@ int memory_fetch(struct memory *m, gfn_t g)
 		rc = fetch_block(m, g, 0, f);
 	}
 	struct ipt_owner o;
-	if (rc && !(ipt_owner(m->table, f, &o) == 0 && o.state == IPT_PRIVATE)) {
+	if (rc &&
+	    !(ipt_owner(m->table, f, &o) == 0 && o.state == IPT_PRIVATE && o.vm.v == m->vm.v)) {
 		memory_free(m, f, 1u << order);
 		return rc;
 	}
-	memory_note_own(m, g);
+	if (batch.at.v == m->vm.v)
+		memory_note_own(m, g);
 	atomic_fetch_add_explicit(&m->mailbox->fetched_frames, 1u << order, memory_order_relaxed);
 	return rc;
 }

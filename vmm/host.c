@@ -1,4 +1,5 @@
 #include "vmm/agent.h"
+#include "vmm/balloon.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/host_private.h"
@@ -173,6 +174,7 @@ static void on_news(struct host_source *s, uint32_t events)
 		if (vm->phase != HOST_VM_ALIVE)
 			continue;
 		host_vm_told(vm, false);
+		balloon_news(vm);
 		h->events.news(h->events.ctx, vm);
 		if (atomic_load_explicit(&vm->mailbox->hungry, memory_order_seq_cst))
 			host_set_tick(h, true);

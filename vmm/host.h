@@ -52,7 +52,8 @@ struct host_vm {
 	host_told_fn *told; /* someone waits until it is paused, or runs again */
 	void *told_ctx;
 	bool told_pause;
-	uint32_t told_refusals; /* mailbox.pause_refused before */
+	uint32_t told_refusals;             /* mailbox.pause_refused before */
+	struct balloon_wait *balloon_waits; /* balloon_requests.c */
 	bool said_starved;
 	bool draining; /* the process is gone, its last console bytes aren't out yet */
 	enum vm_end end;

@@ -20,7 +20,8 @@ struct host_reclaimer {
 static void run(struct host_worker *w, int link)
 {
 	struct host_reclaimer *g = container(struct host_reclaimer, worker, w);
-	const struct reclaimer_links links = {w->host->table, g->board, &g->store, link};
+	const struct reclaimer_links links = {w->host->table, g->board, &g->store, &w->host->pool,
+					      link};
 	reclaimer_process(&links);
 }
 

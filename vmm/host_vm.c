@@ -1,5 +1,6 @@
 /* A VM as the host sees it: its process's start, its console, its end. */
 #include "vmm/agent.h"
+#include "vmm/balloon.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
@@ -222,6 +223,7 @@ void host_vm_lost(struct host_vm *vm)
 	vm->phase = HOST_VM_REAPING;
 	vm->draining = true;
 	host_vm_told(vm, true);
+	balloon_news(vm);
 	host_clone_ended(vm);
 	int rc = host_vm_reap(vm);
 	if (rc && rc != -EBUSY)

@@ -48,6 +48,7 @@ enum vm_order {
 	ORDER_RENEW = 1 << 6,   /* a new generation id: the guest reseeds its random numbers */
 	ORDER_MERGE = 1 << 7,   /* the merger's board may have a request for this VM: merge.h */
 	ORDER_RECLAIM = 1 << 8, /* its desk of the reclaimer's board may have a batch: reclaim.h */
+	ORDER_BALLOON = 1 << 9, /* the balloon is to hold balloon.wanted pages */
 };
 
 enum fault_kind {
@@ -61,7 +62,19 @@ enum fault_kind {
 	FAULT_NKINDS
 };
 
-#define MAILBOX_WORDS 1024
+#define MAILBOX_WORDS   1024
+#define MAILBOX_NUMBERS 10
+
+/* The balloon, as the VM's process last told; virtio/virtio.h has what the numbers are. */
+struct mailbox_balloon {
+	_Atomic uint32_t driver, reports;             /* 0 or 1 */
+	_Atomic uint32_t target, actual;              /* pages that it is to hold, and holds */
+	_Atomic uint64_t inflated, deflated, refused; /* pages */
+	_Atomic uint64_t reported;                    /* bytes */
+	_Atomic uint32_t known, times;
+	_Atomic uint64_t number[MAILBOX_NUMBERS];
+	_Atomic uint64_t numbers_ns; /* CLOCK_MONOTONIC, when they came */
+};
 
 struct mailbox {
 	_Atomic uint32_t orders;
@@ -69,7 +82,8 @@ struct mailbox {
 	_Atomic uint32_t end;     /* enum vm_end, set before state becomes VM_ENDED */
 	_Atomic uint32_t hungry;  /* the VM found the pool empty: send ORDER_FRAMES when it isn't */
 	_Atomic uint32_t sampled; /* counts ORDER_SAMPLEs carried out */
-	_Atomic uint32_t pause_refused; /* counts ORDER_PAUSEs that a vCPU didn't follow */
+	_Atomic uint32_t balloon_wanted; /* pages, for ORDER_BALLOON; the host writes it */
+	_Atomic uint32_t pause_refused;  /* counts ORDER_PAUSEs that a vCPU didn't follow */
 	char words[MAILBOX_WORDS]; /* why it ended, with registers where they help; NUL-terminated
 				    */
 
@@ -90,6 +104,8 @@ struct mailbox {
 	_Atomic uint64_t zero_frames;      /* given back, since they held only zeroes */
 	_Atomic uint64_t merged_frames;    /* given back for shared ones that held the same */
 	_Atomic uint64_t published_frames; /* own ones that became shared */
+	_Atomic uint64_t given_frames;     /* freed, since the guest gave what they held */
+	struct mailbox_balloon balloon;
 
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
 	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */

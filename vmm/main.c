@@ -25,6 +25,7 @@ static const char help[] =
 	"  clone       copy a running guest, sharing its memory\n"
 	"  pause       stop a guest in its tracks\n"
 	"  resume      let a paused guest go on\n"
+	"  balloon     leave a guest with less of its memory, or more again\n"
 	"  exec        run a command in a guest\n"
 	"  reclaim     take pages of a guest out of memory\n"
 	"  limit       the most of a guest that may be in memory\n"
@@ -77,6 +78,7 @@ static const struct {
 	{"renew", command_renew},
 	{"reclaim", command_reclaim},
 	{"limit", command_limit},
+	{"balloon", command_balloon},
 };
 
 int main(int argc, char **argv)

@@ -143,10 +143,39 @@ void memory_note_own(struct memory *m, gfn_t g)
 	touch(m, cluster_of(m, g), 1);
 }
 
+static void count_work(const struct memory *m)
+{
+	struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
+	if (d) /* before what is looked up then: whoever changes the table first looks here after */
+		atomic_fetch_add_explicit(&d->at_work, 1, memory_order_seq_cst);
+}
+
+void memory_enter(struct memory *m)
+{
+	pthread_mutex_lock(&m->lock);
+	count_work(m);
+}
+
+void memory_leave(struct memory *m)
+{
+	count_work(m);
+	pthread_mutex_unlock(&m->lock);
+}
+
 static bool is_away(const struct memory *m, gfn_t g)
 {
 	struct ipt_place p;
 	return m->store && ipt_place(m->table, m->vm, g, 1, &p) && p.kind == IPT_AWAY;
+}
+
+void memory_note_void(struct memory *m, gfn_t first, uint64_t count)
+{
+	uint64_t end = first.v + count,
+		 at = (first.v + IPT_CLUSTER_FRAMES - 1) & ~(uint64_t)(IPT_CLUSTER_FRAMES - 1);
+	for (; at + IPT_CLUSTER_FRAMES <= end; at += IPT_CLUSTER_FRAMES) {
+		uint64_t c = cluster_of(m, gfn(at));
+		m->touched[c / 64] &= ~(UINT64_C(1) << (c % 64));
+	}
 }
 
 static int populate(struct memory *m, gfn_t g)
@@ -190,11 +219,11 @@ int memory_populate(struct memory *m, gfn_t g)
 {
 	if (!memory_bank(m, g))
 		return -EFAULT;
-	pthread_mutex_lock(&m->lock);
+	memory_enter(m);
 	int rc = 0;
 	if (!frame_valid(ipt_lookup(m->table, m->vm, g)))
 		rc = memory_populate_locked(m, g);
-	pthread_mutex_unlock(&m->lock);
+	memory_leave(m);
 	return rc;
 }
 
@@ -211,6 +240,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 		.pool = pool,
 		.mailbox = mailbox,
 		.uffd = -1,
+		.pagemap = -1,
 		.learner = -1,
 		.lock = PTHREAD_MUTEX_INITIALIZER,
 		.clusters = (machine_window_bytes(machine) >> PAGE_SHIFT) / IPT_CLUSTER_FRAMES + 1,

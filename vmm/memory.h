@@ -53,17 +53,16 @@ struct memory {
 
 	/* Sharing (share.c): has the window pieces that are registered for write protection? */
 	bool shares;
-	/* Merging (merge_vm.c): are there clusters without frames that are marked as touched? How many mappings the
+	/* Giving back (merge_vm.c, give.c): are there clusters without frames that are marked as touched? How many mappings the
 	 * window may still get before they are counted again, and the last count. */
 	bool gave_back;
+	bool watched_voids; /* are there void pages whose piece of the window isn't plain void (window.h)? */
 	uint32_t mappings_left, mappings;
-	uint64_t
-		shown_to; /* where the last piece shown ends, gfn, and how long it was: the next one */
-	uint32_t shown_pages; /* that follows it is twice as long */
 	/* Reclaim (evict.c, fetch.c, reclaim_vm.c); NULL where there is none. */
 	const struct store *store;
 	struct store_io *io; /* this process's way to the swap file, when it has needed it */
 	struct reclaim_board *reclaim;
+	int pagemap;         /* of this process; -1: not open yet */
 	uint32_t reclaim_at; /* the run of the batch that is next */
 	uint64_t own_hand;   /* the cluster that is next, when the pool is empty */
 	uint64_t stalled_ns; /* since then a fault waits for memory; 0: none does */
@@ -88,11 +87,27 @@ const struct machine_bank *memory_bank(const struct memory *m, gfn_t g);
 int memory_populate_locked(struct memory *m, gfn_t g);
 /* The cluster of a gfn that is ours has frames, if memory_populate didn't give them. */
 void memory_note_own(struct memory *m, gfn_t g);
+/* Take memory.lock, and let it go again. In between frames that the table says are an ancestor's stay what they are
+ * (reclaimer.c: settle). */
+void memory_enter(struct memory *m);
+void memory_leave(struct memory *m);
 /* With memory.lock held: the pool has no frame. True if there is one again, since we took out some of our own, and the
  * caller is to try once more; else the host will say when there is one. */
 bool memory_make_room(struct memory *m);
+/* The clusters that lie wholly in these gfns are void, in table and window. */
+void memory_note_void(struct memory *m, gfn_t first, uint64_t count);
 /* With memory.lock held: frames wanted for 2^order gfns, those that continue a neighbour's of our own. */
 frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
+
+/* ---- mappings.c, give.c: giving memory back -------------------------------------------------- */
+
+/* May the window get two more mappings for the sake of `count` pages, which a run in the midst of others costs? */
+bool memory_has_room(struct memory *m, uint32_t count);
+/* The guest wants nothing any more of what these gfns have: their frames are freed, and the window is void there again,
+ * so that the next touch is a fault that finds nothing. RAM only; pages that a device uses, and what there is no room
+ * for to split mappings, are left as they are. 0; -EFAULT if it isn't all memory of the VM's, and nothing was done;
+ * another -errno if the window isn't what the table says any more, and the VM can't go on. Loop's thread. */
+int memory_give(struct memory *m, gfn_t first, uint64_t count);
 
 /* ---- share.c: frames that others see too ---------------------------------------------------- */
 
@@ -102,11 +117,16 @@ void memory_free(struct memory *m, frame_t first, uint32_t n);
 /* With memory.lock held: limbo frames become what is at n gfns, at most MEMORY_RUN, in the table (over aliases) and in the window.
  * -errno as ipt_map_over, or of mmap. */
 int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n);
+/* With memory.lock held: n gfns become a shared piece of the window that shows others' frames from f on, watched from
+ * the first moment: a write in between is refused (remaps). -errno. */
+int memory_remap(struct memory *m, gfn_t first, frame_t f, uint32_t n);
 /* Give the gfn a frame of this VM's own, whose bytes are those that it had: populated if it is void, copied if it
  * is shared. 0 or as memory_populate. Same threads. */
 int memory_own(struct memory *m, gfn_t g);
 /* Put a shared gfn's page, with its neighbours, into the window, write-protected. 0, or -errno. */
 int memory_show(struct memory *m, gfn_t g);
+/* The same for the pages around, if the pool has the page; else nothing is done. */
+int memory_show_known(struct memory *m, gfn_t g);
 /* From now on every frame that is mapped may be seen by others: a write must fault. vCPUs stand still. -errno
  * with words; then the VM can go on as before. */
 int memory_freeze(struct memory *m, char *error);

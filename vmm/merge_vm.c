@@ -16,16 +16,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define MAPPINGS_MOST  16384 /* of a window, for the sake of merging */
-#define MAPPINGS_SHORT 16    /* shorter runs than this are refused from three quarters of it on */
-#define COUNT_EVERY    256   /* requests, at least, between counting mappings */
-#define READ_PAGES     4
+#define READ_PAGES 4
 
 /* /proc/PID/pagemap, Documentation/admin-guide/mm/pagemap.rst */
 #define PAGEMAP_PRESENT (UINT64_C(1) << 63)
@@ -128,7 +124,7 @@ static int drop(struct job *j)
 		j->done |= done ? bits(i, done) : 0;
 		rc = make_private(j, i + done, n - done);
 	}
-	m->gave_back = true;
+	m->gave_back = m->watched_voids = true;
 	atomic_fetch_add_explicit(&m->mailbox->zero_frames, (unsigned)__builtin_popcountll(j->done),
 				  memory_order_relaxed);
 	return rc;
@@ -265,50 +261,6 @@ static int merge(struct job *j, frame_t target)
 	return rc;
 }
 
-/* ---- how many mappings --------------------------------------------------------------------- */
-
-static uint32_t mappings_most(void)
-{
-	static uint32_t most;
-	unsigned allowed;
-	FILE *f = most ? NULL : fopen("/proc/sys/vm/max_map_count", "re");
-	if (f) {
-		if (fscanf(f, "%u", &allowed) == 1)
-			most = allowed / 2 < MAPPINGS_MOST ? allowed / 2 : MAPPINGS_MOST;
-		fclose(f);
-	}
-	return most ? most : MAPPINGS_MOST;
-}
-
-static uint32_t count_mappings(void)
-{
-	char bytes[4096];
-	uint32_t lines = 0;
-	ssize_t n;
-	int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-	while (fd >= 0 && (n = read(fd, bytes, sizeof bytes)) > 0)
-		for (ssize_t i = 0; i < n; i++)
-			lines += bytes[i] == '\n';
-	if (fd >= 0)
-		close(fd);
-	return fd >= 0 ? lines : UINT32_MAX;
-}
-
-/* May the window get two more mappings, which a run in the midst of others costs? */
-static bool has_room(struct memory *m, uint32_t count)
-{
-	uint32_t most = mappings_most();
-	if (!m->mappings_left) {
-		m->mappings = count_mappings();
-		uint32_t left = m->mappings < most ? (most - m->mappings) / 2 : 0;
-		m->mappings_left = left < COUNT_EVERY ? left : COUNT_EVERY;
-	}
-	if (!m->mappings_left || (m->mappings > most / 4 * 3 && count < MAPPINGS_SHORT))
-		return false;
-	m->mappings_left--;
-	return true;
-}
-
 /* ---- requests ------------------------------------------------------------------------------ */
 
 /* As much of what is asked for as lies in one bank of RAM, at frames of our own that follow each other. */
@@ -335,7 +287,7 @@ static int obey(struct memory *m, const struct merge_board *b, const struct merg
 		a->status = -EINVAL;
 	else if (!r->domain || r->domain != merge_domain(b, m->vm))
 		a->status = -EPERM; /* the request was for one who had our id before */
-	else if (!has_room(m, r->count))
+	else if (!memory_has_room(m, r->count))
 		a->status = -ENOSPC;
 	if (a->status)
 		return 0;

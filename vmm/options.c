@@ -369,8 +369,8 @@ int options_check_sizes(struct run_options *o, char *error)
 	}
 	if (o->pool_bytes >> PAGE_SHIFT > IPT_MAX_FRAMES)
 		return errorf(error, -EINVAL, "--pool: more than 1 TiB");
-	bool reclaims = o->pack_bytes || o->swap_file;
-	if (!reclaims && (o->mem_min || o->mem_limit || o->mem_shares) && !o->in_host)
+	bool reclaims = o->pack_bytes || o->swap_file || o->reclaims;
+	if (!reclaims && (o->mem_min || o->mem_limit || o->mem_shares))
 		return errorf(
 			error, -EINVAL,
 			"--mem-min, --mem-limit and --mem-shares go with --pack or --swap: without "

@@ -42,10 +42,10 @@ struct run_options {
 	uint64_t swap_bytes;
 	uint64_t mem_min, mem_limit; /* bytes; 0: none */
 	uint32_t mem_shares;         /* 0: as all others */
-	bool in_host;                /* a running one, which has its own packed memory or hasn't */
-	bool detach;                 /* in the long-running host */
-	const char *wait;            /* with detach: up, ready; NULL: chosen by the kernel */
-	const char *host;            /* with detach: its socket; NULL: found */
+	bool reclaims; /* pages can go out of memory: set if the host that they are for does that */
+	bool detach;   /* in the long-running host */
+	const char *wait; /* with detach: up, ready; NULL: chosen by the kernel */
+	const char *host; /* with detach: its socket; NULL: found */
 };
 
 /* Parse argv[0..argc) after the command's name. 0; 1 if --help was asked for (and printed); -EINVAL

@@ -49,6 +49,8 @@ struct reclaim_desk {
 	/* Stalls of the last 10 and 60 seconds, in millionths: the share of time in which a vCPU of it waited for memory
 	 * (Documentation/accounting/psi.rst: "some"). */
 	_Atomic uint32_t stall10, stall60;
+	/* Odd while the VM is at frames that it looked up and that may be others'; written by the VM. */
+	_Atomic uint32_t at_work;
 	_Atomic uint64_t stall_ns; /* the same since its start; written by the VM */
 	_Atomic uint64_t
 		stalled_since_ns; /* by the VM: a stall goes on, CLOCK_MONOTONIC; 0: none */
@@ -64,6 +66,8 @@ struct reclaim_counters {        /* written by the reclaimer; freed to errors al
 	_Atomic uint64_t batches, batch_runs;
 	_Atomic uint64_t looked, touched; /* pages */
 	_Atomic uint64_t freed, zero, out, in_file, packed_bytes, refused, full, errors;
+	_Atomic uint64_t shared;    /* of `out`: templates' pages */
+	_Atomic uint64_t unsettled; /* templates' pages that stayed, as a VM was at them */
 	_Atomic uint64_t reclaimer_ns, vms_ns;
 	_Atomic uint64_t unheard; /* VMs that didn't answer in time */
 };
@@ -121,7 +125,8 @@ struct reclaimer_links {
 	struct ipt *table;
 	struct reclaim_board *board;
 	const struct store *store;
-	int link; /* to the host: a VM's id, to be rung; 0: feed the hungry */
+	const struct pool *pool; /* its descriptor */
+	int link;                /* to the host: a VM's id, to be rung; 0: feed the hungry */
 };
 /* Never returns. It ends when the link's other end is closed. */
 _Noreturn void reclaimer_process(const struct reclaimer_links *links);

@@ -49,6 +49,7 @@ void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uin
 	atomic_store_explicit(&d->limit, limit, memory_order_relaxed);
 	d->gives = 1;
 	d->stall_ns = d->stalled_since_ns = 0;
+	d->at_work = 0;
 	d->working_set = d->working_set_error = d->stall10 = d->stall60 = 0;
 	atomic_fetch_add_explicit(&d->born, 1, memory_order_release);
 	atomic_store_explicit(&d->state, RECLAIM_FREE, memory_order_release);

@@ -49,8 +49,9 @@ static void survey_vm(struct reclaim_clock *c, uint32_t id)
 	struct reclaim_vm *v = &c->vm[id];
 	struct reclaim_desk *d = &c->board->desk[id];
 	struct ipt_vm_info info;
-	bool live =
-		ipt_vm_info(c->table, vmid(id), &info) == 0 && info.kind == IPT_VM && !info.dying;
+	bool known = ipt_vm_info(c->table, vmid(id), &info) == 0 && !info.dying;
+	bool live = known && info.kind == IPT_VM;
+	v->is_template = known && info.kind == IPT_TEMPLATE;
 	if (live && !v->live)
 		*v = (struct reclaim_vm){.active = 1};
 	if (!live)
@@ -111,16 +112,44 @@ static bool is_asked(const struct reclaim_clock *c, uint32_t id)
 	return id < c->vms && c->vm[id].live && (c->sampling || c->vm[id].age != RECLAIM_LOOK);
 }
 
+/* A template's frame under the hand: with the others of its cluster if they follow it. How many the hand goes past. */
+static uint32_t pass_shared(const struct reclaim_clock *c, const struct ipt_owner *o, uint32_t most)
+{
+	frame_t f = frame(c->hand);
+	uint32_t n = 1;
+	while (n < most && n < IPT_CLUSTER_FRAMES && (o->gfn.v + n) % IPT_CLUSTER_FRAMES) {
+		struct ipt_owner next;
+		if (ipt_owner(c->table, frame_add(f, n), &next) || next.state != IPT_PRIVATE ||
+		    next.vm.v != o->vm.v || next.gfn.v != o->gfn.v + n)
+			break;
+		n++;
+	}
+	n = n < IPT_CLUSTER_FRAMES ? 1 : n;
+	uint8_t age = ipt_age(c->table, f);
+	uint32_t oldest = RECLAIM_OLDEST >> (c->urgency < 3 ? c->urgency : 3);
+	ipt_set_age(c->table, f, n, age < IPT_AGE_MOST ? age + 1 : age);
+	if (age + 1u >= oldest)
+		c->shared(c->ctx, o->vm, o->gfn, f, n);
+	return n;
+}
+
 uint32_t reclaim_clock_turn(struct reclaim_clock *c, uint32_t n, bool *around)
 {
 	uint32_t frames = ipt_config(c->table)->frames;
 	*around = false;
-	for (; n; n--) {
+	while (n) {
 		struct ipt_owner o;
+		uint32_t step = 1;
 		if (ipt_owner(c->table, frame(c->hand), &o) == 0 && o.state == IPT_PRIVATE &&
-		    !o.pins && is_asked(c, o.vm.v) && !add(&c->vm[o.vm.v], o.gfn))
-			return o.vm.v;
-		if (++c->hand >= frames) {
+		    !o.pins && o.vm.v < c->vms) {
+			if (is_asked(c, o.vm.v) && !add(&c->vm[o.vm.v], o.gfn))
+				return o.vm.v;
+			if (c->vm[o.vm.v].is_template && c->shared && !c->sampling && !c->only)
+				step = pass_shared(c, &o, frames - c->hand);
+		}
+		n -= step < n ? step : n;
+		c->hand += step;
+		if (c->hand >= frames) {
 			c->hand = 0;
 			*around = true;
 			return 0;

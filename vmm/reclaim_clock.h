@@ -5,6 +5,9 @@
  * read. Frames of a VM that follow each other, as gfns too, are one run of its next batch. Between two visits of
  * the hand a page that is used is touched, and stays (a clock, or second chance).
  *
+ * What a template has is seen by its clones; nobody asks all of them whether they use it. It goes when the hand has come
+ * by RECLAIM_OLDEST times, and comes back at the first touch, which tells that it is used, and begins anew.
+ *
  * Which VM gives first follows from what it uses of what it has (C. A. Waldspurger, "Memory Resource Management in
  * VMware ESX Server", OSDI 2002, section 5): shares for each page, where a page that is idle is charged as if it were
  * 1 / (1 - TAX). Who pays least has pages go as soon as they were not touched once; others' must have been idle for longer.
@@ -19,7 +22,8 @@
 
 /* What the reclaimer knows of a VM. */
 struct reclaim_vm {
-	bool live;       /* a guest that may be asked */
+	bool live; /* a guest that may be asked */
+	bool is_template;
 	uint32_t frames; /* its own, in memory */
 	double active;   /* the share of them that is used; 1 until it is known */
 	double active_n; /* pages that say so, older ones counting less */
@@ -35,9 +39,12 @@ struct reclaim_clock {
 	struct reclaim_vm *vm; /* by id */
 	uint32_t vms;
 	uint32_t hand;
-	uint32_t only;    /* this VM alone gives; 0: all */
-	bool force;       /* touched or not */
-	bool sampling;    /* all are looked at, and nothing goes out */
+	uint32_t only; /* this VM alone gives; 0: all */
+	bool force;    /* touched or not */
+	bool sampling; /* all are looked at, and nothing goes out */
+	/* A template's frames, n (1 or 16) from f on, that may go: they were not brought back for long. */
+	void (*shared)(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
+	void *ctx;
 	unsigned urgency; /* 0: as above; each more halves the ages */
 };
 

@@ -36,18 +36,12 @@ struct scan {
 #define SCAN_RUNS        64
 #define PAGEMAP_PRESENT_ (UINT64_C(1) << 63)
 
-/* This process's own; a clone inherits the descriptor of another. */
-static int pagemap(void)
+/* This process's own, opened when it is needed. */
+static int pagemap(struct memory *m)
 {
-	static int fd = -1;
-	static pid_t of;
-	if (fd >= 0 && of == getpid())
-		return fd;
-	if (fd >= 0)
-		close(fd);
-	fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	of = getpid();
-	return fd;
+	if (m->pagemap < 0)
+		m->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	return m->pagemap;
 }
 
 struct present {
@@ -98,10 +92,10 @@ static int read_present(int fd, uintptr_t at, uint32_t n, struct present *out)
 	return 0;
 }
 
-static int find_present(const uint8_t *at, uint32_t n, struct present *out)
+static int find_present(struct memory *m, const uint8_t *at, uint32_t n, struct present *out)
 {
 	static bool old_kernel;
-	int fd = pagemap();
+	int fd = pagemap(m);
 	*out = (struct present){{0}};
 	if (fd < 0)
 		return -errno;
@@ -159,7 +153,7 @@ static uint32_t next_piece(const struct memory *m, gfn_t first, uint32_t i, uint
 static uint32_t grow_older(const struct memory *m, const struct piece *p)
 {
 	uint32_t age = ipt_age(m->table, p->own);
-	age += age < UINT8_MAX;
+	age += age < IPT_AGE_MOST;
 	ipt_set_age(m->table, p->own, p->n, (uint8_t)age);
 	return age;
 }
@@ -170,7 +164,7 @@ static int look(struct memory *m, const struct reclaim_run *r, uint32_t n, uint3
 {
 	struct present present;
 	gfn_t first = gfn(r->gfn);
-	int rc = find_present(window_at(&m->window, first), n, &present);
+	int rc = find_present(m, window_at(&m->window, first), n, &present);
 	bool any = false;
 	for (uint32_t i = 0, step; i < n && !rc; i += step) {
 		struct piece p;

@@ -7,7 +7,7 @@
  * next one collects that.
  */
 #include "vmm/clock.h"
-#include "vmm/reclaim_clock.h"
+#include "vmm/reclaim_shared.h"
 #include "vmm/reclaim_stall.h"
 #include "vmm/store.h"
 #include <errno.h>
@@ -39,6 +39,7 @@ struct desk_note {
 struct reclaimer {
 	struct reclaimer_links links;
 	struct reclaim_clock clock;
+	struct reclaim_shared shared;
 	struct desk_note *note; /* by id */
 	uint64_t cpu_ns;
 	uint64_t freed;              /* by answers, in all */
@@ -156,6 +157,8 @@ static void hear_late(struct reclaimer *r, uint32_t id, uint64_t now)
 static void collect(struct reclaimer *r)
 {
 	uint64_t now = clock_ns(), before = r->freed;
+	r->freed += r->shared.freed;
+	r->shared.freed = 0;
 	for (uint32_t id = 1; id < r->clock.vms && r->asked; id++) {
 		struct desk_note *n = &r->note[id];
 		uint32_t state = RECLAIM_FREE;
@@ -336,6 +339,9 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 	struct reclaim_board *b = links->board;
 	if (reclaim_clock_create(&r.clock, links->table, b))
 		_exit(1);
+	r.shared = (struct reclaim_shared){.links = &r.links, .clock = &r.clock};
+	r.clock.shared = links->store->mem_pages ? reclaim_shared_out : NULL;
+	r.clock.ctx = &r.shared;
 	r.note = calloc(r.clock.vms, sizeof *r.note);
 	r.stall = calloc(r.clock.vms, sizeof *r.stall);
 	if (!r.note || !r.stall)

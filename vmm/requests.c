@@ -1,4 +1,5 @@
 #include "vmm/requests.h"
+#include "vmm/balloon.h"
 #include "vmm/clone_requests.h"
 #include "vmm/exec.h"
 #include "vmm/fleet.h"
@@ -192,7 +193,7 @@ static const struct request_kind kinds[] = {
 	{"console", requests_console}, {"status", requests_status},   {"stop", requests_stop},
 	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
 	{"exec", exec_take},           {"renew", take_renew},         {"reclaim", take_reclaim},
-	{"limit", take_limit},
+	{"limit", take_limit},         {"balloon", take_balloon},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)

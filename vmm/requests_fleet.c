@@ -44,7 +44,7 @@ void requests_run(struct control_request *r, const json_t *o)
 		control_refuse(r, "run: \"wait\" is up or ready");
 		return;
 	}
-	if (batch_parse(&b, json_object_get(o, "options"), f->config.host.pool_bytes, error)) {
+	if (batch_parse(&b, json_object_get(o, "options"), &f->config.host, error)) {
 		control_refuse(r, "%s", error);
 		return;
 	}

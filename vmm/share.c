@@ -14,9 +14,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Pages shown at once: from the first, doubled as a guest goes on from one piece to the next. */
-#define SHOW_FIRST 32u
-#define SHOW_MOST  512u
+/* Pages shown at once: what one host page table holds. Each read fault that can be had less is one that KVM may take
+ * asynchronously, and then copies (fault.c): with 32 pages a Linux clone that has answered a command had copied 411
+ * frames instead of 335. */
+#define SHOW_PAGES 512u
 
 /* ---- copying ------------------------------------------------------------------------------- */
 
@@ -206,9 +207,14 @@ static int own_locked(struct memory *m, gfn_t g)
 	struct dax *d = dax_of(m, g);
 	struct ipt_place p;
 	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_VOID || p.kind == IPT_AWAY) {
+		bool was_void = p.kind == IPT_VOID;
 		int rc = memory_populate_locked(m, g);
-		if (rc || !d || !ipt_place(m->table, m->vm, g, 1, &p))
+		if (rc || (was_void && !d) || !ipt_place(m->table, m->vm, g, 1, &p))
 			return rc;
+		if (!was_void && p.kind == IPT_OWN)
+			return 0;
+		if (p.kind == IPT_AWAY)
+			return -EEXIST; /* again, already */
 	}
 	if (d && d->view->share) {
 		int rc = show_locked(m, g);
@@ -226,11 +232,11 @@ int memory_own(struct memory *m, gfn_t g)
 {
 	if (!memory_bank(m, g))
 		return -EFAULT;
-	pthread_mutex_lock(&m->lock);
+	memory_enter(m);
 	int rc = own_locked(m, g);
 	for (int tries = 0; rc == -EEXIST && tries < 8; tries++)
 		rc = own_locked(m, g); /* its template's end made it ours meanwhile */
-	pthread_mutex_unlock(&m->lock);
+	memory_leave(m);
 	return rc;
 }
 
@@ -274,17 +280,55 @@ static int show_run(struct memory *m, gfn_t first, uint32_t n, frame_t f)
 	return rc;
 }
 
+int memory_remap(struct memory *m, gfn_t first, frame_t f, uint32_t n)
+{
+	uint8_t *at = window_at(&m->window, first);
+	size_t bytes = (size_t)n << PAGE_SHIFT;
+	atomic_fetch_add_explicit(&m->remaps, 1, memory_order_seq_cst);
+	int rc = window_map_read_only(&m->window, first, f, n);
+	if (!rc)
+		rc = fault_register(m->uffd, at, bytes, true);
+	/* Where this fails a guest that writes there ends with EFAULT; what it reads is right. */
+	if (!rc && (madvise(at, bytes, MADV_DONTNEED) < 0 ||
+		    mprotect(at, bytes, PROT_READ | PROT_WRITE) < 0))
+		rc = -errno;
+	atomic_fetch_add_explicit(&m->remaps, 1, memory_order_seq_cst);
+	return rc;
+}
+
+/* A template's page came back in another frame, and its neighbours with it: the window has the one before there, of
+ * which nothing is known. */
+static int show_moved(struct memory *m, gfn_t g)
+{
+	struct ipt_place p;
+	gfn_t first = gfn(g.v & ~(uint64_t)(IPT_CLUSTER_FRAMES - 1));
+	uint32_t n = 0;
+	for (; first.v <= g.v; first.v += n) {
+		uint64_t end = (g.v | (IPT_CLUSTER_FRAMES - 1)) + 1;
+		n = ipt_place(m->table, m->vm, first, (uint32_t)(end - first.v), &p);
+		if (!n || first.v + n > g.v)
+			break;
+	}
+	while (n && p.kind == IPT_INHERITED && !ipt_moved(m->table, p.frame) && first.v < g.v) {
+		first.v++;
+		p.frame.v++;
+		n--;
+	}
+	uint32_t moved = 0;
+	while (moved < n && ipt_moved(m->table, frame_add(p.frame, moved)))
+		moved++;
+	if (p.kind != IPT_INHERITED || first.v + moved <= g.v)
+		return -EEXIST; /* it became something else: the guest tries again */
+	int rc = memory_remap(m, first, p.frame, moved);
+	return rc ? rc : show_run(m, first, moved, p.frame);
+}
+
 static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 {
-	uint32_t pages = SHOW_FIRST;
-	if (m->shown_to == g.v)
-		pages = m->shown_pages < SHOW_MOST ? m->shown_pages * 2 : SHOW_MOST;
-	uint64_t start = g.v & ~(uint64_t)(pages - 1), end = start + pages;
+	uint64_t start = g.v & ~(uint64_t)(SHOW_PAGES - 1), end = start + SHOW_PAGES;
 	uint64_t bank = b->base.v >> PAGE_SHIFT, bank_end = bank + (b->bytes >> PAGE_SHIFT);
 	start = start < bank ? bank : start;
 	end = end > bank_end ? bank_end : end;
-	m->shown_to = end;
-	m->shown_pages = pages;
 	struct dax *d = dax_of(m, g);
 	int rc = 0;
 	for (uint64_t at = start; !rc && at < end;) {
@@ -292,7 +336,11 @@ static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 		uint32_t n = ipt_place(m->table, m->vm, gfn(at), (uint32_t)(end - at), &p);
 		if (n && d && p.kind == IPT_FILE_PAGE) /* others bring pages in at any time */
 			rc = dax_map(m, d, at, at + n);
-		if (!rc && n && is_shared(&p))
+		bool moved = n && p.kind == IPT_INHERITED && ipt_moved(m->table, p.frame);
+		for (uint32_t i = 1; i < n && p.kind == IPT_INHERITED; i++)
+			if (ipt_moved(m->table, frame_add(p.frame, i)) != moved)
+				n = i;
+		if (!rc && n && is_shared(&p) && !moved)
 			rc = show_run(m, gfn(at), n, p.frame);
 		at += n ? n : 1;
 	}
@@ -304,18 +352,39 @@ static int show_locked(struct memory *m, gfn_t g)
 	struct ipt_place p;
 	if (!ipt_place(m->table, m->vm, g, 1, &p) || !is_shared(&p))
 		return 0; /* meanwhile it became something else: the guest tries again */
-	/* A page that is read before anybody wrote to it is made in the pool, of zeroes. */
+	bool moved = p.kind == IPT_INHERITED && ipt_moved(m->table, p.frame);
+	if (!moved && has_page(m->pool, p.frame))
+		return show_around(m, g, memory_bank(m, g));
+	/* A page that is read before anybody wrote to it is made in the pool, of zeroes. Those around may be in
+	 * already, and finding that out again costs a call a page. */
 	int rc = has_page(m->pool, p.frame) ? 0 : pool_fill(m->pool, p.frame, 1);
-	return rc ? rc : show_around(m, g, memory_bank(m, g));
+	if (rc || moved)
+		return rc ? rc : show_moved(m, g);
+	return dax_of(m, g) ? show_around(m, g, memory_bank(m, g)) : show_pages(m, g, 1);
 }
 
 int memory_show(struct memory *m, gfn_t g)
 {
 	if (!memory_bank(m, g))
 		return -EFAULT;
-	pthread_mutex_lock(&m->lock);
+	memory_enter(m);
 	int rc = show_locked(m, g);
-	pthread_mutex_unlock(&m->lock);
+	memory_leave(m);
+	return rc;
+}
+
+int memory_show_known(struct memory *m, gfn_t g)
+{
+	if (!memory_bank(m, g))
+		return -EFAULT;
+	memory_enter(m);
+	struct ipt_place p;
+	int rc = 0;
+	if (ipt_place(m->table, m->vm, g, 1, &p) && is_shared(&p) && has_page(m->pool, p.frame))
+		rc = p.kind == IPT_INHERITED && ipt_moved(m->table, p.frame)
+			     ? show_moved(m, g)
+			     : show_around(m, g, memory_bank(m, g));
+	memory_leave(m);
 	return rc;
 }
 
@@ -347,10 +416,17 @@ static int each_run(struct memory *m, run_fn *fn)
  * would be seen there? */
 static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 {
+	const uint64_t cluster = PAGE_SIZE << IPT_CLUSTER_ORDER;
 	int rc = fault_register(m->uffd, at, bytes, true);
 	if (rc != -EINVAL)
 		return rc;
 	rc = 0;
+	if (bytes > cluster) { /* most clusters have no such pages */
+		for (uint64_t done = 0; done < bytes && !rc; done += cluster)
+			rc = register_run(m, at + done,
+					  bytes - done < cluster ? bytes - done : cluster);
+		return rc;
+	}
 	for (uint8_t *end = at + bytes; at < end && !rc; at += PAGE_SIZE) {
 		struct ipt_place p;
 		gfn_t g = window_gfn(&m->window, (uintptr_t)at);
@@ -372,7 +448,9 @@ static int hide_run(struct memory *m, uint8_t *at, uint64_t bytes)
 int memory_freeze(struct memory *m, char *error)
 {
 	pthread_mutex_lock(&m->lock);
-	m->shares = true; /* from the first piece on */
+	m->shares = true;        /* from the first piece on */
+	store_io_destroy(m->io); /* which is by our id, and that becomes the template's */
+	m->io = NULL;
 	int rc = each_run(m, register_run);
 	if (!rc)
 		rc = each_run(m, hide_run);
@@ -393,7 +471,6 @@ static void begin_learning(struct memory *m, struct learn *learn)
 void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn)
 {
 	m->vm = vm;
-	m->shown_to = 0;
 	begin_learning(m, learn);
 }
 
@@ -407,8 +484,8 @@ void memory_become(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct 
 int memory_adopt(struct memory *m, char *error)
 {
 	m->shares = true;
-	m->shown_to = 0;
 	m->own_hand = m->stalled_ns = 0;
+	m->pagemap = -1; /* the template's process has closed it */
 	store_io_forget(m->io);
 	m->io = NULL;
 	m->uffd = fault_open(error);
@@ -457,7 +534,7 @@ void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n)
 	n = n < room ? n : room;
 	if (!n)
 		return;
-	pthread_mutex_lock(&m->lock);
+	memory_enter(m);
 	if (ipt_alloc(m->table, m->vm, order, NULL, &f) == 0) {
 		for (unsigned i = 0, run; i < n; i += run) {
 			for (run = 1; i + run < n && pages[i + run].v == pages[i].v + run; run++)
@@ -472,5 +549,5 @@ void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n)
 	}
 	atomic_fetch_add_explicit(&m->mailbox->copied_frames, done, memory_order_relaxed);
 	atomic_fetch_add_explicit(&m->mailbox->predicted_frames, done, memory_order_relaxed);
-	pthread_mutex_unlock(&m->lock);
+	memory_leave(m);
 }

@@ -1,4 +1,5 @@
 #include "vmm/stats.h"
+#include "vmm/balloon.h"
 #include "vmm/clock.h"
 #include "vmm/merge.h"
 #include "vmm/proc.h"
@@ -246,6 +247,8 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	put(o, "zero_frames_given_back", mb->zero_frames);
 	put(o, "merged_frames", mb->merged_frames);
 	put(o, "published_frames", mb->published_frames);
+	if (!vm->is_template)
+		balloon_stats(vm, o);
 	put(o, "starved", mb->starved);
 	put(o, "extents", mb->extents);
 	put(o, "extent_frames", mb->extent_frames);

@@ -76,19 +76,19 @@ uint64_t store_mem_populated_bytes(const struct store *s);
 
 /* ---- the swap file ------------------------------------------------------------------------- */
 
-/* Open or make the swap file: s->file_fd, file_blocks, direct, sparse. Its space is reserved now. A file that doesn't
- * belong to invisor is left alone: what begins with neither our mark nor 128 KiB of zeroes is refused. With words:
- * -ENOENT, -ELOOP (symbolic link), -EINVAL (no regular file nor block device, too small), -EEXIST (something
- * else's contents), -EBUSY (another host's, a disk, mounted), -ENOSPC, -EFBIG, -EACCES and the like. A file that was
- * made here is gone again after an error. */
+/* Open or make the swap file: s->file_fd, file_blocks, direct, sparse. Its space is reserved now. A file that isn't
+ * invisor's is left alone: what begins with neither our mark nor 128 KiB of zeroes is refused. Waits up to 2 s for
+ * writes of a host that is gone. With words: -ENOENT, -ELOOP (symbolic link), -EINVAL (no regular file nor block
+ * device, too small), -EEXIST (something else's contents), -EBUSY (another host's, a disk, mounted), -ENOSPC, -EFBIG,
+ * -EACCES and the like. A file that was made here is gone again after an error. */
 int store_file_open(struct store *s, const char *path, uint64_t bytes, char *error);
 
 /*
  * A process's way to the swap file: an io_uring, a description of the file of its own, and an arena of STORE_BATCH
  * pages. Made when it is first needed; one thread at a time.
  *
- * Writes that a process has begun may reach the file after the process is gone (seen: 19 ms after waitpid). Blocks of a
- * dead VM mustn't be given to another before: store_io_lives says when.
+ * The kernel doesn't wait for a process's writes when it is killed: seen, its io was there up to 40 ms after waitpid.
+ * So blocks of a dead VM mustn't be given to another before store_io_lives says that no write of its can come any more.
  */
 struct store_io;
 
@@ -112,9 +112,9 @@ void *store_io_page(const struct store_io *io, unsigned i);
 
 /* Write or read up to STORE_BATCH blocks, all at once, and wait for them. Neighbours in `b` whose blocks and pages
  * follow each other are one request. Every block gets its `rc`; blocks whose request fails are tried alone, so that
- * one bad block takes no others along. Returns 0 or the first block's error that has one:
- * -ENOSPC, -EFBIG, -EIO (also: the file has become shorter), others of read and write; -EBADMSG: read, but it isn't what
- * was written. For the whole batch, and nothing is done: -EINVAL (no such block, page not aligned, too many), -EPERM
+ * one bad block takes no others along. Returns 0 or the error of the first block that has one: -ENOSPC, -EFBIG,
+ * -EIO (also: the file has become shorter), others of read and write; -EBADMSG: read, but it isn't what was
+ * written. For the whole batch, and nothing is done: -EINVAL (no such block, page not aligned, too many), -EPERM
  * (another process's io). A block twice in a batch to write ends with either. */
 int store_file_write(struct store_io *io, struct store_block *b, unsigned n);
 int store_file_read(struct store_io *io, struct store_block *b, unsigned n);

@@ -1,6 +1,10 @@
 /*
- * Packing of pages: LZ4. See store.h, and docs/RECLAIM.md for how it was measured against zstd and LZO
- * (tests/bench/store_bench.c): of a Linux guest's memory PLACEHOLDER
+ * Packing of pages: LZ4. See store.h.
+ *
+ * A guest's fault waits for the unpacking: of a Linux guest's memory a page takes 1.7 us, with zstd at level 1 6 to
+ * 8 us, with LZO1X-1 4 to 5 us; packing takes 6, 14 to 18 and 5 us. zstd would store those pages in 1736 bytes each
+ * where LZ4 takes 2180, but with 166 KiB of memory in every process that packs and unpacks; LZ4 takes 16 KiB of the
+ * stack. docs/RECLAIM.md has the figures, and how they were measured.
  */
 #include "vmm/store.h"
 #include <errno.h>

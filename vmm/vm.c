@@ -25,7 +25,10 @@
 #define ID_BLK     2
 #define ID_CONSOLE 3
 #define ID_RNG     4
+#define ID_BALLOON 5
 #define ID_PMEM    27
+
+_Static_assert(4 + VM_MAX_DISKS + VM_MAX_PMEM <= MACHINE_MAX_VIRTIO, "each has a slot");
 
 void vm_machine_devices(struct machine *m, unsigned disks)
 {
@@ -37,6 +40,8 @@ void vm_machine_devices(struct machine *m, unsigned disks)
 		m->virtio_id[m->virtio_slots++] = ID_BLK;
 	for (unsigned i = m->ram_banks; i < m->banks; i++)
 		m->virtio_id[m->virtio_slots++] = ID_PMEM;
+	/* Last, so that the others stay where they were. */
+	m->virtio_id[m->virtio_slots++] = ID_BALLOON;
 }
 
 void vm_tell_host(const struct vm *vm)
@@ -142,13 +147,18 @@ static void after_faults(struct vm *vm, int rc)
 	vm_set_state(vm, now);
 }
 
+void vm_serve_faults(struct vm *vm)
+{
+	after_faults(vm, fault_service(&vm->memory, &vm->starved));
+}
+
 static void on_fault(struct loop_op *op, int res, uint32_t flags)
 {
 	struct vm *vm = container(struct vm, on_fault, op);
 	(void)flags;
 	if (res == -ECANCELED)
 		return;
-	after_faults(vm, fault_service(&vm->memory, &vm->starved));
+	vm_serve_faults(vm);
 }
 
 /* A part of what the reclaimer asks for; the rest when others had their turn. */
@@ -180,9 +190,12 @@ static void take_orders(struct vm *vm)
 	}
 	if (orders & ORDER_SAMPLE) {
 		sample(vm);
+		virtio_balloon_ask(vm->balloon); /* its answer comes later */
 		atomic_fetch_add_explicit(&mb->sampled, 1, memory_order_release);
 		vm_tell_host(vm);
 	}
+	if (orders & ORDER_BALLOON)
+		balloon_obey(vm);
 	if (orders & ORDER_PRESS_POWER) {
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, true); /* edge-triggered: a pulse */
 		kvm_vm_irq(&vm->kvm, MACHINE_POWER_GSI, false);

@@ -105,7 +105,7 @@ struct vm {
 	struct virtio_dev *device[MACHINE_MAX_VIRTIO];
 	struct vm_slot slot[MACHINE_MAX_VIRTIO];
 	unsigned devices;
-	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS], *pmem[VM_MAX_PMEM];
+	struct virtio_dev *console, *agent, *disk[VM_MAX_DISKS], *pmem[VM_MAX_PMEM], *balloon;
 	struct outlet outlet, agent_outlet;
 	struct inlet inlet, agent_inlet;
 	struct idle idle;
@@ -148,6 +148,8 @@ void vm_set_state(struct vm *vm, enum vm_state state);
 void vm_tell_host(const struct vm *vm);
 /* The loop's sources, for the guest's first time or a clone's: faults, link, input. -errno with words. */
 int vm_watch(struct vm *vm, char *error);
+/* Serve the faults that wait, in the midst of work that takes long. Loop's thread. */
+void vm_serve_faults(struct vm *vm);
 /* What the process is called in ps: "vm:NAME", "tm:NAME". */
 void vm_name_process(const char *prefix, const char *name);
 /* Start the vCPUs and run the loop to the VM's end. */
@@ -166,6 +168,15 @@ void pause_for_freeze(struct vm *vm, const struct link_request *request, int tem
 void pause_wait(struct vm *vm, unsigned cpu);
 /* Let vCPUs that wait there see that the VM ends. */
 void pause_abandon(struct vm *vm);
+
+/* ---- balloon.c ------------------------------------------------------------------------------ */
+
+/* Make the device of the next slot. 0 or -errno. */
+int balloon_create(struct vm *vm, const struct virtio_env *env, struct virtio_dev **out);
+/* The host wants it to be another size. Loop's thread. */
+void balloon_obey(struct vm *vm);
+/* What it is, for a mailbox that doesn't know yet. */
+void balloon_tell(struct vm *vm);
 
 /* ---- template.c: freezing, and clones ------------------------------------------------------ */
 

@@ -55,6 +55,23 @@ int window_map_copied(struct window *w, gfn_t first, frame_t f, uint32_t count)
 	return map(w, first, f, count, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 }
 
+int window_close(struct window *w, gfn_t first, uint64_t count)
+{
+	void *at = mmap(window_at(w, first), count << PAGE_SHIFT, PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	if (at == MAP_FAILED)
+		return -errno;
+	madvise(at, count << PAGE_SHIFT, MADV_NOHUGEPAGE); /* as the void around it */
+	return 0;
+}
+
+int window_open(struct window *w, gfn_t first, uint64_t count)
+{
+	return mprotect(window_at(w, first), count << PAGE_SHIFT, PROT_READ | PROT_WRITE) < 0
+		       ? -errno
+		       : 0;
+}
+
 uint8_t *window_at(const struct window *w, gfn_t g)
 {
 	const struct machine_bank *b = machine_bank_of(w->machine, gfn_gpa(g), 1);

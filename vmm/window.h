@@ -34,6 +34,12 @@ int window_map_read_only(struct window *w, gfn_t first, frame_t frame, uint32_t 
  * anonymous page of this process. */
 int window_map_copied(struct window *w, gfn_t first, frame_t frame, uint32_t count);
 
+/* Make these gfns void again, in two steps, between which userfaultfd is told to watch the piece: a page that it found
+ * there while nobody watched would stay. From the first step on they have no page and nobody may touch them: who does
+ * gets EFAULT. -errno of mmap or mprotect. */
+int window_close(struct window *w, gfn_t first, uint64_t count);
+int window_open(struct window *w, gfn_t first, uint64_t count);
+
 /* Where a gfn is in the window; NULL if no bank has it. */
 uint8_t *window_at(const struct window *w, gfn_t g);
 /* The gfn at an address of the window, INVALID_GFN outside. */

@@ -13,6 +13,9 @@
  *   sum base= pages=               a hash of the contents
  *   write GPA VALUE                8 bytes
  *   read GPA
+ *   inflate base= pages=           give the pages to the balloon; deflate takes them back
+ *   report base= pages=            report the pages as free: they read as before or as zero then
+ *   balloon                        "balloon target=N actual=N", pages
  *   identity                       which clone this is, 0: none
  *   echo TEXT                      the rest of the line
  *   cpu loops=N                    arithmetic
@@ -22,6 +25,7 @@
  * seed= is 1 and pages= is 1 if unset; base= must be given.
  */
 #include "guest/bare/agent.h"
+#include "guest/bare/balloon.h"
 #include "guest/bare/board.h"
 #include "guest/bare/console.h"
 #include "guest/bare/cpu.h"
@@ -220,6 +224,43 @@ static unsigned read_word(const struct args *a)
 	return OK;
 }
 
+static unsigned with_balloon(const struct args *a, const char *(*work)(uint64_t, uint64_t))
+{
+	if (!pages_are_usable(a))
+		return BAD;
+	const char *wrong = work(a->base, a->pages);
+	if (wrong != NULL)
+		agent_say("%s", wrong);
+	return wrong == NULL ? OK : WRONG;
+}
+
+static unsigned inflate(const struct args *a)
+{
+	return with_balloon(a, balloon_inflate);
+}
+
+static unsigned deflate(const struct args *a)
+{
+	return with_balloon(a, balloon_deflate);
+}
+
+static unsigned report(const struct args *a)
+{
+	return with_balloon(a, balloon_report);
+}
+
+static unsigned say_balloon(const struct args *a)
+{
+	struct balloon_sizes s;
+	(void)a;
+	const char *wrong = balloon_sizes(&s);
+	if (wrong != NULL)
+		agent_say("%s", wrong);
+	else
+		agent_say("balloon target=%u actual=%u", s.target, s.actual);
+	return wrong == NULL ? OK : WRONG;
+}
+
 static unsigned identity(const struct args *a)
 {
 	(void)a;
@@ -260,6 +301,8 @@ static const struct command commands[] = {
 	{"write", write_word, 2, false},  {"read", read_word, 1, false},
 	{"identity", identity, 0, false}, {"echo", echo, 0, true},
 	{"runs", runs, 0, true},          {"cpu", cpu, 0, false},
+	{"inflate", inflate, 0, false},   {"deflate", deflate, 0, false},
+	{"report", report, 0, false},     {"balloon", say_balloon, 0, false},
 	{"off", off, 0, false},
 };
 

@@ -149,6 +149,11 @@ uint32_t vio_config32(uint64_t regs, unsigned offset)
 	return cpu_mmio_read32(regs + REG_CONFIG + offset);
 }
 
+void vio_config_write32(uint64_t regs, unsigned offset, uint32_t v)
+{
+	cpu_mmio_write32(regs + REG_CONFIG + offset, v);
+}
+
 uint64_t vio_config64(uint64_t regs, unsigned offset)
 {
 	for (;;) {

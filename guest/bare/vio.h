@@ -12,6 +12,7 @@
 #define VIO_ID_BLK     2
 #define VIO_ID_CONSOLE 3
 #define VIO_ID_RNG     4
+#define VIO_ID_BALLOON 5
 #define VIO_ID_PMEM    27
 
 #define VIO_F_VERSION_1 (UINT64_C(1) << 32)
@@ -71,6 +72,7 @@ void vio_close(uint64_t regs);
 uint64_t vio_offered(uint64_t regs);
 uint8_t vio_config8(uint64_t regs, unsigned offset);
 uint32_t vio_config32(uint64_t regs, unsigned offset);
+void vio_config_write32(uint64_t regs, unsigned offset, uint32_t v);
 uint64_t vio_config64(uint64_t regs, unsigned offset);
 
 /* Forget the last batch, all of which has been used. */

@@ -3,7 +3,7 @@
 GUEST_LINUX := build/guest
 GUEST_KERNEL := $(GUEST_LINUX)/cache/kernel
 GUEST_MODULES := virtio_mmio virtio_blk virtio_console virtio-rng
-GUEST_LATE_MODULES := evdev button
+GUEST_LATE_MODULES := virtio_balloon evdev button
 GUEST_PMEM_MODULES := virtio_pmem nd_pmem
 
 guest: $(GUEST_LINUX)/bzImage $(GUEST_LINUX)/vmlinux $(GUEST_LINUX)/initrd
@@ -19,8 +19,16 @@ $(GUEST_LINUX)/vmlinux: $(GUEST_LINUX)/bzImage guest/linux/extract-vmlinux
 	$(if $(Q),@echo "  EXTRACT $@")
 	$(Q)guest/linux/extract-vmlinux $< $@
 
-$(GUEST_LINUX)/initrd: $(GUEST_KERNEL)/release guest/linux/make-initrd guest/linux/init guest/linux/agent \
+# The agent: a static program without a C library, made like the bare guest and never sanitized.
+AGENT_SRC := guest/linux/start.S guest/linux/agent.c guest/bare/mem.c
+$(GUEST_LINUX)/agent: $(AGENT_SRC) guest/linux/agent.h guest/linux/sys.h vmm/base64.h guest/linux/linux.mk
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "  LD $@")
+	$(Q)$(CC) $(filter-out -MMD -MP -g,$(BARE_CFLAGS)) -Os -nostdlib -static -s -Wl,--build-id=none \
+		-Wl,-z,noseparate-code -Wl,-z,max-page-size=0x1000 -Wl,-z,noexecstack -o $@ $(AGENT_SRC)
+
+$(GUEST_LINUX)/initrd: $(GUEST_KERNEL)/release guest/linux/make-initrd guest/linux/init $(GUEST_LINUX)/agent \
 		guest/linux/power-button guest/linux/linux.mk
 	$(if $(Q),@echo "  INITRD $@")
-	$(Q)guest/linux/make-initrd $(GUEST_KERNEL) $@ $(GUEST_MODULES) -- $(GUEST_LATE_MODULES) \
+	$(Q)guest/linux/make-initrd $(GUEST_KERNEL) $(GUEST_LINUX)/agent $@ $(GUEST_MODULES) -- $(GUEST_LATE_MODULES) \
 		-- $(GUEST_PMEM_MODULES)

@@ -5,18 +5,38 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-struct ipt *help_table_of(enum ipt_kind kind, uint32_t frames, unsigned nodes, unsigned colours)
+struct ipt *help_table_config(const struct ipt_config *config)
 {
-	struct ipt_config config = {.kind = kind,
-				    .frames = frames,
-				    .max_vms = 64,
-				    .nodes = nodes,
-				    .colours = colours,
-				    .seed = 4711};
 	struct ipt *t = NULL;
 
-	cr_assert_eq(ipt_create(&t, &config), 0);
+	cr_assert_eq(ipt_create(&t, config), 0);
 	return t;
+}
+
+struct ipt *help_table_of(enum ipt_kind kind, uint32_t frames, unsigned nodes, unsigned colours)
+{
+	const struct ipt_config config = {.kind = kind,
+					  .frames = frames,
+					  .max_vms = 64,
+					  .nodes = nodes,
+					  .colours = colours,
+					  .seed = 4711};
+
+	return help_table_config(&config);
+}
+
+struct ipt *help_table_space(uint32_t frames, uint32_t packed_pages, uint32_t blocks)
+{
+	const struct ipt_config config = {.kind = IPT_INDEX,
+					  .frames = frames,
+					  .max_vms = 64,
+					  .nodes = 1,
+					  .colours = 1,
+					  .seed = 4711,
+					  .packed_pages = packed_pages,
+					  .blocks = blocks};
+
+	return help_table_config(&config);
 }
 
 struct ipt *help_table(enum ipt_kind kind, uint32_t frames)
@@ -97,6 +117,38 @@ void help_audit_but(struct ipt *t, vmid_t vm)
 
 	ipt_audit(t, say_but, &b);
 	cr_assert_eq(b.lines, 0, "the audit found violations");
+}
+
+void help_space_used(struct ipt *t, uint64_t granules, uint32_t blocks)
+{
+	struct ipt_space_info info;
+
+	ipt_space(t, &info);
+	cr_assert_eq(info.granules_used, granules, "%lu granules in use, not %lu",
+		     (unsigned long)info.granules_used, (unsigned long)granules);
+	cr_assert_eq(info.blocks_used, blocks, "%u blocks in use, not %u", info.blocks_used,
+		     blocks);
+}
+
+uint32_t help_claim(struct ipt *t, vmid_t vm, uint32_t where, uint32_t bytes, struct ipt_out *out)
+{
+	uint32_t slot = 0;
+
+	*out = (struct ipt_out){.where = where, .bytes = bytes, .sum = bytes * 31 + 1};
+	cr_assert_eq(ipt_out_claim(t, vm, out, 1, &slot), 0);
+	return slot;
+}
+
+void help_out(struct ipt *t, vmid_t vm, uint64_t g, uint32_t n, uint32_t where, uint32_t bytes)
+{
+	struct ipt_out pages[IPT_CLUSTER_FRAMES];
+	uint32_t slots[IPT_CLUSTER_FRAMES], done;
+
+	for (uint32_t i = 0; i < n; i++)
+		pages[i] = (struct ipt_out){where, bytes, (uint32_t)g + i};
+	cr_assert_eq(ipt_out_claim(t, vm, pages, n, slots), 0);
+	cr_assert_eq(ipt_out_commit(t, vm, gfn(g), slots, n, &done, NULL, NULL), 0);
+	cr_assert_eq(done, n);
 }
 
 void help_reap(struct ipt *t, vmid_t vm)

@@ -28,8 +28,11 @@
 	}                                     \
 	static void name(enum ipt_kind kind)
 
+struct ipt *help_table_config(const struct ipt_config *config);
 struct ipt *help_table(enum ipt_kind kind, uint32_t frames);
 struct ipt *help_table_of(enum ipt_kind kind, uint32_t frames, unsigned nodes, unsigned colours);
+/* With space for what isn't in memory; 64 VMs, one node. */
+struct ipt *help_table_space(uint32_t frames, uint32_t packed_pages, uint32_t blocks);
 vmid_t help_vm(struct ipt *t, const char *name);
 /* A block in limbo; the test fails if there is none. */
 frame_t help_alloc(struct ipt *t, vmid_t vm, unsigned order);
@@ -42,6 +45,12 @@ void help_audit(struct ipt *t);
 void help_audit_unreaped(struct ipt *t);
 /* The same but for what one VM counts. */
 void help_audit_but(struct ipt *t, vmid_t vm);
+/* The test fails if not just this much space is in use. */
+void help_space_used(struct ipt *t, uint64_t granules, uint32_t blocks);
+/* Claim space for one page; its slot. */
+uint32_t help_claim(struct ipt *t, vmid_t vm, uint32_t where, uint32_t bytes, struct ipt_out *out);
+/* vm's frames at n gfns, in one group, go out, each with that many bytes and its gfn as the sum. */
+void help_out(struct ipt *t, vmid_t vm, uint64_t g, uint32_t n, uint32_t where, uint32_t bytes);
 /* Reap, and see that it worked. */
 void help_reap(struct ipt *t, vmid_t vm);
 

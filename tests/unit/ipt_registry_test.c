@@ -39,7 +39,8 @@ BOTH_KINDS(ipt_registry, names_and_ids)
 
 Test(ipt_registry, full)
 {
-	struct ipt_config config = {IPT_INDEX, 100, 3, 1, 1, 1};
+	struct ipt_config config = {
+		.kind = IPT_INDEX, .frames = 100, .max_vms = 3, .nodes = 1, .colours = 1};
 	struct ipt *t = NULL;
 	vmid_t vm;
 
@@ -190,7 +191,8 @@ BOTH_KINDS(ipt_registry, freeze)
 
 Test(ipt_registry, thousands)
 {
-	struct ipt_config config = {IPT_INDEX, 100, 5000, 1, 1, 1};
+	struct ipt_config config = {
+		.kind = IPT_INDEX, .frames = 100, .max_vms = 5000, .nodes = 1, .colours = 1};
 	struct ipt *t = NULL;
 	char name[IPT_NAME_LEN];
 	vmid_t base, vm, found;

@@ -1,6 +1,6 @@
 /*
  * Sharing against a model that is too simple to be wrong: for each VM and gfn what stands there, a
- * frame, an alias or a tomb, and a parent. Random operations from fixed seeds, every answer compared,
+ * frame, an alias, a tomb or a page that is out, and a parent. Random operations from fixed seeds, every answer compared,
  * audits in between.
  */
 #include "tests/unit/ipt_help.h"
@@ -15,7 +15,7 @@
 #define FILES 2
 #define PAGES 64
 
-enum what { NOTHING, FRAME, ALIAS, TOMB };
+enum what { NOTHING, FRAME, ALIAS, TOMB, AWAY };
 
 struct vm {
 	bool used, template, dying;
@@ -27,7 +27,8 @@ struct vm {
 	} region[IPT_MAX_REGIONS];
 	struct {
 		enum what what;
-		uint32_t f;
+		uint32_t f; /* frame; of what is away the sum */
+		uint32_t where, bytes;
 	} at[GFNS];
 };
 
@@ -45,8 +46,11 @@ struct share {
 		int vm;
 		uint32_t aliases, pins;
 	} * f;
+	uint32_t packed_pages, blocks;
+	uint8_t *granule, *block; /* in use */
+	uint32_t sum;             /* of the page that goes out next */
 	unsigned serial;
-	unsigned did[16];
+	unsigned did[20];
 };
 
 /* ---- the model's answers --------------------------------------------------------------------- */
@@ -83,6 +87,10 @@ static struct ipt_place resolve(const struct share *m, int v, uint32_t g)
 		if (what == TOMB)
 			return p;
 		p.at = m->vm[at].id;
+		if (what == AWAY) {
+			p.kind = IPT_AWAY;
+			return p;
+		}
 		p.frame = frame(m->vm[at].at[g].f);
 		p.kind = at != v ? IPT_INHERITED : what == FRAME ? IPT_OWN : IPT_MERGED;
 		return p;
@@ -111,16 +119,60 @@ static int children(const struct share *m, int v)
 	return n;
 }
 
-/* There are as many slots as frames. */
+/* There are as many slots as frames, or four times as many. */
 static bool slots_left(const struct share *m, uint32_t more)
 {
-	uint32_t used = more;
+	uint32_t used = more, slots = m->frames * (m->packed_pages || m->blocks ? 4 : 1);
 
 	for (int v = 0; v < VMS; v++) {
 		for (uint32_t g = 0; m->vm[v].used && g < GFNS; g++)
-			used += m->vm[v].at[g].what == ALIAS || m->vm[v].at[g].what == TOMB;
+			used += m->vm[v].at[g].what >= ALIAS;
 	}
-	return used < m->frames;
+	return used < slots;
+}
+
+/* ---- the model's space ----------------------------------------------------------------------- */
+
+static uint32_t granules_of(uint32_t bytes)
+{
+	return (bytes + IPT_GRANULE - 1) / IPT_GRANULE;
+}
+
+/* Is there space for so many bytes, be it that kind? */
+static bool space_left(const struct share *m, uint32_t where, uint32_t bytes)
+{
+	uint32_t n = granules_of(bytes), free = 0;
+
+	if (!bytes)
+		return true;
+	for (uint32_t i = 0; where & IPT_IN_FILE && i < m->blocks; i++) {
+		if (!m->block[i])
+			return true;
+	}
+	for (uint32_t i = 0; !(where & IPT_IN_FILE) && i < m->packed_pages * IPT_GRANULES; i++) {
+		free = m->granule[i] ? 0 : i % IPT_GRANULES ? free + 1 : 1;
+		if (free == n)
+			return true;
+	}
+	return false;
+}
+
+/* What the page takes is used or free from now on, and was the other before. */
+static void space_is(struct share *m, uint32_t where, uint32_t bytes, bool used)
+{
+	uint32_t n = where & IPT_IN_FILE ? 1 : granules_of(bytes), at = where & ~IPT_IN_FILE;
+	uint8_t *what = where & IPT_IN_FILE ? m->block : m->granule;
+
+	if (!bytes) {
+		cr_assert_eq(where, IPT_NOWHERE);
+		return;
+	}
+	cr_assert_leq(at + n, where & IPT_IN_FILE ? m->blocks : m->packed_pages * IPT_GRANULES);
+	cr_assert(where & IPT_IN_FILE || at % IPT_GRANULES + n <= IPT_GRANULES);
+	for (uint32_t i = at; i < at + n; i++) {
+		cr_assert_neq(what[i], used, "%#x", where);
+		what[i] = used;
+	}
 }
 
 static int some_vm(struct share *m, bool template)
@@ -169,6 +221,8 @@ static void lose(struct share *m, int v, uint32_t g)
 	enum what what = m->vm[v].at[g].what;
 
 	m->vm[v].at[g].what = NOTHING;
+	if (what == AWAY)
+		space_is(m, m->vm[v].at[g].where, m->vm[v].at[g].bytes, false);
 	if (what == ALIAS && --m->f[f].aliases)
 		return;
 	if (what == FRAME || what == ALIAS) {
@@ -219,6 +273,20 @@ static void becomes(struct share *m, int v, uint32_t g, uint32_t n, enum what wh
 	}
 }
 
+/* The first gfn from g on, or else any, at which n of v's are that, aligned. */
+static uint32_t find(const struct share *m, int v, uint32_t g, uint32_t n, enum what what)
+{
+	for (uint32_t i = 0; i < GFNS; i += n) {
+		uint32_t at = (g / n * n + i) % GFNS, k = 0;
+
+		while (k < n && m->vm[v].at[at + k].what == what)
+			k++;
+		if (k == n)
+			return at;
+	}
+	return g;
+}
+
 static void do_map(struct share *m, int v, bool over)
 {
 	static const unsigned orders[] = {0, 0, 1, 3, 4, 4, 5};
@@ -226,10 +294,13 @@ static void do_map(struct share *m, int v, bool over)
 	uint32_t g = help_below(&m->r, GFNS >> order) << order, n = 1u << order;
 	struct ipt_hint hint = {frame(help_below(&m->r, m->frames)), 0, 0};
 	struct told told = {.m = m};
+	bool back = false;
 	int want = 0;
 	frame_t f;
 
 	memset(told.f, 0xff, sizeof(told.f));
+	if (over && help_below(&m->r, 2))
+		g = find(m, v, g, 1, AWAY) >> order << order;
 	if (help_below(&m->r, 4) == 0 && g + n < GFNS)
 		g++; /* not congruent */
 	if (ipt_alloc(m->t, m->vm[v].id, order, help_below(&m->r, 2) ? &hint : NULL, &f))
@@ -237,8 +308,9 @@ static void do_map(struct share *m, int v, bool over)
 	for (uint32_t i = 0; i < n; i++) {
 		enum what what = m->vm[v].at[g + i].what;
 
-		if (what == FRAME || (what == ALIAS && !over))
+		if (what == FRAME || ((what == ALIAS || what == AWAY) && !over))
 			want = -EEXIST;
+		back |= what == AWAY;
 		cr_assert_eq(m->f[f.v + i].state, IPT_FREE);
 		m->f[f.v + i].state = IPT_LIMBO;
 		m->f[f.v + i].vm = v;
@@ -250,6 +322,7 @@ static void do_map(struct share *m, int v, bool over)
 	if (!want)
 		becomes(m, v, g, n, FRAME, f.v, &told);
 	m->did[over] += !want;
+	m->did[14] += !want && back;
 }
 
 static void do_unmap(struct share *m, int v)
@@ -349,6 +422,130 @@ static void do_merge(struct share *m, int v)
 	m->did[4] += done;
 }
 
+/* ---- pages that go out ----------------------------------------------------------------------- */
+
+/* Claim one page, or see that it can't be. */
+static bool claim_one(struct share *m, int v, struct ipt_out *out, uint32_t *slot, uint32_t spare)
+{
+	bool can = slots_left(m, spare) && space_left(m, out->where, out->bytes);
+
+	cr_assert_eq(ipt_out_claim(m->t, m->vm[v].id, out, 1, slot), can ? 0 : -ENOSPC);
+	if (can)
+		space_is(m, out->where, out->bytes, true);
+	m->did[17] += !can;
+	return can;
+}
+
+/* Claim n pages at once, or as many as go one by one. How many they are. */
+static uint32_t claim(struct share *m, int v, struct ipt_out *out, uint32_t n, uint32_t *slots)
+{
+	struct ipt_out wanted[IPT_CLUSTER_FRAMES];
+	uint32_t got = 0;
+
+	memcpy(wanted, out, n * sizeof(*out));
+	int err = ipt_out_claim(m->t, m->vm[v].id, out, n, slots);
+	if (!err) {
+		cr_assert(slots_left(m, n - 1));
+		for (uint32_t i = 0; i < n; i++) {
+			cr_assert(out[i].bytes == wanted[i].bytes && out[i].sum == wanted[i].sum);
+			if (out[i].bytes)
+				cr_assert(!((out[i].where ^ wanted[i].where) & IPT_IN_FILE));
+			space_is(m, out[i].where, out[i].bytes, true);
+		}
+		return n;
+	}
+	cr_assert_eq(err, -ENOSPC);
+	memcpy(out, wanted, n * sizeof(*out));
+	while (got < n && claim_one(m, v, &out[got], &slots[got], got))
+		got++;
+	m->did[18]++;
+	return got;
+}
+
+static void do_out(struct share *m, int v)
+{
+	uint32_t n, g = some_gfns(m, &n), done, want = 0, slots[IPT_CLUSTER_FRAMES];
+	uint32_t most = help_below(&m->r, 2) ? PAGE_SIZE : 300, serial = m->sum;
+	bool file = help_below(&m->r, 3) == 0, space = m->packed_pages || m->blocks;
+	struct ipt_out out[IPT_CLUSTER_FRAMES];
+	struct told told = {.m = m};
+	int err = 0;
+
+	memset(told.f, 0xff, sizeof(told.f));
+	if (help_below(&m->r, 4) == 0) {
+		n = 16;
+		g = find(m, v, g, n, FRAME);
+	}
+	n = n < 16 - g % 16 ? n : 16 - g % 16;
+	for (uint32_t i = 0; i < n; i++) {
+		bool zero = help_below(&m->r, space ? 10 : 2000) < (space ? 1 : 1999);
+
+		if (help_below(&m->r, 30) == 0)
+			file = !file;
+		out[i] = (struct ipt_out){file ? IPT_IN_FILE : 0,
+					  zero ? 0 : 1 + help_below(&m->r, most), serial + i};
+	}
+	n = claim(m, v, out, n, slots);
+	if (!n)
+		return;
+	if (help_below(&m->r, 30)) {
+		for (; want < n && !err; want += !err) {
+			uint32_t f = m->vm[v].at[g + want].f;
+
+			if (m->vm[v].at[g + want].what != FRAME)
+				err = -ENOENT;
+			else if (m->f[f].pins)
+				err = -EBUSY;
+		}
+		cr_assert_eq(
+			ipt_out_commit(m->t, m->vm[v].id, gfn(g), slots, n, &done, tell, &told),
+			err);
+		cr_assert_eq(done, want);
+	}
+	becomes(m, v, g, want, AWAY, serial, &told);
+	for (uint32_t i = 0; i < want; i++) {
+		m->vm[v].at[g + i].where = out[i].where;
+		m->vm[v].at[g + i].bytes = out[i].bytes;
+	}
+	m->sum += want;
+	m->did[15] += want;
+	m->did[16] += want == 16;
+	ipt_out_cancel(m->t, m->vm[v].id, slots + want, n - want);
+	for (uint32_t i = want; i < n; i++)
+		space_is(m, out[i].where, out[i].bytes, false);
+}
+
+static int see_trim(void *ctx, uint32_t first, uint32_t n)
+{
+	struct share *m = ctx;
+
+	for (uint32_t i = first * IPT_GRANULES; i < (first + n) * IPT_GRANULES; i++) {
+		cr_assert_eq(m->granule[i], 0);
+		m->granule[i] = 2; /* told */
+	}
+	return 0;
+}
+
+/* Just those pages of which nothing is in use are told, once. */
+static void do_trim(struct share *m)
+{
+	uint32_t first = help_below(&m->r, m->packed_pages + 2), n = help_below(&m->r, 20);
+
+	cr_assert_eq(ipt_packed_trim(m->t, first, n, see_trim, m), 0);
+	for (uint32_t p = 0; p < m->packed_pages; p++) {
+		uint8_t *at = &m->granule[p * IPT_GRANULES], all = 0;
+
+		for (uint32_t i = 0; i < IPT_GRANULES; i++)
+			all |= at[i];
+		if (p >= first && p - first < n)
+			cr_assert_neq(all, 0, "page %u was not told", p);
+		else
+			cr_assert_lt(all, 2, "page %u was told", p);
+		if (all == 2)
+			memset(at, 0, IPT_GRANULES);
+	}
+}
+
 static void do_free(struct share *m, int v)
 {
 	for (uint32_t f = 0; f < m->frames; f++) {
@@ -366,9 +563,9 @@ static void do_pin(struct share *m, int v)
 	struct ipt_place want = resolve(m, v, g);
 	frame_t f;
 
-	cr_assert_eq(ipt_pin(m->t, m->vm[v].id, gfn(g), &f), want.kind == IPT_VOID ? -ENOENT : 0);
+	cr_assert_eq(ipt_pin(m->t, m->vm[v].id, gfn(g), &f), frame_valid(want.frame) ? 0 : -ENOENT);
 	cr_assert_eq(f.v, want.frame.v);
-	if (want.kind != IPT_VOID)
+	if (frame_valid(want.frame))
 		m->f[f.v].pins++;
 }
 
@@ -606,6 +803,22 @@ static bool same_place(struct ipt_place a, struct ipt_place b)
 	       (a.kind == IPT_VOID || a.at.v == b.at.v);
 }
 
+static void check_out(struct share *m, int v, uint32_t g, struct ipt_place want)
+{
+	struct ipt_out out;
+	vmid_t at;
+
+	cr_assert_eq(ipt_out_read(m->t, m->vm[v].id, gfn(g), &out, &at),
+		     want.kind == IPT_AWAY ? 0 : -ENOENT);
+	if (want.kind != IPT_AWAY)
+		return;
+	cr_assert_eq(at.v, want.at.v);
+	while (m->vm[v].id.v != at.v)
+		v = m->vm[v].parent;
+	cr_assert(out.sum == m->vm[v].at[g].f && out.bytes == m->vm[v].at[g].bytes &&
+		  out.where == m->vm[v].at[g].where);
+}
+
 static void check_place(struct share *m, int v, uint32_t g)
 {
 	uint32_t max = 1 + help_below(&m->r, 40);
@@ -621,13 +834,14 @@ static void check_place(struct share *m, int v, uint32_t g)
 	for (uint32_t i = 1; i <= n && i < max; i++) {
 		struct ipt_place next = want, then = resolve(m, v, g + i);
 
-		next.frame.v += want.kind == IPT_VOID ? 0 : i;
+		next.frame.v += frame_valid(want.frame) ? i : 0;
 		cr_assert_eq(same_place(next, then), i < n, "run of %u, gfn %u", n, g + i);
 	}
 	cr_assert_eq(ipt_lookup(m->t, m->vm[v].id, gfn(g)).v, want.frame.v);
 	n = ipt_lookup_run(m->t, m->vm[v].id, gfn(g), max, &f);
-	cr_assert_eq(n != 0, want.kind != IPT_VOID);
+	cr_assert_eq(n != 0, frame_valid(want.frame));
 	cr_assert_eq(f.v, want.frame.v);
+	check_out(m, v, g, want);
 }
 
 static void check_batch(struct share *m, int v)
@@ -687,12 +901,12 @@ static void check_frame(struct share *m, uint32_t f)
 
 static void check_all(struct share *m)
 {
-	uint32_t shared = 0;
+	uint32_t shared = 0, granules = 0, blocks = 0;
 	struct ipt_counts c;
 
 	for (int v = 0; v < VMS; v++) {
 		struct ipt_vm_info info;
-		uint32_t have[4] = {0};
+		uint32_t have[5] = {0};
 
 		if (!m->vm[v].used)
 			continue;
@@ -705,6 +919,7 @@ static void check_all(struct share *m)
 			     info.frames[IPT_PRIVATE], have[FRAME]);
 		cr_assert_eq(info.frames[IPT_ALIAS], have[ALIAS]);
 		cr_assert_eq(info.frames[IPT_TOMB], have[TOMB]);
+		cr_assert_eq(info.frames[IPT_OUT], have[AWAY]);
 		cr_assert_eq(info.frames[IPT_SPARE], 0);
 		cr_assert_eq(info.children, (uint32_t)children(m, v));
 		cr_assert_eq(info.kind, m->vm[v].template ? IPT_TEMPLATE : IPT_VM);
@@ -713,6 +928,11 @@ static void check_all(struct share *m)
 		shared += m->f[f].state == IPT_SHARED;
 	ipt_counts(m->t, &c);
 	cr_assert_eq(c.frames[IPT_SHARED], shared);
+	for (uint32_t i = 0; i < m->packed_pages * IPT_GRANULES; i++)
+		granules += m->granule[i];
+	for (uint32_t i = 0; i < m->blocks; i++)
+		blocks += m->block[i];
+	help_space_used(m->t, granules, blocks);
 	help_audit(m->t);
 }
 
@@ -727,6 +947,10 @@ static void step(struct share *m)
 	}
 	if (help_below(&m->r, 20) == 0)
 		do_region(m, (int)some_vm(m, false));
+	if (help_below(&m->r, m->packed_pages ? 4 : 12) == 0)
+		do_out(m, some_vm(m, false));
+	if (m->packed_pages && help_below(&m->r, 100) == 0)
+		do_trim(m);
 	if (what < 150)
 		do_map(m, v, false);
 	else if (what < 300)
@@ -765,13 +989,20 @@ static void step(struct share *m)
 		check_place(m, v, help_below(&m->r, GFNS));
 }
 
-static void run(uint32_t frames, unsigned ops, uint64_t seed)
+static void run(uint32_t frames, uint32_t packed_pages, uint32_t blocks, unsigned ops,
+		uint64_t seed)
 {
 	static struct share m;
 
-	m = (struct share){.t = help_table(IPT_INDEX, frames), .r = {seed}, .frames = frames};
+	m = (struct share){.t = help_table_space(frames, packed_pages, blocks),
+			   .r = {seed},
+			   .frames = frames,
+			   .packed_pages = packed_pages,
+			   .blocks = blocks};
 	m.f = calloc(frames, sizeof(*m.f));
-	cr_assert_not_null(m.f);
+	m.granule = calloc(packed_pages + 1, IPT_GRANULES);
+	m.block = calloc(blocks + 1, 1);
+	cr_assert(m.f && m.granule && m.block);
 	for (unsigned i = 0; i < FILES; i++) {
 		char name[IPT_NAME_LEN];
 
@@ -785,10 +1016,15 @@ static void run(uint32_t frames, unsigned ops, uint64_t seed)
 		if (i % (ops / 100) == 0)
 			check_all(&m);
 	}
-	for (int i = 0; i < 14 && !UNDER_SLOW; i++) {
-		if (i != 10) /* slots ran out */
+	for (int i = 0; i < 17 && !UNDER_SLOW; i++) {
+		/* Slots ran out; whole clusters went out. */
+		if (i != 10 && (i != 16 || frames > 300))
 			cr_assert_gt(m.did[i], 20, "%d: %u", i, m.did[i]);
 	}
+	if (packed_pages && !UNDER_SLOW)
+		cr_assert_gt(m.did[17], 20, "space ran out");
+	cr_log_info("%u out, %u clusters, back %u times; %u claims failed", m.did[15], m.did[16],
+		    m.did[14], m.did[17]);
 	for (int left = VMS; left--;) {
 		for (int v = 0; v < VMS; v++) {
 			if (m.vm[v].used && !children(&m, v))
@@ -798,22 +1034,30 @@ static void run(uint32_t frames, unsigned ops, uint64_t seed)
 	for (unsigned i = 0; i < FILES; i++)
 		help_reap(m.t, m.file[i].id);
 	cr_assert_eq(ipt_free_frames(m.t), frames);
+	help_space_used(m.t, 0, 0);
 	help_audit(m.t);
 	free(m.f);
+	free(m.granule);
+	free(m.block);
 	ipt_detach(m.t);
 }
 
 Test(ipt_share_model, small)
 {
-	run(1000, 600000, 1);
+	run(1000, 0, 0, 600000, 1);
 }
 
 Test(ipt_share_model, larger)
 {
-	run(4096, 200000, 2);
+	run(4096, 0, 0, 200000, 2);
 }
 
 Test(ipt_share_model, scarce)
 {
-	run(300, 200000, 3);
+	run(300, 0, 0, 200000, 5);
+}
+
+Test(ipt_share_model, with_space)
+{
+	run(1000, 17, 70, 200000, 4);
 }

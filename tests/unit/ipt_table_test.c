@@ -8,7 +8,8 @@
 
 Test(ipt_table, create_refuses_configs_out_of_range)
 {
-	const struct ipt_config good = {IPT_INDEX, 100, 4, 1, 1, 0};
+	const struct ipt_config good = {
+		.kind = IPT_INDEX, .frames = 100, .max_vms = 4, .nodes = 1, .colours = 1};
 	struct ipt_config bad[] = {good, good, good, good, good, good, good, good, good};
 	struct ipt *t = NULL;
 
@@ -71,7 +72,12 @@ BOTH_KINDS(ipt_table, largest_pool_costs_nothing_until_used)
 {
 	/* The thread sanitizer leaves no room for 3 TiB of addresses. */
 	const uint32_t frames = UNDER_TSAN ? IPT_MAX_FRAMES / 16 : IPT_MAX_FRAMES;
-	struct ipt_config config = {kind, frames, IPT_MAX_VMS - 1, IPT_MAX_NODES, 16, 1};
+	struct ipt_config config = {.kind = kind,
+				    .frames = frames,
+				    .max_vms = IPT_MAX_VMS - 1,
+				    .nodes = IPT_MAX_NODES,
+				    .colours = 16,
+				    .seed = 1};
 	struct ipt *t = NULL;
 	struct ipt_bytes b;
 

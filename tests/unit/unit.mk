@@ -17,7 +17,7 @@ $(BUILD)/unit-ipt: $(call obj,$(UNIT_IPT_SRC)) $(UNIT_PLAIN) $(BUILD)/libipt.a
 	$(if $(Q),@echo "  LD $@")
 	$(Q)$(CC) $(LDFLAGS) -pthread -o $@ $^ $(UNIT_LIB)
 
-$(BUILD)/unit-rest: $(call obj,$(UNIT_REST_SRC) tests/unit/ipt_help.c) $(UNIT_PLAIN) $(PRODUCT_LIBS)
+$(BUILD)/unit-rest: $(call obj,$(UNIT_REST_SRC) tests/unit/ipt_help.c guest/linux/agent.c) $(UNIT_PLAIN) $(PRODUCT_LIBS)
 	$(if $(Q),@echo "  LD $@")
 	$(Q)$(CC) $(LDFLAGS) -pthread -o $@ $^ $(UNIT_LIB) $(LIBS)
 

@@ -162,8 +162,8 @@ void drv_init(struct drv *t)
 	fake_init(&t->mem);
 	cr_assert_eq(loop_create(&t->loop, 8), 0);
 	t->env = (struct virtio_env){&t->mem.gmem, t->loop, on_irq, t, on_say, t};
-	/* Rings in the first pages, one page apart; queue 1 after queue 0. */
-	for (unsigned i = 0; i < 2; i++)
+	/* Rings in the first pages, one page apart; the queues one after the other. */
+	for (unsigned i = 0; i < 5; i++)
 		t->q[i] = (struct drv_queue){.desc = 0x1000 + i * 0x4000,
 					     .avail = 0x2000 + i * 0x4000,
 					     .used = 0x3000 + i * 0x4000,

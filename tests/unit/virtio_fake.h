@@ -69,7 +69,7 @@ struct drv {
 	atomic_int irqs, said;
 	char line[256]; /* the last one said */
 	uint64_t features;
-	struct drv_queue q[2];
+	struct drv_queue q[5];
 };
 
 /* Make everything but the device, which the caller makes with t->env. */

@@ -192,6 +192,10 @@ static void one_round(struct hostile *h)
 		}
 		if (rnd_one_in(r, 8))
 			virtio_retry(t->dev);
+		if (virtio_id(t->dev) == 5 && rnd_one_in(r, 8)) {
+			virtio_balloon_ask(t->dev);
+			virtio_balloon_resize(t->dev, rnd_below(r, 3));
+		}
 		if (virtio_id(t->dev) == 3 && rnd_one_in(r, 8))
 			virtio_console_input(t->dev, (const char *)h, rnd_below(r, 5000));
 		if (drv_rd(t, VIRTIO_MMIO_STATUS) & 0xc0) {
@@ -296,6 +300,31 @@ Test(virtio_hostile, pmem, .timeout = 60)
 	struct virtio_pmem_config c = {GiB, 2 * MiB, flush, h};
 	cr_assert_eq(virtio_pmem_create(&h->drv.dev, &h->drv.env, &c), 0);
 	attack(h, 7, ROUNDS);
+	free(h);
+}
+
+/* Whole pages, wherever they are; some are no memory. The driver's numbers are asked for in between. */
+static int give(void *ctx, gpa_t at, uint64_t bytes)
+{
+	struct hostile *h = ctx;
+	cr_assert(bytes && !((at.v | bytes) & PAGE_MASK) && at.v + bytes > at.v);
+	return rnd_one_in(&h->rnd, 3) ? -EFAULT : 0;
+}
+
+static void hear(void *ctx, const struct virtio_balloon_stats *now)
+{
+	(void)ctx;
+	cr_assert(now->driver || !now->reports);
+}
+
+Test(virtio_hostile, balloon, .timeout = 60)
+{
+	struct hostile *h = calloc(1, sizeof(*h));
+	drv_init(&h->drv);
+	h->queues = 5;
+	struct virtio_balloon_config c = {give, hear, h};
+	cr_assert_eq(virtio_balloon_create(&h->drv.dev, &h->drv.env, &c), 0);
+	attack(h, 9, ROUNDS / 2);
 	free(h);
 }
 

@@ -1,0 +1,96 @@
+#include "vmm/reclaim_shared.h"
+#include "vmm/clock.h"
+#include "vmm/store.h"
+#include <errno.h>
+#include <unistd.h>
+
+#define SETTLE_US 1000 /* how long VMs get to let go of frames that they looked up */
+
+/* The pages that go out at this moment. */
+static struct {
+	_Alignas(PAGE_SIZE) uint8_t page[IPT_CLUSTER_FRAMES][PAGE_SIZE];
+	uint8_t packed[IPT_CLUSTER_FRAMES][STORE_PACKED_MOST];
+	struct ipt_out out[IPT_CLUSTER_FRAMES];
+} batch;
+
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+static int keep(void *ctx, uint32_t i, const struct ipt_out *where)
+{
+	const struct reclaim_shared *s = ctx;
+	return store_mem_write(s->links->store, where->where, batch.packed[i], where->bytes);
+}
+
+/* The table says that the pages are out. Whoever looked before that is at work still (memory_enter). */
+static int settle(void *ctx)
+{
+	const struct reclaim_shared *s = ctx;
+	const struct reclaim_board *b = s->links->board;
+	uint64_t until = 0;
+	atomic_thread_fence(memory_order_seq_cst);
+	for (uint32_t id = 1; id < s->clock->vms; id++) {
+		const _Atomic uint32_t *at_work = &b->desk[id].at_work;
+		uint32_t was = atomic_load_explicit(at_work, memory_order_seq_cst);
+		if (!(was & 1))
+			continue;
+		until = until ? until : clock_ns() + SETTLE_US * 1000;
+		while (atomic_load_explicit(at_work, memory_order_acquire) == was)
+			if (clock_ns() > until)
+				return -EBUSY;
+	}
+	return 0;
+}
+
+/* The host's page tables, and KVM's, lose the pages in every process by that. */
+static int clean(void *ctx, frame_t first, uint32_t n)
+{
+	const struct reclaim_shared *s = ctx;
+	return pool_clean((void *)s->links->pool, first, n);
+}
+
+/* 0; -E2BIG: one doesn't pack; -EIO. */
+static int pack(const struct pool *pool, frame_t f, uint32_t n)
+{
+	ssize_t bytes = (ssize_t)n << PAGE_SHIFT;
+	if (pread(pool->fd, batch.page[0], (size_t)bytes, (off_t)f.v << PAGE_SHIFT) != bytes)
+		return -EIO;
+	for (uint32_t i = 0; i < n; i++) {
+		struct ipt_out *o = &batch.out[i];
+		*o = (struct ipt_out){.where = 0};
+		if (store_is_zero(batch.page[i]))
+			continue;
+		if (store_pack(batch.page[i], batch.packed[i], &o->bytes))
+			return -E2BIG;
+		o->sum = store_sum(batch.packed[i], o->bytes);
+	}
+	return 0;
+}
+
+static int out(struct reclaim_shared *s, vmid_t vm, gfn_t first, frame_t f, uint32_t n)
+{
+	static const struct ipt_out_ops ops = {keep, settle, clean};
+	struct reclaim_counters *c = &s->links->board->counters;
+	int rc = pack(s->links->pool, f, n);
+	if (!rc)
+		rc = ipt_template_out(s->links->table, vm, first, f, batch.out, n, &ops, s);
+	count(&c->unsettled, rc == -EBUSY ? n : 0);
+	if (rc)
+		return rc;
+	count(&c->shared, n);
+	count(&c->out, n);
+	count(&c->freed, n);
+	for (uint32_t i = 0; i < n; i++)
+		count(&c->packed_bytes, batch.out[i].bytes);
+	s->freed += n;
+	return 0;
+}
+
+void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n)
+{
+	int rc = out(ctx, vm, first, f, n);
+	for (uint32_t i = 0; rc == -E2BIG && n > 1 && i < n; i++)
+		out(ctx, vm, gfn_add(first, i), frame_add(f, i), 1);
+}
