@@ -199,12 +199,11 @@ static bool gives(const struct memory *m)
 bool memory_make_room(struct memory *m)
 {
 	reclaim_taken(m->reclaim, m->table);
-	if (gives(m) && reclaim_own(m) > 0)
-		return true;
+	bool made = gives(m) && reclaim_own(m) > 0;
 	/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both sequentially
-	 * consistent) one of us sees the other. */
+	 * consistent) one of us sees the other. Also if we freed some, since others may be quicker with these. */
 	atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
-	return ipt_free_frames(m->table) > 0;
+	return made || ipt_free_frames(m->table) > 0;
 }
 
 int memory_populate_locked(struct memory *m, gfn_t g)
