@@ -189,11 +189,13 @@ static int populate(struct memory *m, gfn_t g)
 	return rc;
 }
 
-/* Is it ours to give, when the pool is empty? */
+/* Is it ours to give, when the pool is empty? Not if the reclaimer finds nothing more: we would take out what we are
+ * about to use, for ever, instead of waiting. */
 static bool gives(const struct memory *m)
 {
 	const struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
-	return d && atomic_load_explicit(&d->gives, memory_order_relaxed) == 1;
+	return d && atomic_load_explicit(&d->gives, memory_order_relaxed) == 1 &&
+	       !atomic_load_explicit(&m->reclaim->full, memory_order_relaxed);
 }
 
 bool memory_make_room(struct memory *m)
