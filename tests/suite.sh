@@ -52,11 +52,13 @@ suite_run() {
 		WORK=$(mktemp -d)
 		export WORK
 		status=0
+		# In the background, since behind || or in an if a failing command doesn't end it, whatever set -e says.
 		(
 			set -eu
-			trap 'jobs -p | xargs -r kill -9 2>/dev/null' EXIT
+			trap 'status=$?; jobs -p | xargs -r kill -9 2>/dev/null; exit $status' EXIT
 			"$name"
-		) || status=$?
+		) &
+		wait $! || status=$?
 		rm -rf "$WORK"
 		case $status in
 		0) passed=$((passed + 1)) && status=ok ;;

@@ -43,6 +43,12 @@ static int collect(json_t *options, const struct run_options *o, char *error)
 		rc = add_number(options, "--mem", o->mem_bytes);
 	if (!rc)
 		rc = add_number(options, "--cpus", o->cpus);
+	if (!rc && o->mem_min)
+		rc = add_number(options, "--mem-min", o->mem_min);
+	if (!rc && o->mem_limit)
+		rc = add_number(options, "--mem-limit", o->mem_limit);
+	if (!rc && o->mem_shares)
+		rc = add_number(options, "--mem-shares", o->mem_shares);
 	if (!rc && o->name != options_run_defaults.name)
 		rc = add(options, "--name", o->name, error);
 	if (!rc && o->append)

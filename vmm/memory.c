@@ -189,23 +189,23 @@ static int populate(struct memory *m, gfn_t g)
 	return rc;
 }
 
-/* Is it ours to give, when the pool is empty? */
+/* Is it ours to give, when the pool is empty? Not if the reclaimer finds nothing more: we would take out what we are
+ * about to use, for ever, instead of waiting. */
 static bool gives(const struct memory *m)
 {
 	const struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
-	return d && atomic_load_explicit(&d->gives, memory_order_relaxed) == 1;
+	return d && atomic_load_explicit(&d->gives, memory_order_relaxed) == 1 &&
+	       !atomic_load_explicit(&m->reclaim->full, memory_order_relaxed);
 }
 
 bool memory_make_room(struct memory *m)
 {
 	reclaim_taken(m->reclaim, m->table);
+	bool made = gives(m) && reclaim_own(m) > 0;
 	/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both sequentially
-	 * consistent) one of us sees the other. It is said too if we have some of our own: others may take them
-	 * before us. */
+	 * consistent) one of us sees the other. Also if we freed some, since others may be quicker with these. */
 	atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
-	if (gives(m) && reclaim_own(m) > 0)
-		return true;
-	return ipt_free_frames(m->table) > 0;
+	return made || ipt_free_frames(m->table) > 0;
 }
 
 int memory_populate_locked(struct memory *m, gfn_t g)

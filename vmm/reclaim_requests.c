@@ -28,7 +28,7 @@ static struct host_vm *named_guest(struct control_request *r, const json_t *o, c
 	else if (!vm)
 		control_refuse(r, "%s: no running VM is called %.80s", what, name);
 	else if (vm->is_template)
-		control_refuse(r, "%s: %s is a template, whose memory stays as it is", what, name);
+		control_refuse(r, "%s: %s is a template; this is for guests", what, name);
 	return vm && !vm->is_template ? vm : NULL;
 }
 

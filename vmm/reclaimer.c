@@ -264,7 +264,7 @@ static int pursue(struct reclaimer *r, const struct goal *g)
 			continue;
 		count(&r->links.board->counters.rounds, 1);
 		/* Pages that come back at once can be taken out for ever. */
-		uint32_t least = want / 32 + 1 < FUTILE_FRAMES ? want / 32 + 1 : FUTILE_FRAMES;
+		uint32_t least = want / 8 + 1 < FUTILE_FRAMES ? want / 8 + 1 : FUTILE_FRAMES;
 		bool little = r->freed < round_freed + least;
 		futile = little ? futile + 1 : 0;
 		c->urgency += little;
