@@ -194,7 +194,7 @@ static int populate(struct memory *m, gfn_t g)
 static bool gives(const struct memory *m)
 {
 	const struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
-	return d && atomic_load_explicit(&d->gives, memory_order_relaxed) == 1 &&
+	return d && atomic_load_explicit(&d->gives, memory_order_relaxed) <= 1 &&
 	       !atomic_load_explicit(&m->reclaim->full, memory_order_relaxed);
 }
 

@@ -41,7 +41,7 @@ struct reclaim_desk {
 	_Atomic uint32_t state; /* enum reclaim_state */
 	/* What the VM may have, frames; set by the host. limit 0: no other than its memory. */
 	_Atomic uint32_t shares, min, limit;
-	/* From the reclaimer: how old its pages must be to go; RECLAIM_LOOK: none are to. At 1 it may as well take
+	/* From the reclaimer: how old its pages must be to go; RECLAIM_LOOK: none are to. At 1 or 0 it may as well take
 	 * some out itself when it finds the pool empty. */
 	_Atomic uint32_t gives;
 	/* What the reclaimer thinks of it: frames in its working set, and how wrong that may be (95 %). */

@@ -75,18 +75,33 @@ static bool may_give(const struct reclaim_clock *c, uint32_t id)
 	return v->live && v->frames > c->board->desk[id].min;
 }
 
+/* How old a VM's pages must be to go, where the least that anybody who may give pays is `least`, and the most that
+ * anybody pays who waits for memory is `dearest`. */
+static uint32_t age_of(const struct reclaim_clock *c, uint32_t id, double least, double dearest)
+{
+	double price = c->vm[id].price;
+	if (c->sampling || !may_give(c, id))
+		return RECLAIM_LOOK;
+	if (c->force || (!c->only && dearest > price * RECLAIM_UNFAIR))
+		return 0;
+	return reclaim_age_of(price, least, c->urgency);
+}
+
 void reclaim_clock_survey(struct reclaim_clock *c)
 {
-	double least = 0;
+	double least = 0, dearest = 0;
 	for (uint32_t id = 1; id < c->vms; id++) {
+		const struct reclaim_vm *v = &c->vm[id];
 		survey_vm(c, id);
-		if (c->vm[id].live && may_give(c, id) && (least == 0 || c->vm[id].price < least))
-			least = c->vm[id].price;
+		if (!v->live)
+			continue;
+		if (may_give(c, id) && (least == 0 || v->price < least))
+			least = v->price;
+		if (c->board->desk[id].stall10 > RECLAIM_STALLED && v->price > dearest)
+			dearest = v->price;
 	}
 	for (uint32_t id = 1; id < c->vms; id++)
-		c->vm[id].age = c->sampling || !may_give(c, id) ? RECLAIM_LOOK
-				: c->force                      ? 0
-					   : reclaim_age_of(c->vm[id].price, least, c->urgency);
+		c->vm[id].age = age_of(c, id, least, dearest);
 	for (uint32_t id = 1; id < c->vms && !c->only && !c->sampling; id++)
 		atomic_store_explicit(&c->board->desk[id].gives, c->vm[id].age,
 				      memory_order_relaxed);

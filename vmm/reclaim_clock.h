@@ -11,6 +11,8 @@
  * Which VM gives first follows from what it uses of what it has (C. A. Waldspurger, "Memory Resource Management in
  * VMware ESX Server", OSDI 2002, section 5): shares for each page, where a page that is idle is charged as if it were
  * 1 / (1 - TAX). Who pays least has pages go as soon as they were not touched once; others' must have been idle for longer.
+ * But who is quick enough to touch all that he has between two visits would keep it for ever, and the slower ones would get
+ * slower: so of a VM that pays less than half of what one pays who waits for memory, pages go touched or not.
  */
 #ifndef VMM_RECLAIM_CLOCK_H
 #define VMM_RECLAIM_CLOCK_H
@@ -20,6 +22,9 @@
 #define RECLAIM_TAX         0.75
 #define RECLAIM_OLDEST      8 /* how often pages of those who pay most must have been found idle */
 #define RECLAIM_OLDEST_FILE 2 /* the same of files, whose pages only have to be read again */
+#define RECLAIM_UNFAIR      2.0
+#define RECLAIM_STALLED \
+	100000 /* millionths of the last 10 s: from there on a VM waits for memory */
 
 /* What the reclaimer knows of a VM. */
 struct reclaim_vm {

@@ -160,3 +160,26 @@ Test(reclaim_clock, who_pays_least_gives_first)
 	reclaim_clock_survey(&hand);
 	cr_expect_eq(hand.vm[a].age, 4);
 }
+
+Test(reclaim_clock, who_has_much_more_than_one_who_waits_gives_what_it_uses)
+{
+	make();
+	uint32_t rich = add_vm("rich", 9, 4, 512), poor = add_vm("poor", 4, 4, 16);
+	reclaim_clock_survey(&hand);
+	cr_expect_eq(hand.vm[rich].age, 1);
+	cr_expect_eq(hand.vm[poor].age, RECLAIM_OLDEST);
+	/* The poor one needs no more, as far as is known; then it does. */
+	board->desk[poor].stall10 = RECLAIM_STALLED + 1;
+	reclaim_clock_survey(&hand);
+	cr_expect_eq(hand.vm[rich].age, 0);
+	cr_expect_eq(hand.vm[poor].age, RECLAIM_OLDEST);
+	/* Waiting makes nobody give to himself, nor to one who has as much. */
+	board->desk[poor].stall10 = 0;
+	board->desk[rich].stall10 = RECLAIM_STALLED + 1;
+	reclaim_clock_survey(&hand);
+	cr_expect_eq(hand.vm[rich].age, 1);
+	board->desk[rich].min = 4 * 512;
+	board->desk[poor].stall10 = RECLAIM_STALLED + 1;
+	reclaim_clock_survey(&hand);
+	cr_expect_eq(hand.vm[rich].age, RECLAIM_LOOK);
+}
