@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #define SETTLE_US 1000 /* how long VMs get to let go of frames that they looked up */
+#define LATER_MS \
+	50 /* until the next try, if one doesn't: others want the registry's lock meanwhile */
 
 /* The pages that go out at this moment. */
 static struct {
@@ -69,6 +71,14 @@ static int pack(const struct pool *pool, frame_t f, uint32_t n)
 	return 0;
 }
 
+static void note_unsettled(struct reclaim_shared *s, int rc, uint32_t n)
+{
+	if (rc != -EBUSY)
+		return;
+	count(&s->links->board->counters.unsettled, n);
+	s->later_ns = clock_ns() + LATER_MS * UINT64_C(1000000);
+}
+
 static int out(struct reclaim_shared *s, vmid_t vm, gfn_t first, frame_t f, uint32_t n)
 {
 	static const struct ipt_out_ops ops = {keep, settle, clean};
@@ -76,7 +86,7 @@ static int out(struct reclaim_shared *s, vmid_t vm, gfn_t first, frame_t f, uint
 	int rc = pack(s->links->pool, f, n);
 	if (!rc)
 		rc = ipt_template_out(s->links->table, vm, first, f, batch.out, n, &ops, s);
-	count(&c->unsettled, rc == -EBUSY ? n : 0);
+	note_unsettled(s, rc, n);
 	if (rc)
 		return rc;
 	count(&c->shared, n);
@@ -94,7 +104,7 @@ static void drop(struct reclaim_shared *s, vmid_t file, gfn_t first, frame_t f, 
 	static const struct ipt_out_ops ops = {NULL, settle, clean};
 	struct reclaim_counters *c = &s->links->board->counters;
 	int rc = ipt_file_drop(s->links->table, file, first.v, f, n, &ops, s);
-	count(&c->unsettled, rc == -EBUSY ? n : 0);
+	note_unsettled(s, rc, n);
 	if (rc)
 		return;
 	count(&c->dropped, n);
@@ -106,7 +116,7 @@ void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n
 {
 	struct reclaim_shared *s = ctx;
 	struct ipt_vm_info info;
-	if (ipt_vm_info(s->links->table, vm, &info))
+	if (clock_ns() < s->later_ns || ipt_vm_info(s->links->table, vm, &info))
 		return;
 	if (info.kind == IPT_FILE) {
 		drop(s, vm, first, f, n);

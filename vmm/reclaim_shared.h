@@ -7,7 +7,8 @@
 struct reclaim_shared {
 	const struct reclaimer_links *links;
 	const struct reclaim_clock *clock;
-	uint64_t freed; /* frames */
+	uint64_t freed;    /* frames */
+	uint64_t later_ns; /* a VM was at frames that it looked up; nothing before then */
 };
 
 /* A clock's `shared`, with a struct reclaim_shared. Templates' pages go into the packed memory only: what doesn't pack
