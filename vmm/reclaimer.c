@@ -25,7 +25,9 @@
 #define ANSWER_MS    20   /* between looks for answers that nobody rang for */
 #define DEAF_MS      2000 /* after which a VM that didn't answer is left alone for now */
 #define SAMPLE_MS    2000
-#define SAMPLE_RUNS  16  /* of 2 MiB in the whole pool, to a sample */
+#define SAMPLE_RUNS \
+	16 /* of 2 MiB to a sample, at most: what is looked at costs the guest a fault a page */
+#define SAMPLE_SHARE 128 /* of the pool */
 #define FULL_MS      200 /* to wait, when nothing could be taken out in two rounds */
 #define FUTILE_FRAMES \
 	64 /* a round that frees less, and less than a part of what is missing, brings nothing */
@@ -318,7 +320,8 @@ static void sample(struct reclaimer *r)
 		return; /* there won't be anything to choose for a while */
 	c->sampling = true;
 	reclaim_clock_survey(c);
-	for (unsigned i = 0; i < SAMPLE_RUNS; i++) {
+	unsigned runs = frames / SAMPLE_SHARE / RECLAIM_PAGES + 1;
+	for (unsigned i = 0; i < runs && i < SAMPLE_RUNS; i++) {
 		if (!r->sample_again)
 			r->sample_at[i] =
 				(uint32_t)(erand48(r->dice) * frames) & ~(RECLAIM_PAGES - 1u);
