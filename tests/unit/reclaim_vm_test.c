@@ -6,7 +6,7 @@
 #include "vmm/error.h"
 #include "vmm/evict.h"
 #include "vmm/pool.h"
-#include "vmm/reclaim.h"
+#include "vmm/reclaim_shared.h"
 #include "vmm/store.h"
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -946,5 +946,41 @@ Test(reclaim_vm, an_ending_templates_pages_become_ours)
 	cr_expect_eq(count(FIRST, 16, IPT_OWN), 16);
 	cr_expect_eq(ipt_vm_collapse(table, template, pool_clean, &pool), 0);
 	cr_expect_eq(guest_finds_wrong(FIRST, 32, text, true), 0);
+	all_comes_back();
+}
+
+/* The reclaimer's part of it (vmm/reclaim_shared.c): a VM that is at work hinders it, but not one that died at it. */
+Test(reclaim_vm, templates_pages_go_when_nobody_is_at_them)
+{
+	struct reclaim_clock clock;
+	make(PACKED, 0);
+	const struct reclaimer_links links = {table, board, &store, &pool, -1};
+	cr_assert_eq(reclaim_clock_create(&clock, table, board), 0);
+	struct reclaim_shared shared = {.links = &links, .clock = &clock};
+	fill_all(FIRST, 16, text);
+	fill_all(FIRST + 16, 16, noise);
+	fill(FIRST + 20, TEXT);
+	vmid_t template = freeze(), dead;
+	frame_t f = ipt_lookup(table, template, gfn(FIRST));
+	frame_t g = ipt_lookup(table, template, gfn(FIRST + 16));
+	cr_assert_eq(ipt_vm_add(table, "dead", template, &dead), 0);
+	board->desk[dead.v].at_work = 7;
+	reclaim_shared_out(&shared, template, gfn(FIRST), f, 16);
+	cr_expect_eq(board->counters.unsettled, 16);
+	cr_expect_eq(count(FIRST, 16, IPT_INHERITED), 16);
+	cr_assert_eq(ipt_vm_reap(table, dead, NULL, NULL), 0);
+	reclaim_shared_out(&shared, template, gfn(FIRST), f, 16);
+	cr_expect_eq(board->counters.unsettled, 16);
+	cr_expect_eq(count(FIRST, 16, IPT_AWAY), 16);
+	cr_expect_eq(shared.freed, 16);
+	/* What doesn't pack stays, for good; the others of its cluster go. */
+	reclaim_shared_out(&shared, template, gfn(FIRST + 16), g, 16);
+	cr_expect_eq(count(FIRST + 16, 16, IPT_AWAY), 1);
+	cr_expect_eq(ipt_age(table, g), IPT_AGE_MOST);
+	cr_expect_eq(ipt_age(table, frame_add(g, 15)), IPT_AGE_MOST);
+	cr_expect_eq(guest_finds_wrong(FIRST, 16, text, false), 0);
+	cr_expect_eq(guest_finds_wrong(FIRST + 21, 11, noise, true), 0);
+	cr_assert_eq(ipt_vm_collapse(table, template, pool_clean, &pool), 0);
+	cr_expect_eq(guest_finds_wrong(FIRST + 20, 1, text, true), 0);
 	all_comes_back();
 }
