@@ -1,6 +1,6 @@
 /*
  * A template's pages going out and coming back, and a file's being dropped: what comes of it, each thing that may go
- * wrong, and death at every step, after which nobody may see another page than before. Frames have a byte's worth
+ * wrong, and death at every step (of long ones, every third from the 100th on), after which nobody may see another page than before. Frames have a byte's worth
  * of contents here: a tag, which `clean` takes away.
  */
 #include "tests/unit/ipt_help.h"
@@ -503,7 +503,7 @@ static void die_everywhere(const struct scenario *sc)
 	if (UNDER_TSAN)
 		cr_skip_test("killed processes are beyond the thread sanitizer");
 	for (unsigned k = 0; die_once(sc, k, &repairs); deaths++)
-		k += UNDER_SLOW ? 5 : k < 200 ? 1 : 3;
+		k += UNDER_SLOW ? 7 : k < 100 ? 1 : 3;
 	cr_assert_gt(deaths, 20);
 	cr_assert_gt(repairs, 0, "no death fell into a critical section");
 	cr_log_info("%u deaths, %u repairs", deaths, repairs);

@@ -753,7 +753,7 @@ Test(reclaim_vm, writes_amid_eviction_are_kept, .timeout = 60)
 	fill_all(FIRST, PAGES, mixed);
 	for (uintptr_t w = 0; w < WRITERS; w++)
 		pthread_create(&thread[w], NULL, writer, (void *)w);
-	uint64_t until = now_ms() + 700;
+	uint64_t until = now_ms() + 500;
 	for (uint64_t round = 0; now_ms() < until; round++) {
 		if (round % 8 == 7) {
 			look(FIRST, PAGES, 0, 32);
