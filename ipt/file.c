@@ -74,23 +74,26 @@ static int drop_locked(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, ui
 	if (!are_pages(t, file, page, f, n))
 		return -ESTALE;
 	store_release8(&t->vms[file.v].dropped, 1);
+	recount_begin(t, file);
+	undo_begin(t, page, f, n);
 	forward_unmap(t, file.v, page, n, frames);
 	slot_count(t, file, IPT_PRIVATE, IPT_LIMBO, n);
 	int err = ops->settle(ctx);
 	if (!err && pinned(t, f, n))
 		err = -EBUSY;
+	undo_end(t);
 	if (!err)
 		err = ops->clean(ctx, frame(f), n);
 	if (err) {
 		/* There was room for it before. */
 		forward_map(t, file.v, page, f, n, IPT_PRIVATE);
 		slot_count(t, file, IPT_LIMBO, IPT_PRIVATE, n);
-		return err;
 	}
 	/* Somebody may be pinning one, who will find that it isn't there any more. */
-	for (int tries = 0; ipt_free(t, file, frame(f), n) && tries < 1000; tries++)
+	for (int tries = 0; !err && ipt_free(t, file, frame(f), n) && tries < 1000; tries++)
 		sched_yield();
-	return 0;
+	recount_end(t);
+	return err;
 }
 
 int ipt_file_drop(struct ipt *t, vmid_t file, uint64_t page, frame_t f, uint32_t n,
@@ -100,9 +103,7 @@ int ipt_file_drop(struct ipt *t, vmid_t file, uint64_t page, frame_t f, uint32_t
 	    n > t->frames - f.v)
 		return -EINVAL;
 	registry_lock(t);
-	recount_begin(t, file);
 	int err = drop_locked(t, file, page, f.v, n, ops, ctx);
-	recount_end(t);
 	registry_unlock(t);
 	return err;
 }

@@ -330,6 +330,32 @@ int index_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n, en
 	return err;
 }
 
+/*
+ * A swap takes the old words' marks away before it sets the new ones. Where vm's own process does it, nobody misses
+ * them if it dies. But a template's pages others see: these are written down first, and its frames stand, be they
+ * those that were there or those that are to come.
+ */
+static void stand_begin(struct ipt *t, const struct piece *p, uint64_t g, uint32_t f, unsigned n,
+			enum ipt_state state)
+{
+	struct table_stand *swap = &t->header->swap;
+
+	if (load_relaxed32(&t->header->recount) != p->vm)
+		return;
+	store_release64(&swap->gfn, g);
+	store_relaxed32(&swap->first, state == IPT_PRIVATE ? f : find_own(t, p, g));
+	store_release32(&swap->count, n);
+	ipt_step();
+}
+
+static void stand_end(struct ipt *t, const struct piece *p)
+{
+	if (load_relaxed32(&t->header->recount) != p->vm)
+		return;
+	ipt_step();
+	store_release32(&t->header->swap.count, 0);
+}
+
 static int swap_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, unsigned n,
 		       enum ipt_state state, unsigned replaces, uint32_t *old)
 {
@@ -344,9 +370,11 @@ static int swap_locked(struct ipt *t, struct piece *p, uint64_t g, uint32_t f, u
 	if (err)
 		return err;
 	bool opened = stripe_open(&t->stripes[p->s]);
+	stand_begin(t, p, g, f, n, state);
 	unmap_locked(t, p, g, n, old);
 	piece_find(t, p); /* its cluster may be gone */
 	err = map_locked(t, p, g, f, n, state);
+	stand_end(t, p);
 	if (opened)
 		stripe_close(&t->stripes[p->s]);
 	return err;
@@ -446,9 +474,32 @@ static void rebuild_frame(struct ipt *t, struct piece *p, uint32_t f, uint64_t w
 		       count_words(t, p, base, true) == IPT_CLUSTER_FRAMES);
 }
 
+/* Whoever died here was swapping a template's pages: see stand_begin. There was room for as many singles. */
+static void mend_swap(struct ipt *t, uint32_t s)
+{
+	struct table_stand *swap = &t->header->swap;
+	uint32_t n = load_acquire32(&swap->count), f = load_relaxed32(&swap->first);
+	uint32_t vm = load_relaxed32(&t->header->recount);
+	uint64_t g = load_relaxed64(&swap->gfn);
+
+	if (!n || piece_of(t, vm, g).s != s)
+		return;
+	for (uint32_t i = 0; i < n; i++)
+		store_release64(&t->words[f + i], word_mapped(IPT_PRIVATE, vm, g + i));
+	unsigned z = t->config.nodes;
+	for (uint32_t slot = zone_start(t, z), mark = zone_mark(t, z); slot < mark; slot++) {
+		uint64_t w = load_acquire64(&t->words[slot]);
+
+		if (word_is_mapped(w) && word_vm(w) == vm && word_gfn(w) - g < n)
+			store_release64(&t->words[slot], word_spare(vm));
+	}
+	store_release32(&swap->count, 0);
+}
+
 void index_rebuild(struct ipt *t, uint32_t s)
 {
 	stripe_open(&t->stripes[s]);
+	mend_swap(t, s);
 	cluster_clear(t, s);
 	single_clear(t, s);
 	for (unsigned z = 0; z < zone_count(t); z++) {

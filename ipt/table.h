@@ -19,7 +19,7 @@
 #define TABLE_LINE 64 /* bytes of a cache line */
 
 #define TABLE_MAGIC         UINT64_C(0x31454c4241545049) /* "IPTABLE1" */
-#define TABLE_LAYOUT        UINT32_C(7)
+#define TABLE_LAYOUT        UINT32_C(8)
 #define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
 #define TABLE_MAX_STRIPES   512
 #define TABLE_CHAINS        64 /* locks of chains of aliases */
@@ -121,6 +121,13 @@ struct table_header {
 	} move;
 	/* The template whose pages go out or come back at this moment, else 0 (template.h). LOCK_REGISTRY. */
 	_Atomic uint32_t recount;
+	/* Of it: `count` frames from `first` on that stand at its gfns from `gfn` on, whatever the words say at this
+	 * moment (0: none do). Of `swap`: under the lock of their stripe; if the holder dies, whoever mends that makes the
+	 * words say so. Of `undo`: with LOCK_REGISTRY, when that is mended. */
+	struct table_stand {
+		_Atomic uint64_t gfn;
+		_Atomic uint32_t first, count;
+	} swap, undo;
 	struct lock pages;          /* LOCK_PAGES */
 	_Atomic uint32_t page_low;  /* no free radix page below this one */
 	_Atomic uint32_t page_high; /* radix pages from here on were never used */

@@ -4,7 +4,8 @@
  * A template has no process that changes its words. So whoever does it holds the registry's lock, as
  * collapsing does, and all is done under it, or undone: what a template owns is all in one of the states at
  * any time that somebody else holds the lock. The header names the template meanwhile: after a death its
- * counts are made anew from its words.
+ * counts are made anew from its words. It also says which frames stand while words are swapped (index.c), and
+ * which go back if the death comes before these are cleaned.
  *
  * Those who looked a frame up before it went may be at it still. They are asked for by `settle`, with the
  * table saying OUT already; then the frame is cleaned and freed.
@@ -30,6 +31,42 @@ void recount_end(struct ipt *t)
 {
 	ipt_step();
 	store_release32(&t->header->recount, 0);
+}
+
+void undo_begin(struct ipt *t, uint64_t g, uint32_t f, uint32_t n)
+{
+	struct table_stand *undo = &t->header->undo;
+
+	store_release64(&undo->gfn, g);
+	store_relaxed32(&undo->first, f);
+	store_release32(&undo->count, n);
+	ipt_step();
+}
+
+void undo_end(struct ipt *t)
+{
+	ipt_step();
+	store_release32(&t->header->undo.count, 0);
+}
+
+/* Frames that left their gfns, and whose bytes are there still. What there is no room for is out, or void. */
+static void put_back(struct ipt *t, vmid_t vm)
+{
+	uint32_t f = load_relaxed32(&t->header->undo.first), was[IPT_CLUSTER_FRAMES];
+	uint64_t g = load_relaxed64(&t->header->undo.gfn);
+	bool file = load_relaxed8(&t->vms[vm.v].kind) == IPT_FILE;
+
+	for (uint32_t i = 0, n = load_acquire32(&t->header->undo.count), run; i < n; i += run + 1) {
+		for (run = 0; i + run < n; run++) {
+			if (load_acquire64(&t->words[f + i + run]) != word_limbo(vm.v))
+				break;
+		}
+		if (run && file)
+			forward_map(t, vm.v, g + i, f + i, run, IPT_PRIVATE);
+		else if (run)
+			forward_swap(t, vm.v, g + i, f + i, run, IPT_PRIVATE, 1u << IPT_OUT, was);
+	}
+	undo_end(t);
 }
 
 /* Slots that were claimed and came to nothing. */
@@ -70,6 +107,12 @@ void template_mend(struct ipt *t)
 		stripe_lock(t, s);
 		stripe_unlock(t, s);
 	}
+	for (unsigned i = 0; i < TABLE_ARENAS && (t->config.packed_pages || t->config.blocks);
+	     i++) {
+		space_lock(t, i);
+		space_unlock(t, i);
+	}
+	put_back(t, vm);
 	if (t->config.packed_pages || t->config.blocks)
 		free_spare(t, vm);
 	count_words(t, vm.v, have);
@@ -141,15 +184,19 @@ static int swap_out(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t s
 		    const struct ipt_out_ops *ops, void *ctx)
 {
 	uint32_t was[IPT_CLUSTER_FRAMES];
-	int err = forward_swap(t, vm.v, g, slot, n, IPT_OUT, 1u << IPT_PRIVATE, was);
 
-	if (err)
+	undo_begin(t, g, f, n);
+	int err = forward_swap(t, vm.v, g, slot, n, IPT_OUT, 1u << IPT_PRIVATE, was);
+	if (err) {
+		undo_end(t);
 		return err;
+	}
 	slot_count(t, vm, IPT_SPARE, IPT_OUT, n);
 	slot_count(t, vm, IPT_PRIVATE, IPT_LIMBO, n);
 	err = ops->settle(ctx);
 	if (!err && pinned(t, f, n))
 		err = -EBUSY;
+	undo_end(t);
 	if (!err)
 		err = ops->clean(ctx, frame(f), n);
 	if (!err) {

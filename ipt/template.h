@@ -8,6 +8,10 @@
  * counted. */
 void recount_begin(struct ipt *t, vmid_t vm);
 void recount_end(struct ipt *t);
+/* In between: n frames from f on, which stand at vm's gfns from g on, leave these; but they are as they were, and until
+ * undo_end, after which they aren't, a death puts them back. */
+void undo_begin(struct ipt *t, uint64_t g, uint32_t f, uint32_t n);
+void undo_end(struct ipt *t);
 /* With the registry locked: whoever held it before died in the middle of that, or didn't. */
 void template_mend(struct ipt *t);
 

@@ -1,6 +1,7 @@
 #include "vmm/clone_requests.h"
 #include "vmm/error.h"
 #include "vmm/fleet.h"
+#include "vmm/options.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,13 +107,6 @@ static void nobody_waits(void *ctx)
 	free(w);
 }
 
-static bool name_is_good(const char *name)
-{
-	return *name && strlen(name) <= IPT_NAME_LEN - 6 &&
-	       strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") ==
-		       strlen(name);
-}
-
 void take_clone(struct control_request *r, const json_t *o)
 {
 	const json_t *count = json_object_get(o, "count"), *name = json_object_get(o, "name");
@@ -122,8 +116,11 @@ void take_clone(struct control_request *r, const json_t *o)
 		control_refuse(r, "clone: \"count\" is a number from 1 on");
 		return;
 	}
-	if (name && (!json_is_string(name) || !name_is_good(json_string_value(name)))) {
-		control_refuse(r, "clone: \"name\" has 1 to 26 letters, digits, '-', '_' or '.'");
+	if (name && (!json_is_string(name) || !options_name_is_good(json_string_value(name)))) {
+		control_refuse(
+			r,
+			"clone: \"name\" has 1 to 26 letters, digits, '-', '_' or '.', and isn't "
+			"'all'");
 		return;
 	}
 	if (((struct fleet *)control_ctx(r))->stop != FLEET_RUNS) {

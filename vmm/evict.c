@@ -9,6 +9,7 @@
 #include "vmm/evict.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
+#include "vmm/reclaim.h"
 #include "vmm/store.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -223,8 +224,10 @@ static int bring_back(struct memory *m, gfn_t first, uint32_t n)
 	return rc;
 }
 
-/* Some of the pages that were read don't pack, and there is no file: these stay, the others go. */
-static int evict_packable(struct memory *m, gfn_t first, uint32_t n, struct evict_count *c)
+/* Some of the pages that were read, at frames from f on, don't pack, and there is no file: these stay, which is
+ * remembered; the others go. */
+static int evict_packable(struct memory *m, gfn_t first, frame_t f, uint32_t n,
+			  struct evict_count *c)
 {
 	uint32_t stay = 0;
 	for (uint32_t i = 0; i < n; i++)
@@ -234,10 +237,12 @@ static int evict_packable(struct memory *m, gfn_t first, uint32_t n, struct evic
 		bool stays = stay >> i & 1;
 		for (run = 1; i + run < n && (stay >> (i + run) & 1) == stays; run++)
 			;
-		if (stays)
+		if (stays) {
 			c->refused += run;
-		else
+			ipt_set_age(m->table, frame_add(f, i), run, RECLAIM_STUBBORN);
+		} else {
 			rc = memory_evict(m, gfn_add(first, i), run, c);
+		}
 	}
 	return rc;
 }
@@ -255,18 +260,19 @@ int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *
 		c->refused += n;
 		return 0;
 	}
+	uint32_t freed = c->freed;
 	int rc = memory_hide(m, first, n);
 	if (!rc)
 		rc = read_frames(m->pool, p.frame, n);
 	if (!rc) {
 		pack(n);
 		if (batch.in_file && !m->store->file_blocks)
-			return evict_packable(m, first, n, c);
+			return evict_packable(m, first, p.frame, n, c);
 		rc = batch.zeroes == n ? drop(m, first, n, c) : put_out(m, first, n, c);
 	}
 	if (!rc)
 		return 0;
-	c->refused += n;
+	c->refused += n - (c->freed - freed);
 	c->full += rc == -ENOSPC;
 	c->errors += rc != -ENOSPC && rc != -EBUSY;
 	return bring_back(m, first, n);

@@ -86,7 +86,8 @@ static int where(const struct memory *m, gfn_t first, uint32_t n)
 		rc = ipt_out_read(m->table, m->vm, gfn_add(first, i), &batch.out[i], &at);
 		if (!rc && i && at.v != batch.at.v)
 			rc = -ENOENT;
-		batch.at = at;
+		if (!rc)
+			batch.at = at;
 	}
 	return rc == -ENOENT ? -EEXIST : rc;
 }
@@ -147,22 +148,40 @@ static int fill(const struct memory *m, frame_t f, uint32_t n)
 	return 0;
 }
 
+/* A template that is being collapsed takes nothing any more, which may go on for long; but we may have our own. */
+static bool is_ending(const struct memory *m, vmid_t vm)
+{
+	struct ipt_vm_info info;
+	return ipt_vm_info(m->table, vm, &info) == 0 && info.dying;
+}
+
 static int fetch_block(struct memory *m, gfn_t first, unsigned order, frame_t f)
 {
 	uint32_t n = 1u << order;
 	int rc = where(m, first, n);
-	if (!rc)
-		rc = read_store(m, n);
+	if (rc)
+		return rc;
+	rc = read_store(m, n);
 	if (!still(m, first, n))
-		rc = -EEXIST;
+		return -EEXIST;
 	if (!rc)
 		rc = fill(m, f, n);
 	if (!rc && batch.at.v != m->vm.v) {
 		rc = ipt_template_in(m->table, m->vm, batch.at, first, f, n);
-		return rc == -ESTALE ? -EEXIST : rc;
+		if (rc != -ESTALE || !is_ending(m, batch.at))
+			return rc == -ESTALE ? -EEXIST : rc;
+		batch.at = m->vm;
+		rc = 0;
 	}
 	/* If its mapping fails the page stays watched, and the next touch of it tries again. */
 	return rc ? rc : memory_put_back(m, first, f, n);
+}
+
+/* Did the frames become ours at gfns, or the template's? Then they are nobody's to free. */
+static bool is_limbo(const struct memory *m, frame_t f)
+{
+	struct ipt_owner o;
+	return ipt_owner(m->table, f, &o) == 0 && o.state == IPT_LIMBO && o.vm.v == m->vm.v;
 }
 
 int memory_fetch(struct memory *m, gfn_t g)
@@ -180,15 +199,17 @@ int memory_fetch(struct memory *m, gfn_t g)
 	if (rc)
 		return rc == -ENOMEM ? -EAGAIN : rc;
 	rc = fetch_block(m, first, order, f);
-	if (rc && order && rc != -EEXIST) { /* a neighbour's trouble is no reason */
-		memory_free(m, frame_add(f, 1), (1u << order) - 1);
+	if (rc && order && rc != -EEXIST && is_limbo(m, f)) {
+		/* A neighbour's trouble is no reason. These frames may have got bytes already. */
+		memory_free(m, f, 1u << order);
 		order = 0;
 		first = g;
+		rc = ipt_alloc(m->table, m->vm, 0, NULL, &f);
+		if (rc)
+			return rc == -ENOMEM ? -EAGAIN : rc;
 		rc = fetch_block(m, g, 0, f);
 	}
-	struct ipt_owner o;
-	if (rc &&
-	    !(ipt_owner(m->table, f, &o) == 0 && o.state == IPT_PRIVATE && o.vm.v == m->vm.v)) {
+	if (rc && is_limbo(m, f)) {
 		memory_free(m, f, 1u << order);
 		return rc;
 	}

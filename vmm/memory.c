@@ -198,22 +198,25 @@ static bool gives(const struct memory *m)
 	       !atomic_load_explicit(&m->reclaim->full, memory_order_relaxed);
 }
 
-bool memory_make_room(struct memory *m)
+int memory_make_room(struct memory *m)
 {
 	reclaim_taken(m->reclaim, m->table);
-	bool made = gives(m) && reclaim_own(m) > 0;
+	int made = gives(m) ? reclaim_own(m) : 0;
+	if (made < 0)
+		return made == -EAGAIN ? -EIO : made; /* which would be taken for an empty pool */
 	/* Say so, then look once more: the host frees frames first and reads `hungry` after, so (both sequentially
 	 * consistent) one of us sees the other. Also if we freed some, since others may be quicker with these. */
 	atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
-	return made || ipt_free_frames(m->table) > 0;
+	return made > 0 || ipt_free_frames(m->table) > 0;
 }
 
 int memory_populate_locked(struct memory *m, gfn_t g)
 {
 	int rc = populate(m, g);
-	if (rc == -EAGAIN && memory_make_room(m))
-		rc = populate(m, g);
-	return rc;
+	if (rc != -EAGAIN)
+		return rc;
+	int made = memory_make_room(m);
+	return made > 0 ? populate(m, g) : made < 0 ? made : rc;
 }
 
 int memory_populate(struct memory *m, gfn_t g)

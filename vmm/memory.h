@@ -91,9 +91,10 @@ void memory_note_own(struct memory *m, gfn_t g);
  * (reclaimer.c: settle). */
 void memory_enter(struct memory *m);
 void memory_leave(struct memory *m);
-/* With memory.lock held: the pool has no frame. True if there is one again, since we took out some of our own, and the
- * caller is to try once more; else the host will say when there is one. */
-bool memory_make_room(struct memory *m);
+/* With memory.lock held: the pool has no frame. 1 if there is one again, since we took out some of our own, and the
+ * caller is to try once more; 0: the host will say when there is one; -errno if the window isn't what the table says any
+ * more, and the VM can't go on. */
+int memory_make_room(struct memory *m);
 /* The clusters that lie wholly in these gfns are void, in table and window. */
 void memory_note_void(struct memory *m, gfn_t first, uint64_t count);
 /* With memory.lock held: frames wanted for 2^order gfns, those that continue a neighbour's of our own. */

@@ -109,6 +109,14 @@ static int parse_swap(struct run_options *o, char *value, char *error)
 	return 0;
 }
 
+/* Room for the -4096 behind it, and only what is safe in a line or a file name. */
+bool options_name_is_good(const char *name)
+{
+	return *name && strlen(name) <= IPT_NAME_LEN - 6 && strcmp(name, "all") &&
+	       strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") ==
+		       strlen(name);
+}
+
 int options_run_one(void *ctx, int option, char *value, char *error)
 {
 	struct run_options *o = ctx;
@@ -120,13 +128,10 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 		o->count = (unsigned)n;
 		return 0;
 	case 'N':
-		/* Room for the -4096 behind it, and only what is safe in a line or a file name. */
-		if (!*value || strlen(value) > IPT_NAME_LEN - 6 ||
-		    strspn(value,
-			   "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") !=
-			    strlen(value))
+		if (!options_name_is_good(value))
 			return bad(error, "--name", value,
-				   "must be 1 to 26 letters, digits, '-', '_' or '.'");
+				   "must be 1 to 26 letters, digits, '-', '_' or '.', and not "
+				   "'all', which stands for all guests");
 		o->name = value;
 		return 0;
 	case 'k':

@@ -82,4 +82,7 @@ uint64_t options_most_pool(void);
  * with words. */
 int options_check_sizes(struct run_options *o, char *error);
 
+/* May VMs be called that? 1 to 26 letters, digits, '-', '_' or '.', and not "all", which stands for all guests. */
+bool options_name_is_good(const char *name);
+
 #endif

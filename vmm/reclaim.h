@@ -29,6 +29,11 @@ struct reclaim_run {
 };
 #define RECLAIM_LOOK 1000
 
+/* Frames' ages are below this. From here on they count the looks since the page didn't pack and had nowhere else to go:
+ * it is tried again when it was touched and idle again, or after IPT_AGE_MOST - RECLAIM_STUBBORN looks. A template's,
+ * which nobody changes, stays at IPT_AGE_MOST for ever. */
+#define RECLAIM_STUBBORN 64
+
 enum reclaim_state { RECLAIM_FREE, RECLAIM_ASKED, RECLAIM_TAKEN, RECLAIM_DONE };
 
 struct reclaim_answer {

@@ -144,7 +144,9 @@ static uint32_t pass_shared(const struct reclaim_clock *c, const struct ipt_owne
 	uint8_t age = ipt_age(c->table, f);
 	uint32_t oldest = (c->vm[o->vm.v].is_file ? RECLAIM_OLDEST_FILE : RECLAIM_OLDEST) >>
 			  (c->urgency < 3 ? c->urgency : 3);
-	ipt_set_age(c->table, f, n, age < IPT_AGE_MOST ? age + 1 : age);
+	if (age == IPT_AGE_MOST)
+		return n; /* it doesn't pack: reclaim_shared.c */
+	ipt_set_age(c->table, f, n, age < IPT_AGE_MOST - 1 ? age + 1 : age);
 	if (age + 1u >= oldest)
 		c->shared(c->ctx, o->vm, o->gfn, f, n);
 	return n;

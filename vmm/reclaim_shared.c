@@ -26,6 +26,14 @@ static int keep(void *ctx, uint32_t i, const struct ipt_out *where)
 	return store_mem_write(s->links->store, where->where, batch.packed[i], where->bytes);
 }
 
+/* Is it a VM that a process works for? One that died in the middle of something seems to be at it for ever. */
+static bool works(const struct reclaim_shared *s, uint32_t id)
+{
+	struct ipt_vm_info info;
+	return ipt_vm_info(s->links->table, vmid(id), &info) == 0 && info.kind == IPT_VM &&
+	       !info.dying;
+}
+
 /* The table says that the pages are out. Whoever looked before that is at work still (memory_enter). */
 static int settle(void *ctx)
 {
@@ -36,7 +44,7 @@ static int settle(void *ctx)
 	for (uint32_t id = 1; id < s->clock->vms; id++) {
 		const _Atomic uint32_t *at_work = &b->desk[id].at_work;
 		uint32_t was = atomic_load_explicit(at_work, memory_order_seq_cst);
-		if (!(was & 1))
+		if (!(was & 1) || !works(s, id))
 			continue;
 		until = until ? until : clock_ns() + SETTLE_US * 1000;
 		while (atomic_load_explicit(at_work, memory_order_acquire) == was)
@@ -123,6 +131,9 @@ void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n
 		return;
 	}
 	int rc = s->links->store->mem_pages ? out(s, vm, first, f, n) : -ENOSPC;
-	for (uint32_t i = 0; rc == -E2BIG && n > 1 && i < n; i++)
-		out(s, vm, gfn_add(first, i), frame_add(f, i), 1);
+	if (rc != -E2BIG)
+		return;
+	for (uint32_t i = 0; i < n; i++)
+		if (n == 1 || out(s, vm, gfn_add(first, i), frame_add(f, i), 1) == -E2BIG)
+			ipt_set_age(s->links->table, frame_add(f, i), 1, IPT_AGE_MOST);
 }

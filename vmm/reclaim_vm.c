@@ -144,18 +144,30 @@ static uint32_t next_piece(const struct memory *m, gfn_t first, uint32_t i, uint
 	*out = (struct piece){.first = g, .own = place.frame};
 	if (!got || place.kind != IPT_OWN)
 		return got + !got;
+	/* What was found not to pack is for itself, since it is older by another clock. */
+	bool stubborn = ipt_age(m->table, place.frame) >= RECLAIM_STUBBORN;
+	for (uint32_t k = 1; k < got; k++)
+		if ((ipt_age(m->table, frame_add(place.frame, k)) >= RECLAIM_STUBBORN) != stubborn)
+			got = k;
 	out->n = got;
 	for (uint32_t k = 0; k < got; k++)
 		out->touched |= is_present(p, i + k);
 	return got;
 }
 
-static uint32_t grow_older(const struct memory *m, const struct piece *p)
+/* It was looked at once more. Is it to go, if pages of that age are? */
+static bool grow_older(const struct memory *m, const struct piece *p, uint32_t least)
 {
 	uint32_t age = ipt_age(m->table, p->own);
-	age += age < IPT_AGE_MOST;
+	bool stubborn = age >= RECLAIM_STUBBORN;
+	if (p->touched)
+		age = 0;
+	else if (stubborn)
+		age = age < IPT_AGE_MOST ? age + 1 : RECLAIM_STUBBORN - 1;
+	else
+		age += age < RECLAIM_STUBBORN - 1;
 	ipt_set_age(m->table, p->own, p->n, (uint8_t)age);
-	return age;
+	return p->touched ? !least : !stubborn && age >= least;
 }
 
 /* Do what the run asks for; at most `most` frames go out. */
@@ -164,8 +176,12 @@ static int look(struct memory *m, const struct reclaim_run *r, uint32_t n, uint3
 {
 	struct present present;
 	gfn_t first = gfn(r->gfn);
-	int rc = find_present(m, window_at(&m->window, first), n, &present);
 	bool any = false;
+	int rc = 0;
+	if (find_present(m, window_at(&m->window, first), n, &present)) {
+		a->evicted.errors++; /* no /proc, or no descriptor: what isn't known stays */
+		return 0;
+	}
 	for (uint32_t i = 0, step; i < n && !rc; i += step) {
 		struct piece p;
 		step = next_piece(m, first, i, n, &present, &p);
@@ -174,16 +190,11 @@ static int look(struct memory *m, const struct reclaim_run *r, uint32_t n, uint3
 		any |= p.touched;
 		if (!p.n)
 			continue;
-		bool out = r->age == 0;
-		if (p.touched)
-			ipt_set_age(m->table, p.own, p.n, 0);
-		else
-			out = grow_older(m, &p) >= r->age || out;
-		if (out && a->evicted.freed < most && !a->evicted.full)
+		if (grow_older(m, &p, r->age) && a->evicted.freed < most && !a->evicted.full)
 			rc = memory_evict(m, p.first, p.n, &a->evicted);
 	}
 	if (!rc && any && !hide_private(m, first, n))
-		rc = -EIO;
+		a->evicted.errors++; /* they look touched the next time too */
 	return rc;
 }
 

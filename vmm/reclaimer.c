@@ -156,6 +156,13 @@ static void hear_late(struct reclaimer *r, uint32_t id, uint64_t now)
 	}
 }
 
+/* Its process is gone, or goes on under another id: it won't answer. Nobody clears its desk before somebody gets it. */
+static bool is_gone(const struct reclaimer *r, uint32_t id)
+{
+	struct ipt_vm_info info;
+	return ipt_vm_info(r->links.table, vmid(id), &info) || info.dying || info.kind != IPT_VM;
+}
+
 /* What there is of answers. VMs that say nothing are left alone for a while; those that are gone, for good. */
 static void collect(struct reclaimer *r)
 {
@@ -168,11 +175,14 @@ static void collect(struct reclaimer *r)
 		if (!n->asked_ns)
 			continue;
 		state = atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire);
+		bool waits = state == RECLAIM_ASKED || state == RECLAIM_TAKEN;
+		if (waits && is_gone(r, id))
+			waits = false;
+		else if (waits && now - n->asked_ns < DEAF_MS * UINT64_C(1000000))
+			continue;
 		if (state == RECLAIM_DONE)
 			take_answer(r, id);
-		else if (state != RECLAIM_FREE && now - n->asked_ns < DEAF_MS * UINT64_C(1000000))
-			continue;
-		if (state == RECLAIM_ASKED || state == RECLAIM_TAKEN) {
+		if (waits) {
 			count(&r->links.board->counters.unheard, 1);
 			n->deaf_until_ns = now + DEAF_MS * UINT64_C(1000000);
 		}

@@ -223,9 +223,10 @@ static int own_locked(struct memory *m, gfn_t g)
 	if (p.kind == IPT_OWN)
 		return m->shares ? window_map(&m->window, g, p.frame, 1) : 0;
 	int rc = own_shared(m, g, &p);
-	if (rc == -EAGAIN && memory_make_room(m))
-		rc = own_shared(m, g, &p);
-	return rc;
+	if (rc != -EAGAIN)
+		return rc;
+	int made = memory_make_room(m);
+	return made > 0 ? own_shared(m, g, &p) : made < 0 ? made : rc;
 }
 
 int memory_own(struct memory *m, gfn_t g)

@@ -1,6 +1,7 @@
 /* The small parts of vmm/: sizes and numbers from the command line, quantiles, the terminal's escapes, the
  * ring of console bytes, what top shows. */
 #include "vmm/histogram.h"
+#include "vmm/options.h"
 #include "vmm/ring.h"
 #include "vmm/size.h"
 #include "vmm/terminal.h"
@@ -219,4 +220,47 @@ Test(vmm_top, rates_sorts_and_lines)
 	json_decref(before);
 	json_decref(after);
 	json_decref(nothing);
+}
+
+Test(vmm_top, what_reclaim_says)
+{
+	struct top t = {.column = TOP_OWN};
+	json_t *status = json_object();
+	json_t *stats = json_pack(
+		"{s:{s:i}, s:{s:b, s:b, s:i, s:i, s:I, s:I, s:I, s:I}, s:[{s:s, s:{s:f}}, {s:s, "
+		"s:{s:f}}]}",
+		"pool", "frames_free", 512, "reclaim", "running", 1, "nothing_left", 0,
+		"low_frames", 128, "pages_out", 1280, "packed_memory_used_bytes",
+		(json_int_t)1 << 20, "packed_memory_total_bytes", (json_int_t)1 << 30,
+		"swap_used_bytes", (json_int_t)3 << 19, "swap_total_bytes", (json_int_t)1 << 34,
+		"vms", "name", "a", "reclaim", "stall_avg10", 0.0125, "name", "b", "reclaim",
+		"stall_avg10", 0.25);
+	json_t *reclaim = json_object_get(stats, "reclaim");
+	cr_assert(top_update(&t, status, stats, 1000000000));
+	cr_expect_str_eq(t.header[3], "reclaim free 2.0 MiB (low 0.5), out 5.0; packed 1.0 of "
+				      "1024.0, swap 1.5 of 16384.0; stall 25.0%");
+	json_object_set_new(reclaim, "nothing_left", json_true());
+	cr_assert(top_update(&t, status, stats, 2000000000));
+	cr_expect(strstr(t.header[3], "stall 25.0%; no more can go out"), "%s", t.header[3]);
+	json_object_set_new(reclaim, "running", json_false());
+	cr_assert(top_update(&t, status, stats, 3000000000));
+	cr_expect(strstr(t.header[3], "; the reclaimer failed"), "%s", t.header[3]);
+	json_object_set_new(stats, "reclaim", json_null());
+	cr_assert(top_update(&t, status, stats, 4000000000));
+	cr_expect_str_eq(t.header[3], "reclaim off");
+	top_free(&t);
+	json_decref(status);
+	json_decref(stats);
+}
+
+Test(vmm_options, names)
+{
+	static const char *const good[] = {"vm", "a-b_c.9", "ALL", "all-1",
+					   "abcdefghijklmnopqrstuvwxyz"};
+	static const char *const bad[] = {
+		"", "all", "a b", "a/b", "a@1", "é", "abcdefghijklmnopqrstuvwxyz0"};
+	for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+		cr_expect(options_name_is_good(good[i]), "%s", good[i]);
+	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+		cr_expect_not(options_name_is_good(bad[i]), "%s", bad[i]);
 }
