@@ -210,9 +210,23 @@ int memory_make_room(struct memory *m)
 	return made > 0 || ipt_free_frames(m->table) > 0;
 }
 
+/* One who has as much as it may takes some of its own out first. 0, also if there is nowhere to put it. */
+static int keep_to_limit(struct memory *m)
+{
+	const struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
+	uint32_t limit = d ? atomic_load_explicit(&d->limit, memory_order_relaxed) : 0;
+	struct ipt_vm_info info;
+	if (!limit || ipt_vm_info(m->table, m->vm, &info) || info.frames[IPT_PRIVATE] < limit)
+		return 0;
+	int made = reclaim_own(m);
+	return made >= 0 ? 0 : made == -EAGAIN ? -EIO : made;
+}
+
 int memory_populate_locked(struct memory *m, gfn_t g)
 {
-	int rc = populate(m, g);
+	int rc = keep_to_limit(m);
+	if (!rc)
+		rc = populate(m, g);
 	if (rc != -EAGAIN)
 		return rc;
 	int made = memory_make_room(m);

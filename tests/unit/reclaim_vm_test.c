@@ -969,6 +969,11 @@ Test(reclaim_vm, templates_pages_go_when_nobody_is_at_them)
 	cr_expect_eq(board->counters.unsettled, 16);
 	cr_expect_eq(count(FIRST, 16, IPT_INHERITED), 16);
 	cr_assert_eq(ipt_vm_reap(table, dead, NULL, NULL), 0);
+	/* Not at once again: others want the registry's lock. */
+	reclaim_shared_out(&shared, template, gfn(FIRST), f, 16);
+	cr_expect_eq(count(FIRST, 16, IPT_INHERITED), 16);
+	cr_expect_gt(shared.later_ns, 0);
+	shared.later_ns = 0;
 	reclaim_shared_out(&shared, template, gfn(FIRST), f, 16);
 	cr_expect_eq(board->counters.unsettled, 16);
 	cr_expect_eq(count(FIRST, 16, IPT_AWAY), 16);
