@@ -180,7 +180,7 @@ static int drop(struct memory *m, gfn_t first, uint32_t n, struct evict_count *c
 {
 	uint32_t done;
 	int rc = ipt_drop(m->table, m->vm, first, n, &done, gone, m);
-	m->gave_back = true;
+	m->gave_back = m->watched_voids = true;
 	c->zero += done;
 	c->freed += done;
 	return done == n ? 0 : rc;
