@@ -56,16 +56,6 @@ static bool are_pages(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, uin
 	return true;
 }
 
-static bool pinned(const struct ipt *t, uint32_t f, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++) {
-		/* seq_cst, as in share.c. */
-		if (atomic_load(&t->side[f + i]) & SIDE_PINS)
-			return true;
-	}
-	return false;
-}
-
 static int drop_locked(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, uint32_t n,
 		       const struct ipt_out_ops *ops, void *ctx)
 {
@@ -79,7 +69,7 @@ static int drop_locked(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, ui
 	forward_unmap(t, file.v, page, n, frames);
 	slot_count(t, file, IPT_PRIVATE, IPT_LIMBO, n);
 	int err = ops->settle(ctx);
-	if (!err && pinned(t, f, n))
+	if (!err && frames_pinned(t, f, n))
 		err = -EBUSY;
 	undo_end(t);
 	if (!err)

@@ -60,12 +60,6 @@ int ipt_out_claim(struct ipt *t, vmid_t vm, struct ipt_out *pages, uint32_t n, u
 
 /* ---- going out ------------------------------------------------------------------------------- */
 
-static bool pinned(const struct ipt *t, uint32_t f)
-{
-	/* seq_cst, as in share.c. */
-	return atomic_load(&t->side[f]) & SIDE_PINS;
-}
-
 /* The frames that vm itself has at n gfns. -ENOENT, -EBUSY. */
 static int find_frames(struct ipt *t, vmid_t vm, uint64_t g, uint32_t n, uint32_t *frames)
 {
@@ -73,7 +67,7 @@ static int find_frames(struct ipt *t, vmid_t vm, uint64_t g, uint32_t n, uint32_
 		frames[i] = forward_find(t, vm.v, g + i);
 		if (frames[i] >= t->frames)
 			return -ENOENT;
-		if (pinned(t, frames[i]))
+		if (frames_pinned(t, frames[i], 1))
 			return -EBUSY;
 	}
 	return 0;
@@ -92,7 +86,7 @@ static int put_out(struct ipt *t, vmid_t vm, uint64_t g, uint32_t slot, uint32_t
 	if (err)
 		return err;
 	for (uint32_t i = 0; i < n && !err; i++)
-		err = pinned(t, frames[i]) ? -EBUSY : 0;
+		err = frames_pinned(t, frames[i], 1) ? -EBUSY : 0;
 	for (uint32_t i = 0; i < n && err; i++) /* there was room for it before */
 		forward_swap(t, vm.v, g + i, frames[i], 1, IPT_PRIVATE, 1u << IPT_OUT, was);
 	if (!err) {

@@ -10,12 +10,6 @@
 #include "ipt/zone.h"
 #include <errno.h>
 
-static bool pinned(const struct ipt *t, uint32_t f)
-{
-	/* seq_cst, as pin.c's count: one of us and who pins it sees the other. */
-	return atomic_load(&t->side[f]) & SIDE_PINS;
-}
-
 /* ---- aliases instead of frames --------------------------------------------------------------- */
 
 /*
@@ -32,7 +26,7 @@ static int alias_in_place(struct ipt *t, vmid_t vm, uint64_t g, uint32_t old, ui
 	int err = forward_swap(t, vm.v, g, slot, 1, IPT_ALIAS, 1u << IPT_PRIVATE, &was);
 	if (err)
 		return err;
-	if (pinned(t, old)) {
+	if (frames_pinned(t, old, 1)) {
 		/* There was room for it before. */
 		forward_swap(t, vm.v, g, old, 1, IPT_PRIVATE, 1u << IPT_ALIAS, &was);
 		return -EBUSY;
@@ -44,7 +38,7 @@ static int alias_in_place(struct ipt *t, vmid_t vm, uint64_t g, uint32_t old, ui
 /* vm's own frame `old` at g gives way to an alias of f, which is `old` itself or a SHARED one. */
 static int give_up(struct ipt *t, vmid_t vm, uint64_t g, uint32_t old, uint32_t f)
 {
-	if (pinned(t, old))
+	if (frames_pinned(t, old, 1))
 		return -EBUSY;
 	uint32_t slot = zone_alloc_slots(t, vm, 0);
 	if (slot == NO_SLOT)

@@ -41,6 +41,16 @@ static inline uint32_t slot_next(const struct ipt *t, uint32_t slot)
 	return load_relaxed32(&slot_link(t, slot)->next);
 }
 
+/* Is one of n frames from f on pinned? seq_cst, as pin.c's count: one of us and who pins it sees the other. */
+static inline bool frames_pinned(const struct ipt *t, uint32_t f, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		if (atomic_load(&t->side[f + i]) & SIDE_PINS)
+			return true;
+	}
+	return false;
+}
+
 /* Count n of vm's frames or slots from one state to another. */
 static inline void slot_count(struct ipt *t, vmid_t vm, enum ipt_state from, enum ipt_state to,
 			      uint32_t n)

@@ -132,16 +132,6 @@ static bool is_template(struct ipt *t, vmid_t vm)
 	return s && load_relaxed8(&s->kind) == IPT_TEMPLATE;
 }
 
-static bool pinned(const struct ipt *t, uint32_t f, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++) {
-		/* seq_cst, as in share.c. */
-		if (atomic_load(&t->side[f + i]) & SIDE_PINS)
-			return true;
-	}
-	return false;
-}
-
 static bool are_at(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t n)
 {
 	for (uint32_t i = 0; i < n; i++) {
@@ -194,7 +184,7 @@ static int swap_out(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t s
 	slot_count(t, vm, IPT_SPARE, IPT_OUT, n);
 	slot_count(t, vm, IPT_PRIVATE, IPT_LIMBO, n);
 	err = ops->settle(ctx);
-	if (!err && pinned(t, f, n))
+	if (!err && frames_pinned(t, f, n))
 		err = -EBUSY;
 	undo_end(t);
 	if (!err)
@@ -217,7 +207,7 @@ static int out_locked(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, struct i
 {
 	if (!is_template(t, vm) || !are_at(t, vm, g, f, n))
 		return -ESTALE;
-	if (pinned(t, f, n))
+	if (frames_pinned(t, f, n))
 		return -EBUSY;
 	recount_begin(t, vm);
 	uint32_t slot = take_slots(t, vm, n);

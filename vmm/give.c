@@ -12,9 +12,8 @@
  *                     vCPU why, and it tries again (as in dax.c)
  * From then on a touch is a fault like the first ever, which waits until we have done the rest.
  */
-#include "vmm/memory.h"
+#include "vmm/evict.h"
 #include <errno.h>
-#include <sys/mman.h>
 
 #define CHUNK 512u /* pages dealt with at once, at most: 2 MiB, aligned */
 
@@ -48,14 +47,6 @@ static uint32_t alike(const struct memory *m, frame_t f, uint32_t n, bool *pinne
 	return k;
 }
 
-/* Take out of the window what others see too. */
-static bool hide(struct memory *m, gfn_t first, uint32_t n)
-{
-	uint8_t *at = window_at(&m->window, first);
-	size_t bytes = (size_t)n << PAGE_SHIFT;
-	return !fault_register(m->uffd, at, bytes, true) && !madvise(at, bytes, MADV_DONTNEED);
-}
-
 /* Make [at, at + n) void in the table, as far as can be: how many pages from `at` on came to the same, and whether that
  * is void. */
 static uint32_t drop_some(struct given *d, uint64_t at, uint32_t n, bool *is_void)
@@ -72,7 +63,7 @@ static uint32_t drop_some(struct given *d, uint64_t at, uint32_t n, bool *is_voi
 	else
 		k = alike(m, p.frame, k, &pinned);
 	if (pinned || p.kind == IPT_FILE_PAGE ||
-	    (p.kind != IPT_OWN && p.kind != IPT_AWAY && !hide(m, gfn(at), k)))
+	    (p.kind != IPT_OWN && p.kind != IPT_AWAY && memory_hide(m, gfn(at), k)))
 		return k;
 	ipt_drop(m->table, m->vm, gfn(at), k, &done, note_gone, d);
 	*is_void = done > 0;

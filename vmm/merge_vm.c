@@ -12,12 +12,12 @@
  * was written then is on an anonymous page. /proc/self/pagemap shows it, and it goes back to the VM's old frame.
  */
 #include "vmm/clock.h"
+#include "vmm/evict.h"
 #include "vmm/merge.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -84,14 +84,9 @@ static int make_private(const struct job *j, uint32_t i, uint32_t n)
 
 static int watch(const struct job *j)
 {
-	struct memory *m = j->m;
-	uint8_t *at = window_at(&m->window, j->first);
-	size_t bytes = (size_t)j->n << PAGE_SHIFT;
-	m->shares = true;
-	if (fault_register(m->uffd, at, bytes, true))
-		return make_private(j, 0, j->n) ? -EIO : -EBUSY;
-	/* From here on whoever writes waits for us. */
-	return madvise(at, bytes, MADV_DONTNEED) < 0 ? -errno : 0;
+	/* From then on whoever writes waits for us. */
+	int rc = memory_hide(j->m, j->first, j->n);
+	return rc == -EBUSY && make_private(j, 0, j->n) ? -EIO : rc;
 }
 
 /* ---- what is asked for --------------------------------------------------------------------- */
@@ -301,17 +296,10 @@ static int obey(struct memory *m, const struct merge_board *b, const struct merg
 	return rc == -EBUSY ? 0 : rc; /* then all is as it was */
 }
 
-static uint64_t cpu_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 int merge_take(struct memory *m, struct merge_board *b)
 {
 	uint32_t asked = MERGE_ASKED;
-	uint64_t began = cpu_ns();
+	uint64_t began = clock_cpu_ns();
 	if (!b || b->request.vm != m->vm.v ||
 	    !atomic_compare_exchange_strong_explicit(&b->state, &asked, MERGE_TAKEN,
 						     memory_order_acq_rel, memory_order_relaxed))
@@ -320,7 +308,7 @@ int merge_take(struct memory *m, struct merge_board *b)
 	struct merge_answer a = {.status = 0};
 	/* Between the two looks another VM may have been asked: it won't be told, but its page is left as it is. */
 	int rc = r.vm == m->vm.v ? obey(m, b, &r, &a) : 0;
-	a.ns = cpu_ns() - began;
+	a.ns = clock_cpu_ns() - began;
 	b->answer = a;
 	atomic_store_explicit(&b->state, MERGE_DONE, memory_order_release);
 	syscall(SYS_futex, &b->state, FUTEX_WAKE, 1, NULL, NULL, 0);

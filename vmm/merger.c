@@ -27,13 +27,6 @@ struct merger {
 	uint64_t cpu_ns;             /* of this thread, when it was last looked at */
 };
 
-static uint64_t cpu_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static void count(_Atomic uint64_t *counter, uint64_t n)
 {
 	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
@@ -52,7 +45,7 @@ static void rest(struct merger *m, uint64_t ns)
 static void pace(struct merger *m)
 {
 	struct merge_counters *c = &m->scan.board->counters;
-	uint64_t cpu = cpu_ns(), now = clock_ns(), mine = cpu - m->cpu_ns;
+	uint64_t cpu = clock_cpu_ns(), now = clock_ns(), mine = cpu - m->cpu_ns;
 	m->cpu_ns = cpu;
 	m->spent_ns += mine;
 	count(&c->merger_ns, mine);
@@ -131,7 +124,7 @@ _Noreturn void merger_process(struct ipt *table, int pool, struct merge_board *b
 		.link = link,
 		.percent = percent,
 		.since_ns = clock_ns(),
-		.cpu_ns = cpu_ns()};
+		.cpu_ns = clock_cpu_ns()};
 	if (merge_scan_create(&m.scan))
 		_exit(1);
 	merge_settle(b, table);

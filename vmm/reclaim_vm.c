@@ -221,18 +221,11 @@ static int obey(struct memory *m, const struct reclaim_run *r, uint32_t most,
 	return rc;
 }
 
-static uint64_t cpu_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 int reclaim_take(struct memory *m, struct reclaim_board *b)
 {
 	struct reclaim_desk *d = reclaim_desk(b, m->vm);
 	uint32_t state = d ? atomic_load_explicit(&d->state, memory_order_acquire) : RECLAIM_FREE;
-	uint64_t began = cpu_ns();
+	uint64_t began = clock_cpu_ns();
 	int rc = 0;
 	if (state == RECLAIM_ASKED) {
 		m->reclaim_at = 0;
@@ -246,7 +239,7 @@ int reclaim_take(struct memory *m, struct reclaim_board *b)
 	for (; !rc && spent < STEP_US * 1000 && m->reclaim_at < runs; m->reclaim_at++) {
 		struct reclaim_run r = d->run[m->reclaim_at];
 		rc = obey(m, &r, d->most, &d->answer);
-		spent = cpu_ns() - began;
+		spent = clock_cpu_ns() - began;
 	}
 	d->answer.ns += spent;
 	if (m->reclaim_at < runs && !rc)

@@ -60,13 +60,6 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
-static uint64_t cpu_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static void ring_host(const struct reclaimer *r, uint32_t id)
 {
 	link_send(r->links.link, &id, sizeof id, NULL, 0);
@@ -202,7 +195,7 @@ static void rest(struct reclaimer *r, uint32_t bell, uint64_t ms)
 {
 	const struct timespec t = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
 	struct pollfd p = {.fd = r->links.link, .events = POLLIN};
-	uint64_t cpu = cpu_ns();
+	uint64_t cpu = clock_cpu_ns();
 	count(&r->links.board->counters.reclaimer_ns, cpu - r->cpu_ns);
 	r->cpu_ns = cpu;
 	syscall(SYS_futex, &r->links.board->bell, FUTEX_WAIT, bell, &t, NULL, 0);
@@ -352,7 +345,7 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 {
 	static struct reclaimer r;
 	prctl(PR_SET_NAME, "reclaimer");
-	r = (struct reclaimer){.links = *links, .cpu_ns = cpu_ns(), .dice = {1, 2, 3}};
+	r = (struct reclaimer){.links = *links, .cpu_ns = clock_cpu_ns(), .dice = {1, 2, 3}};
 	struct reclaim_board *b = links->board;
 	if (reclaim_clock_create(&r.clock, links->table, b))
 		_exit(1);
