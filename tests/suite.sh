@@ -1,11 +1,13 @@
 # A suite of tests in bash: source this, define functions test_*, call `suite_run "$@"` last.
 #
 # Each test runs in a subshell of its own with `set -eu`, in an empty directory ($WORK), and passes if it
-# returns 0. `skip WHY` ends a test as skipped, `fail WHY` as failed. Arguments of suite_run are patterns of
-# tests to run (all). The last line is "N passed, N failed, N skipped"; the status is 0 only if none failed
+# returns 0. `skip WHY` ends a test as skipped, `fail WHY` as failed; one that takes longer than TEST_LIMIT
+# seconds fails, says what it was at, and is ended with all that it started. Arguments of suite_run are patterns
+# of tests to run (all). The last line is "N passed, N failed, N skipped"; the status is 0 only if none failed
 # and at least one ran.
 
 SKIPPED=77
+TEST_LIMIT=${TEST_LIMIT:-300}
 
 skip() { echo "    skipped: $*"; exit $SKIPPED; }
 fail() { echo "    failed: $*"; exit 1; }
@@ -39,6 +41,43 @@ until_true() {
 	done
 }
 
+# Processes that a test in this directory started, wherever they are now: all have it in their environment.
+pids_of_work() {
+	grep -lzxF "WORK=$1" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3
+}
+
+# Tells what a test that is out of time was at: its processes, the ends of its files.
+tell_stuck() {
+	local pids
+	pids=$(pids_of_work "$1" | tr '\n' ,)
+	echo "    failed: not through in $TEST_LIMIT s. Its processes:"
+	ps -o pid,ppid,stat,time,etime,wchan:24,args -p "${pids%,}" 2>/dev/null | cut -c1-160 | sed 's/^/    | /'
+	# Only what is a file: reading a fifo or a socket would wait.
+	find "$1" -type f -size -64k 2>/dev/null | head -n 12 | while read -r file; do
+		echo "    | ${file#"$1"/}: ..."
+		tail -n 8 "$file" | tr -cd '\11\12\40-\176' | cut -c1-160 | sed 's/^/    |   /'
+	done
+}
+
+# await PID WORK: the status of a test in the background; 124 if its time was up, and it is then ended.
+await() {
+	local limit status=0
+	(
+		export -n WORK # not one of them itself
+		sleep "$TEST_LIMIT"
+		tell_stuck "$2"
+		kill -9 "$1"
+		# Twice: what it started while we looked.
+		for _ in 1 2; do pids_of_work "$2" | xargs -r kill -9 2>/dev/null; done
+	) 2>/dev/null &
+	limit=$!
+	wait "$1" 2>/dev/null || status=$?
+	# Kill its sleep, not just the shell, which would leave it; if it is at telling, let it end.
+	if env -u WORK pkill -x sleep -P $limit; then kill $limit 2>/dev/null; else status=124; fi
+	wait $limit 2>/dev/null
+	return $status
+}
+
 suite_run() {
 	local passed=0 failed=0 skipped=0 name status began names
 	names=$(declare -F | awk '$3 ~ /^test_/ {print $3}')
@@ -58,7 +97,7 @@ suite_run() {
 			trap 'status=$?; jobs -p | xargs -r kill -9 2>/dev/null; exit $status' EXIT
 			"$name"
 		) &
-		wait $! || status=$?
+		await $! "$WORK" || status=$?
 		rm -rf "$WORK"
 		case $status in
 		0) passed=$((passed + 1)) && status=ok ;;
