@@ -114,6 +114,9 @@ int ipt_create(struct ipt **out, const struct ipt_config *config);
 int ipt_attach(struct ipt **out, int fd);
 /* Unmap and close this process's handle; the table lives on while any process holds its memfd. */
 void ipt_detach(struct ipt *t);
+/* Give back what the kernel keeps for this process's use of the table: page tables, one page for each 2 MiB that it
+ * touched. The table stays where it is, and other threads may be using it. -errno of mmap. */
+int ipt_rest(const struct ipt *t);
 int ipt_fd(const struct ipt *t);
 const struct ipt_config *ipt_config(const struct ipt *t);
 

@@ -170,6 +170,13 @@ static int map_parts(struct ipt *t)
 	return 0;
 }
 
+int ipt_rest(const struct ipt *t)
+{
+	void *at = mmap(t->header, t->layout.end, PROT_READ | PROT_WRITE,
+			MAP_SHARED | MAP_NORESERVE | MAP_FIXED, t->fd, 0);
+	return at == MAP_FAILED ? -errno : 0;
+}
+
 static void handle_free(struct ipt *t)
 {
 	if (t->header)

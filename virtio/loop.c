@@ -54,6 +54,10 @@ struct loop {
 	struct watch *watches;
 	struct late *late; /* late_first..late_end of late_room */
 	unsigned late_first, late_end, late_room;
+	struct loop_work *quiet; /* loop_when_quiet */
+	int quiet_ms;
+	bool idle;  /* the last round waited for as long as it might, and nothing came */
+	bool rests; /* quiet has run, and nothing came since */
 };
 
 static _Thread_local char self; /* its address names the thread */
@@ -434,6 +438,7 @@ static int round_once(struct loop *l, loop_done_fn *only, int timeout_ms)
 	}
 	bool ready = only ? find_late(l, only) < l->late_end
 			  : l->late_first < l->late_end || anything_posted(l);
+	bool waits = false;
 	int r;
 	if (ready || io_uring_cq_ready(&l->ring) || !timeout_ms) {
 		r = io_uring_submit_and_get_events(&l->ring);
@@ -442,9 +447,13 @@ static int round_once(struct loop *l, loop_done_fn *only, int timeout_ms)
 	} else {
 		struct __kernel_timespec ts = {timeout_ms / 1000, timeout_ms % 1000 * 1000000L};
 		struct io_uring_cqe *c;
+		waits = true;
 		r = io_uring_submit_and_wait_timeout(&l->ring, &c, 1, &ts, NULL);
 	}
 	bool any = dispatch(l, only);
+	/* Its time was up: -ETIME, or how many it submitted before. */
+	l->idle = waits && !any && (r >= 0 || r == -ETIME);
+	l->rests = l->rests && !any;
 	if (!only)
 		run_posted(l);
 	if (r == -EBUSY || r == -EAGAIN || r == -ENOMEM) {
@@ -468,6 +477,13 @@ int loop_step(struct loop *l, loop_done_fn *only, int timeout_ms)
 	return r;
 }
 
+void loop_when_quiet(struct loop *l, struct loop_work *w, int ms)
+{
+	l->quiet = w;
+	l->quiet_ms = ms;
+	l->rests = false;
+}
+
 int loop_run(struct loop *l)
 {
 	bool nested;
@@ -475,8 +491,13 @@ int loop_run(struct loop *l)
 	if (r)
 		return r;
 	/* Acquire: what the thread that asked us to stop wrote before is seen. */
-	while (!r && !atomic_exchange_explicit(&l->stop, false, memory_order_acq_rel))
-		r = round_once(l, NULL, -1);
+	while (!r && !atomic_exchange_explicit(&l->stop, false, memory_order_acq_rel)) {
+		r = round_once(l, NULL, l->quiet && !l->rests ? l->quiet_ms : -1);
+		if (!r && l->idle) {
+			l->rests = true;
+			l->quiet->run(l->quiet);
+		}
+	}
 	leave(l, nested);
 	return r;
 }

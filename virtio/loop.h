@@ -75,6 +75,9 @@ int loop_run(struct loop *l);
  * is `only`, and leaves the others and the posted work for later: how an owner of operations waits
  * for them when nobody runs the loop any more, or from inside a callback. */
 int loop_step(struct loop *l, loop_done_fn *only, int timeout_ms);
+/* Have loop_run run w->run each time that it has had nothing to do for `ms`: once, and again only after it had. Before
+ * loop_run, or on the loop's thread; NULL: nothing. */
+void loop_when_quiet(struct loop *l, struct loop_work *w, int ms);
 /* Ask loop_run to return after the callbacks that are under way. Any thread. If the loop doesn't
  * run, its next loop_run returns at once. */
 void loop_stop(struct loop *l);

@@ -61,7 +61,7 @@ static int become(struct vm *vm, const struct birth *b, char *error)
 	return vm_watch(vm, error);
 }
 
-_Noreturn void clone_born(struct vm *vm, const struct birth *b, const int fds[LINK_FDS_MAX], int rc,
+_Noreturn void clone_born(struct vm *vm, struct birth *b, const int fds[LINK_FDS_MAX], int rc,
 			  char *error)
 {
 	struct mailbox *mb = mmap(NULL, sizeof *mb, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
@@ -79,6 +79,7 @@ _Noreturn void clone_born(struct vm *vm, const struct birth *b, const int fds[LI
 		rc = adopt_sets(vm, fds + LINK_FDS, error);
 	if (!rc)
 		rc = become(vm, b, error);
+	madvise(b, sizeof *b, MADV_DONTNEED);
 	if (rc)
 		vm_give_up(vm, *error ? error : strerror(-rc));
 	vm_run(vm);

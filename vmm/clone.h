@@ -12,15 +12,17 @@
 /* What makes it this one; the descriptors of LINK_CLONE come with it. */
 struct birth {
 	struct link_request request;
+	uint32_t known; /* notes of earlier clones, from which the template chose */
 	uint32_t pages; /* to copy ahead */
 	gfn_t ahead[CLONE_AHEAD_MOST];
-};
+} __attribute__((aligned(PAGE_SIZE)));
 
 /* Kernel objects of its own on the window that was inherited: userfaultfd, KVM's VM and vCPUs, io_uring. -errno with
  * words. */
 int clone_prepare(struct vm *vm, char *error);
-/* Become the clone that was asked for, after a clone_prepare that returned rc, and run. */
-_Noreturn void clone_born(struct vm *vm, const struct birth *b, const int fds[LINK_FDS_MAX], int rc,
+/* Become the clone that was asked for, after a clone_prepare that returned rc, and run. Afterwards *b reads as zeroes: its
+ * pages are given back, and so must be anonymous memory. */
+_Noreturn void clone_born(struct vm *vm, struct birth *b, const int fds[LINK_FDS_MAX], int rc,
 			  char *error);
 
 #endif

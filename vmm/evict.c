@@ -28,6 +28,11 @@ static struct batch {
 	uint32_t zeroes, in_file;
 } batch;
 
+void evict_rest(void)
+{
+	madvise(&batch, sizeof batch, MADV_DONTNEED);
+}
+
 /* ---- bytes --------------------------------------------------------------------------------- */
 
 static int read_frames(const struct pool *p, frame_t f, uint32_t n)

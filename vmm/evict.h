@@ -29,6 +29,10 @@ bool memory_went_lately(const struct memory *m, gfn_t first);
 /* The process's way to the swap file, made when it is needed. -errno. */
 int memory_store_io(struct memory *m);
 
+/* Give back the room for pages on their way out, and in. */
+void evict_rest(void);
+void fetch_rest(void);
+
 /* Bring the page at g, which is away, back, with its neighbours: as our own, mapped, or as the template's whose it is,
  * not mapped yet. 0; -EAGAIN: no frame; -EEXIST: it became
  * something else meanwhile, look again; -EIO and the like, -EBADMSG: its bytes can't be had; the page stays where it

@@ -6,6 +6,7 @@
 #include "vmm/store.h"
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define CLUSTER IPT_CLUSTER_FRAMES
@@ -16,6 +17,11 @@ static struct {
 	struct ipt_out out[CLUSTER];
 	vmid_t at; /* whose they are */
 } batch;
+
+void fetch_rest(void)
+{
+	madvise(&batch, sizeof batch, MADV_DONTNEED);
+}
 
 /* ---- how much is brought back at once ------------------------------------------------------- */
 

@@ -38,9 +38,13 @@ static int compare(const void *a, const void *b)
 
 unsigned learn_predict(const struct learn *l, gfn_t *out, unsigned max)
 {
-	static uint64_t seen[LEARN_ENTRIES];
+	/* Not the program's own memory, of which each clone would have a copy. */
+	uint64_t *seen = mmap(NULL, LEARN_ENTRIES * sizeof *seen, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	uint32_t n = atomic_load_explicit(&l->n, memory_order_relaxed), have = 0;
 	unsigned noted = 0, learners = 0, found = 0;
+	if (seen == MAP_FAILED)
+		return 0;
 	for (uint32_t i = 0; i < n && i < LEARN_ENTRIES; i++) {
 		uint64_t e = atomic_load_explicit(&l->entry[i], memory_order_relaxed);
 		if (!e)
@@ -57,5 +61,6 @@ unsigned learn_predict(const struct learn *l, gfn_t *out, unsigned max)
 		if (same * 2 >= learners)
 			out[found++] = gfn(seen[i] >> 8);
 	}
+	munmap(seen, LEARN_ENTRIES * sizeof *seen);
 	return found;
 }

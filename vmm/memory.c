@@ -279,3 +279,14 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 			      machine->name, strerror(-rc));
 	return 0;
 }
+
+void memory_rest(struct memory *m)
+{
+	pthread_mutex_lock(&m->lock);
+	/* A failure leaves all as it was: mmap checks what may fail before it lets go of the old mapping. */
+	ipt_rest(m->table);
+	pool_rest(m->pool);
+	evict_rest();
+	fetch_rest();
+	pthread_mutex_unlock(&m->lock);
+}

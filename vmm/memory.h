@@ -128,6 +128,9 @@ int memory_own(struct memory *m, gfn_t g);
 int memory_show(struct memory *m, gfn_t g);
 /* The same for the pages around, if the pool has the page; else nothing is done. */
 int memory_show_known(struct memory *m, gfn_t g);
+/* Give back what the process can do without while its guest is idle: page tables of the table and of the pool's view,
+ * room for pages on their way. Loop thread. */
+void memory_rest(struct memory *m);
 /* From now on every frame that is mapped may be seen by others: a write must fault. vCPUs stand still. -errno
  * with words; then the VM can go on as before. */
 int memory_freeze(struct memory *m, char *error);

@@ -59,6 +59,13 @@ int pool_fill(const struct pool *p, frame_t first, uint32_t count)
 	return rc < 0 ? -errno : 0;
 }
 
+int pool_rest(const struct pool *p)
+{
+	void *at = mmap(p->base, (size_t)p->frames << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+			MAP_SHARED | MAP_NORESERVE | MAP_FIXED, p->fd, 0);
+	return at == MAP_FAILED ? -errno : 0;
+}
+
 uint64_t pool_populated_bytes(const struct pool *p)
 {
 	struct stat st;

@@ -37,6 +37,10 @@ int pool_clean(void *pool, frame_t first, uint32_t count);
 /* Give frames that have no host memory some, of zeroes; others stay as they are. -errno of fallocate. */
 int pool_fill(const struct pool *p, frame_t first, uint32_t count);
 
+/* Give back the page tables of this process's own view of the pool (not its window's); it stays where it is, and other
+ * threads may be using it. -errno of mmap. */
+int pool_rest(const struct pool *p);
+
 /* Bytes of the pool that have host memory behind them now. */
 uint64_t pool_populated_bytes(const struct pool *p);
 

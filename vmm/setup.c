@@ -13,8 +13,8 @@
 /* Short boots: few messages, one UART to probe. A panic ends the guest instead of hanging it. */
 /* The second line lets an idle guest sleep: no watch over time and stalls that a host has anyway, twice a second and
  * every four seconds, no pressure averages every two (kernel: Documentation/admin-guide/kernel-parameters.txt). */
-#define LINUX_CMDLINE                                                                              \
-	"console=ttyS0 quiet panic=-1 8250.nr_uarts=1 "                                            \
+#define LINUX_CMDLINE                                   \
+	"console=ttyS0 quiet panic=-1 8250.nr_uarts=1 " \
 	"tsc=nowatchdog nowatchdog psi=0"
 
 /* The made guest lies beside the program, in guest/. */

@@ -51,6 +51,9 @@ static struct {
 	pid_t pid;
 } spare = {.link = -1, .pidfd = -1};
 
+/* What the next clone is born with; what was learned stays in it for the one after. */
+static struct birth birth;
+
 static void drop_spare(void)
 {
 	if (spare.link >= 0)
@@ -63,7 +66,6 @@ static void drop_spare(void)
 static _Noreturn void spare_main(struct vm *vm, int link)
 {
 	char error[ERROR_MAX] = "";
-	struct birth b;
 	int fds[LINK_FDS_MAX];
 	int rc = clone_prepare(vm, error);
 	if (rc)
@@ -72,11 +74,11 @@ static _Noreturn void spare_main(struct vm *vm, int link)
 	ssize_t n;
 	do
 		poll(&p, 1, -1);
-	while ((n = link_receive(link, &b, sizeof b, fds)) == -EAGAIN);
+	while ((n = link_receive(link, &birth, sizeof birth, fds)) == -EAGAIN);
 	close(link);
 	if (n <= 0)
 		_exit(0);
-	clone_born(vm, &b, fds, 0, error);
+	clone_born(vm, &birth, fds, 0, error);
 }
 
 static void keep_spare(struct vm *vm)
@@ -118,7 +120,7 @@ static bool use_spare(const struct birth *b, const int fds[LINK_FDS_MAX], struct
 	return true;
 }
 
-static void fork_clone(struct vm *vm, const struct birth *b, const int fds[LINK_FDS_MAX],
+static void fork_clone(struct vm *vm, struct birth *b, const int fds[LINK_FDS_MAX],
 		       struct link_answer *a, int *pidfd)
 {
 	a->pid = fork();
@@ -142,21 +144,20 @@ static void fork_clone(struct vm *vm, const struct birth *b, const int fds[LINK_
 static void make_clone(struct vm *vm, const struct link_request *request,
 		       const int fds[LINK_FDS_MAX])
 {
-	static struct birth b; /* and what was learned by the last time */
-	static uint32_t known;
+	struct birth *b = &birth;
 	uint32_t noted = vm->learn ? vm->learn->n : 0;
-	if (noted != known) {
-		b.pages = learn_predict(vm->learn, b.ahead, CLONE_AHEAD_MOST);
-		known = noted;
+	if (noted != b->known) {
+		b->pages = learn_predict(vm->learn, b->ahead, CLONE_AHEAD_MOST);
+		b->known = noted;
 	}
-	b.request = *request;
+	b->request = *request;
 	struct link_answer a = {.id = request->id};
 	int pidfd = -1;
 	if (fds[LINK_FDS - 1] < 0) { /* the kernel found no room for them */
 		errno = EMFILE;
 		refuse(&a, request, "its template can't take its channels");
-	} else if (!use_spare(&b, fds, &a, &pidfd))
-		fork_clone(vm, &b, fds, &a, &pidfd);
+	} else if (!use_spare(b, fds, &a, &pidfd))
+		fork_clone(vm, b, fds, &a, &pidfd);
 	answer(vm, &a, pidfd);
 	if (pidfd >= 0)
 		close(pidfd);

@@ -20,6 +20,8 @@
 
 #define STOP_MS  200  /* how long a vCPU gets to leave the guest */
 #define FLUSH_MS 1000 /* how long the host gets to take the last console bytes */
+#define REST_MS \
+	2000 /* without work for the loop, after which a VM gives back what it can do without */
 
 /* virtio 1.2 section 5 */
 #define ID_BLK     2
@@ -174,6 +176,14 @@ static void reclaim(struct vm *vm)
 		       strerror(-rc), rc == -ENOMEM ? " (raise vm.max_map_count)" : "");
 }
 
+/* A guest that does nothing is to cost little. */
+static void rest(struct loop_work *w)
+{
+	struct vm *vm = container(struct vm, resting, w);
+	memory_rest(&vm->memory);
+	malloc_trim(0);
+}
+
 static void go_on_reclaiming(struct loop_work *w)
 {
 	struct vm *vm = container(struct vm, reclaiming, w);
@@ -275,11 +285,11 @@ static void wait_for_frames(struct vm *vm)
 	vm_set_state(vm, VM_STARTING);
 }
 
-static int load(struct vm *vm, char *error)
+static int load(struct vm *vm, struct boot_plan *plan, char *error)
 {
 	for (;;) {
-		int rc = boot_load(vm->config.image, &vm->config.machine, &vm->memory.gmem,
-				   &vm->plan, error);
+		int rc = boot_load(vm->config.image, &vm->config.machine, &vm->memory.gmem, plan,
+				   error);
 		if (!rc)
 			rc = identity_renew(vm, 0);
 		if (rc && rc != -EAGAIN && !*error)
@@ -291,22 +301,22 @@ static int load(struct vm *vm, char *error)
 	}
 }
 
-static int set_registers(struct vm *vm, char *error)
+static int set_registers(struct vm *vm, const struct boot_plan *plan, char *error)
 {
 	for (unsigned i = 0; i < vm->kvm.cpus; i++) {
-		const struct boot_cpu *plan = &vm->plan.cpu[i];
+		const struct boot_cpu *cpu = &plan->cpu[i];
 		int fd = vm->kvm.vcpu[i].fd;
-		if (!plan->runs)
+		if (!cpu->runs)
 			continue;
 		struct kvm_sregs sregs;
 		struct kvm_mp_state runnable = {.mp_state = KVM_MP_STATE_RUNNABLE};
 		int rc = ioctl(fd, KVM_GET_SREGS, &sregs);
 		if (rc == 0) {
-			boot_apply_sregs(plan, &sregs);
+			boot_apply_sregs(cpu, &sregs);
 			rc = ioctl(fd, KVM_SET_SREGS, &sregs);
 		}
 		if (rc == 0)
-			rc = ioctl(fd, KVM_SET_REGS, &plan->regs);
+			rc = ioctl(fd, KVM_SET_REGS, &cpu->regs);
 		if (rc == 0 && i)
 			rc = ioctl(fd, KVM_SET_MP_STATE, &runnable);
 		if (rc < 0)
@@ -331,6 +341,7 @@ int vm_watch(struct vm *vm, char *error)
 static int set_up(struct vm *vm, char *error)
 {
 	const struct machine *m = &vm->config.machine;
+	struct boot_plan plan = {0};
 	int rc = memory_create(&vm->memory, vm->links.table, vm->links.id, m, vm->links.pool,
 			       vm->links.mailbox, error);
 	if (rc)
@@ -346,11 +357,11 @@ static int set_up(struct vm *vm, char *error)
 			      rc == -EPERM ? " (see /proc/sys/kernel/io_uring_disabled)" : "");
 	rc = board_create(vm, error);
 	if (!rc)
-		rc = load(vm, error);
+		rc = load(vm, &plan, error);
 	if (!rc)
 		rc = kvm_vm_create(&vm->kvm, vm->links.kvm, m, &vm->memory.window, error);
 	if (!rc)
-		rc = set_registers(vm, error);
+		rc = set_registers(vm, &plan, error);
 	if (rc)
 		return rc;
 	pause_init(vm);
@@ -358,6 +369,8 @@ static int set_up(struct vm *vm, char *error)
 	vm->on_link.done = on_link;
 	vm->ending.run = begin_ending;
 	vm->reclaiming.run = go_on_reclaiming;
+	vm->resting.run = rest;
+	loop_when_quiet(vm->loop, &vm->resting, REST_MS);
 	return vm_watch(vm, error);
 }
 
@@ -405,7 +418,8 @@ _Noreturn void vm_run(struct vm *vm)
 
 _Noreturn void vm_process(const struct vm_config *config, const struct vm_links *links)
 {
-	static struct vm vm; /* the process is this VM and nothing else */
+	/* The process is this VM and nothing else. In as few pages as it fits: each clone has its own. */
+	static struct vm vm __attribute__((aligned(PAGE_SIZE)));
 	char error[ERROR_MAX] = "";
 	vm.config = *config;
 	vm.links = *links;

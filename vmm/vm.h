@@ -110,10 +110,9 @@ struct vm {
 	struct inlet inlet, agent_inlet;
 	struct idle idle;
 	struct loop_work ending;
-	struct loop_work reclaiming;
+	struct loop_work reclaiming, resting;
 	struct loop_op on_fault, on_link;
 	struct fault_queue starved;
-	struct boot_plan plan;
 	struct vm_pause pause;
 	struct kvm_state frozen; /* of a template, and of a clone until it runs */
 	struct learn
