@@ -190,6 +190,8 @@ static int resolve(struct memory *m, gfn_t g, bool write, bool mapped, enum faul
 	}
 	if (p.kind == IPT_AWAY) {
 		*kind = FAULT_FETCHED;
+		if (!reclaim_has_turn(reclaim_desk(m->reclaim, m->vm)))
+			return -EAGAIN;
 		return resolve_away(m, g, write);
 	}
 	if (p.kind != IPT_OWN) {

@@ -3,6 +3,7 @@
  * it first.
  */
 #include "vmm/evict.h"
+#include "vmm/reclaim.h"
 #include "vmm/store.h"
 #include <errno.h>
 #include <string.h>
@@ -49,6 +50,10 @@ static unsigned order_wanted(const struct memory *m, gfn_t g)
 	unsigned least = 0;
 	while (least < IPT_CLUSTER_ORDER && m->window.bytes >> PAGE_SHIFT >> least > PIECES_MOST)
 		least++;
+	/* For its turn there is room for all it uses: the sooner it is there the better. */
+	const struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
+	if (d && atomic_load_explicit(&d->turn, memory_order_relaxed) == RECLAIM_HAS_TURN)
+		return IPT_CLUSTER_ORDER;
 	for (unsigned i = 0; i < STREAMS; i++) {
 		uint64_t at = ahead.stream[i].at;
 		if ((g.v > at ? g.v - at : at - g.v) > NEAR)

@@ -60,6 +60,8 @@ static const struct metric of_host[] = {
 	 NULL, 0},
 	{"reclaim_unheard_total", "VMs that didn't answer in time.", "reclaim.vms_unheard", NULL,
 	 0},
+	{"reclaim_turns_total", "Times that a VM got its turn after it had waited for it.",
+	 "reclaim.turns", NULL, 0},
 	{"reclaim_cpu_seconds_total", "CPU time.", "reclaim.reclaimer_cpu_ns", "of=\"reclaimer\"",
 	 NANO},
 	{NULL, NULL, "reclaim.vms_cpu_ns", "of=\"vms\"", NANO},

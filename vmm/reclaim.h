@@ -34,6 +34,9 @@ struct reclaim_run {
  * which nobody changes, stays at IPT_AGE_MOST for ever. */
 #define RECLAIM_STUBBORN 64
 
+/* reclaim_turns.h: nobody takes turns, or this VM doesn't take part; it is its turn; it isn't. */
+enum reclaim_turn { RECLAIM_NO_TURNS, RECLAIM_HAS_TURN, RECLAIM_WAITS_FOR_TURN };
+
 enum reclaim_state { RECLAIM_FREE, RECLAIM_ASKED, RECLAIM_TAKEN, RECLAIM_DONE };
 
 struct reclaim_answer {
@@ -49,6 +52,8 @@ struct reclaim_desk {
 	/* From the reclaimer: how old its pages must be to go; RECLAIM_LOOK: none are to. At 1 or 0 it may as well take
 	 * some out itself when it finds the pool empty. */
 	_Atomic uint32_t gives;
+	/* From the reclaimer: enum reclaim_turn. One that waits for its turn gets nothing back from outside memory. */
+	_Atomic uint32_t turn;
 	/* What the reclaimer thinks of it: frames in its working set, and how wrong that may be (95 %). */
 	_Atomic uint32_t working_set, working_set_error;
 	/* Stalls of the last 10 and 60 seconds, in millionths: the share of time in which a vCPU of it waited for memory
@@ -79,6 +84,7 @@ struct reclaim_counters {        /* written by the reclaimer; freed to errors al
 		dropped; /* of `freed`: pages of files, to be read again when they are touched */
 	_Atomic uint64_t reclaimer_ns, vms_ns;
 	_Atomic uint64_t unheard; /* VMs that didn't answer in time */
+	_Atomic uint64_t turns;   /* that began after a VM had waited for its turn */
 };
 
 /* A user's wish, one at a time: free so many frames of a VM (0: of all), wanted or not. */
@@ -114,6 +120,8 @@ void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uin
 			uint32_t limit);
 /* What became of pages is counted. */
 void reclaim_count(struct reclaim_board *b, const struct evict_count *c);
+/* Is it this VM's turn to bring pages back (reclaim_turns.h)? Also where nobody takes turns. */
+bool reclaim_has_turn(const struct reclaim_desk *d);
 /* Wake the reclaimer. */
 void reclaim_ring(struct reclaim_board *b);
 /* The pool may have become short by what was just taken: wake the reclaimer if so. */

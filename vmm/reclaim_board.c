@@ -48,6 +48,7 @@ void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uin
 	atomic_store_explicit(&d->min, min, memory_order_relaxed);
 	atomic_store_explicit(&d->limit, limit, memory_order_relaxed);
 	d->gives = 1;
+	d->turn = RECLAIM_NO_TURNS;
 	d->at_work = d->droppable = 0;
 	d->stall_ns = d->stalled_since_ns = 0;
 	d->working_set = d->working_set_error = d->stall10 = d->stall60 = 0;
@@ -71,6 +72,11 @@ void reclaim_count(struct reclaim_board *b, const struct evict_count *c)
 	count(&to->refused, c->refused);
 	count(&to->full, c->full);
 	count(&to->errors, c->errors);
+}
+
+bool reclaim_has_turn(const struct reclaim_desk *d)
+{
+	return !d || atomic_load_explicit(&d->turn, memory_order_acquire) != RECLAIM_WAITS_FOR_TURN;
 }
 
 void reclaim_ring(struct reclaim_board *b)

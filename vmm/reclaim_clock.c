@@ -61,6 +61,8 @@ static void survey_vm(struct reclaim_clock *c, uint32_t id)
 	if (!live)
 		return;
 	v->frames = info.frames[IPT_PRIVATE];
+	v->out = info.frames[IPT_OUT];
+	v->turn = atomic_load_explicit(&d->turn, memory_order_relaxed);
 	v->price = reclaim_price(d->shares, v->frames, v->active);
 	d->working_set = (uint32_t)(v->frames * v->active);
 	d->working_set_error = reclaim_error(v);
@@ -79,9 +81,14 @@ static bool may_give(const struct reclaim_clock *c, uint32_t id)
  * anybody pays who waits for memory is `dearest`. */
 static uint32_t age_of(const struct reclaim_clock *c, uint32_t id, double least, double dearest)
 {
-	double price = c->vm[id].price;
+	const struct reclaim_vm *v = &c->vm[id];
+	double price = v->price;
 	if (c->sampling || !may_give(c, id))
 		return RECLAIM_LOOK;
+	if (v->turn == RECLAIM_WAITS_FOR_TURN) /* it can't use them now */
+		return 0;
+	if (v->turn == RECLAIM_HAS_TURN && c->turns)
+		price = INFINITY;
 	if (c->force || (!c->only && dearest > price * RECLAIM_UNFAIR))
 		return 0;
 	return reclaim_age_of(price, least, c->urgency);
@@ -90,6 +97,7 @@ static uint32_t age_of(const struct reclaim_clock *c, uint32_t id, double least,
 void reclaim_clock_survey(struct reclaim_clock *c)
 {
 	double least = 0, dearest = 0;
+	c->turns = false;
 	for (uint32_t id = 1; id < c->vms; id++) {
 		const struct reclaim_vm *v = &c->vm[id];
 		survey_vm(c, id);
@@ -97,7 +105,9 @@ void reclaim_clock_survey(struct reclaim_clock *c)
 			continue;
 		if (may_give(c, id) && (least == 0 || v->price < least))
 			least = v->price;
-		if (c->board->desk[id].stall10 > RECLAIM_STALLED && v->price > dearest)
+		c->turns |= v->turn == RECLAIM_WAITS_FOR_TURN;
+		if (v->turn == RECLAIM_NO_TURNS && c->board->desk[id].stall10 > RECLAIM_STALLED &&
+		    v->price > dearest)
 			dearest = v->price;
 	}
 	for (uint32_t id = 1; id < c->vms; id++)

@@ -28,9 +28,11 @@
 
 /* What the reclaimer knows of a VM. */
 struct reclaim_vm {
-	bool live;       /* a guest that may be asked */
-	bool is_shared;  /* a template, or: */
-	bool is_file;    /* a file whose pages may be dropped */
+	bool live;      /* a guest that may be asked */
+	bool is_shared; /* a template, or: */
+	bool is_file;   /* a file whose pages may be dropped */
+	enum reclaim_turn turn;
+	uint32_t out;    /* its own, out of memory */
 	uint32_t frames; /* its own, in memory */
 	double active;   /* the share of them that is used; 1 until it is known */
 	double active_n; /* pages that say so, older ones counting less */
@@ -52,6 +54,7 @@ struct reclaim_clock {
 	/* A template's or file's frames, n (1 or 16) from f on, that may go: they were not brought back for long. */
 	void (*shared)(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
 	void *ctx;
+	bool turns;       /* some wait for theirs, and give first */
 	unsigned urgency; /* 0: as above; each more halves the ages */
 };
 

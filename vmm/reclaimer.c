@@ -9,6 +9,7 @@
 #include "vmm/clock.h"
 #include "vmm/reclaim_shared.h"
 #include "vmm/reclaim_stall.h"
+#include "vmm/reclaim_turns.h"
 #include "vmm/store.h"
 #include <errno.h>
 #include <linux/futex.h>
@@ -51,6 +52,8 @@ struct reclaimer {
 	bool sample_again;           /* the sample's first look is done */
 	struct reclaim_stall *stall; /* by id */
 	uint64_t stalls_ns;          /* when they were looked at */
+	struct reclaim_turns turns;
+	struct reclaim_fact *fact; /* by id */
 	uint32_t sample_at[SAMPLE_RUNS];
 	unsigned short dice[3];
 };
@@ -134,6 +137,64 @@ static void look_at_stalls(struct reclaimer *r)
 	r->stalls_ns = now;
 }
 
+/* ---- turns --------------------------------------------------------------------------------- */
+
+static void collect_facts(struct reclaimer *r, uint64_t now)
+{
+	for (uint32_t id = 1; id < r->clock.vms; id++) {
+		const struct reclaim_vm *v = &r->clock.vm[id];
+		const struct reclaim_desk *d = &r->links.board->desk[id];
+		uint32_t used = d->working_set + d->working_set_error;
+		r->fact[id] = (struct reclaim_fact){.live = v->live,
+						    .born = d->born,
+						    .shares = d->shares ? d->shares : 1,
+						    .min = d->min,
+						    .frames = v->frames,
+						    .used = used < v->frames ? used : v->frames,
+						    .out = v->out,
+						    .stalled_ns = reclaim_stalled_ns(d, now)};
+	}
+}
+
+/* Frames that those who take part may share: all that aren't others', and aren't to stay free. */
+static uint32_t room_for_turns(const struct reclaimer *r)
+{
+	uint32_t used = ipt_config(r->links.table)->frames - ipt_free_frames(r->links.table);
+	uint32_t room = ipt_config(r->links.table)->frames;
+	for (uint32_t id = 1; id < r->clock.vms; id++)
+		if (r->turns.vm[id].member)
+			used -= r->clock.vm[id].frames < used ? r->clock.vm[id].frames : used;
+	used += r->links.board->high;
+	return room > used ? room - used : 0;
+}
+
+/* Tell the VMs whose turn it is. */
+static void announce_turns(struct reclaimer *r)
+{
+	for (uint32_t id = 1; id < r->clock.vms; id++) {
+		const struct reclaim_turn_vm *v = &r->turns.vm[id];
+		struct reclaim_desk *d = &r->links.board->desk[id];
+		uint32_t turn = !v->member ? RECLAIM_NO_TURNS
+				: v->waits ? RECLAIM_WAITS_FOR_TURN
+					   : RECLAIM_HAS_TURN;
+		uint32_t was = atomic_exchange_explicit(&d->turn, turn, memory_order_acq_rel);
+		if (was != RECLAIM_WAITS_FOR_TURN || turn == was)
+			continue;
+		count(&r->links.board->counters.turns, 1);
+		ring_host(r, id); /* its faults wait */
+	}
+}
+
+static void look_at_turns(struct reclaimer *r)
+{
+	uint64_t now = clock_ns();
+	if (now - r->turns.looked_ns < RECLAIM_TURNS_MS * UINT64_C(1000000))
+		return;
+	collect_facts(r, now);
+	reclaim_turns_look(&r->turns, r->fact, room_for_turns(r), now);
+	announce_turns(r);
+}
+
 /* One that had been given up: its late answer; or it is rung again, since a clone that was being made wasn't. */
 static void hear_late(struct reclaimer *r, uint32_t id, uint64_t now)
 {
@@ -186,6 +247,7 @@ static void collect(struct reclaimer *r)
 		if (r->note[id].deaf_until_ns && !r->note[id].asked_ns)
 			hear_late(r, id, now);
 	look_at_stalls(r);
+	look_at_turns(r);
 	if (r->freed != before)
 		ring_host(r, 0); /* feed the hungry */
 }
@@ -354,7 +416,8 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 	r.clock.ctx = &r.shared;
 	r.note = calloc(r.clock.vms, sizeof *r.note);
 	r.stall = calloc(r.clock.vms, sizeof *r.stall);
-	if (!r.note || !r.stall)
+	r.fact = calloc(r.clock.vms, sizeof *r.fact);
+	if (!r.note || !r.stall || !r.fact || reclaim_turns_create(&r.turns, r.clock.vms))
 		_exit(1);
 	r.stalls_ns = clock_ns();
 	inherit(&r);
@@ -374,7 +437,7 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 		keep_limits(&r);
 		sample(&r);
 		trim_store(&r);
-		rest(&r, bell, full ? FULL_MS : SAMPLE_MS);
+		rest(&r, bell, full ? FULL_MS : r.turns.waiting ? RECLAIM_TURNS_MS : SAMPLE_MS);
 	}
 }
 

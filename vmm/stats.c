@@ -115,6 +115,7 @@ static json_t *reclaim_stats(struct host *h)
 	put(o, "store_full", c->full);
 	put(o, "store_errors", c->errors);
 	put(o, "vms_unheard", c->unheard);
+	put(o, "turns", c->turns);
 	put(o, "reclaimer_cpu_ns", c->reclaimer_ns);
 	put(o, "vms_cpu_ns", c->vms_ns);
 	put(o, "pages_of_templates", c->shared);
@@ -144,6 +145,9 @@ static json_t *reclaim_stats_vm(struct host_vm *vm)
 	put(o, "working_set_frames", d->working_set);
 	put(o, "working_set_error_frames", d->working_set_error);
 	put(o, "stall_ns", reclaim_stalled_ns(d, clock_ns()));
+	static const char *const turns[] = {"none", "has", "waits"};
+	json_object_set_new(o, "turn",
+			    json_string(turns[d->turn <= RECLAIM_WAITS_FOR_TURN ? d->turn : 0]));
 	json_object_set_new(o, "stall_avg10", json_real(d->stall10 / 1e6));
 	json_object_set_new(o, "stall_avg60", json_real(d->stall60 / 1e6));
 	return o;

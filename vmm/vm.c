@@ -140,7 +140,9 @@ static void after_faults(struct vm *vm, int rc)
 		       : rc == -EBADMSG ? " (a page that was taken out of memory came back damaged)"
 		       : rc == -EIO     ? " (reading a page back that was taken out of memory)"
 					: "");
-	uint32_t now = vm->starved.n ? VM_STARVED : VM_RUNNING;
+	/* Waiting for its turn is nothing that the host or a user could mend. */
+	bool has_turn = reclaim_has_turn(reclaim_desk(vm->links.reclaim, vm->links.id));
+	uint32_t now = vm->starved.n && has_turn ? VM_STARVED : VM_RUNNING;
 	uint32_t was = atomic_load_explicit(&mb->state, memory_order_relaxed);
 	if (was == now && now == VM_STARVED)
 		vm_tell_host(vm); /* hungry again: the host may have looked while it wasn't said */
@@ -229,8 +231,11 @@ static void take_orders(struct vm *vm)
 			vm_end(vm, END_HOST_ERROR, "merging left a page without its mapping: %s%s",
 			       strerror(-rc), rc == -ENOMEM ? " (raise vm.max_map_count)" : "");
 	}
-	if (orders & ORDER_RECLAIM)
+	if (orders & ORDER_RECLAIM) {
+		if (vm->starved.n) /* it may be our turn now */
+			after_faults(vm, fault_retry(&vm->memory, &vm->starved));
 		reclaim(vm);
+	}
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
