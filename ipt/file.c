@@ -4,7 +4,6 @@
 #include "ipt/move.h"
 #include "ipt/template.h"
 #include <errno.h>
-#include <sched.h>
 
 /* n limbo frames of vm become pages of the file, all in one group, or none does. */
 static int map_piece(struct ipt *t, uint32_t vm, vmid_t file, uint64_t page, uint32_t f, unsigned n)
@@ -47,13 +46,7 @@ static bool are_pages(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, uin
 {
 	struct vm_slot *s = registry_slot(t, file, VM_LIVE);
 
-	if (!s || load_relaxed8(&s->kind) != IPT_FILE)
-		return false;
-	for (uint32_t i = 0; i < n; i++) {
-		if (forward_find(t, file.v, page + i) != f + i)
-			return false;
-	}
-	return true;
+	return s && load_relaxed8(&s->kind) == IPT_FILE && forward_has_run(t, file.v, page, f, n);
 }
 
 static int drop_locked(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, uint32_t n,
@@ -79,9 +72,8 @@ static int drop_locked(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, ui
 		forward_map(t, file.v, page, f, n, IPT_PRIVATE);
 		slot_count(t, file, IPT_LIMBO, IPT_PRIVATE, n);
 	}
-	/* Somebody may be pinning one, who will find that it isn't there any more. */
-	for (int tries = 0; !err && ipt_free(t, file, frame(f), n) && tries < 1000; tries++)
-		sched_yield();
+	if (!err)
+		template_free(t, file, f, n);
 	recount_end(t);
 	return err;
 }

@@ -20,6 +20,16 @@ static inline uint32_t forward_find(struct ipt *t, uint32_t vm, uint64_t g)
 	return t->kind == IPT_INDEX ? index_find(t, vm, g) : radix_find(t, vm, g);
 }
 
+/* Has vm itself the frames from f on at its n gfns from g on? */
+static inline bool forward_has_run(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		if (forward_find(t, vm, g + i) != f + i)
+			return false;
+	}
+	return true;
+}
+
 /* Map n frames or slots from f on, all in one group, in that state (PRIVATE, ALIAS or TOMB). 0, or, with
  * nothing changed, -EEXIST, -ENOSPC, -ENOMEM. */
 static inline int forward_map(struct ipt *t, uint32_t vm, uint64_t g, uint32_t f, unsigned n,

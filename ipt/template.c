@@ -132,15 +132,6 @@ static bool is_template(struct ipt *t, vmid_t vm)
 	return s && load_relaxed8(&s->kind) == IPT_TEMPLATE;
 }
 
-static bool are_at(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++) {
-		if (forward_find(t, vm.v, g + i) != f + i)
-			return false;
-	}
-	return true;
-}
-
 /* Slots for n pages, in a row. */
 static uint32_t take_slots(struct ipt *t, vmid_t vm, uint32_t n)
 {
@@ -169,6 +160,12 @@ static int claim_all(struct ipt *t, vmid_t vm, uint32_t slot, struct ipt_out *pa
 	return err;
 }
 
+void template_free(struct ipt *t, vmid_t vm, uint32_t f, uint32_t n)
+{
+	for (int tries = 0; ipt_free(t, vm, frame(f), n) && tries < 1000; tries++)
+		sched_yield();
+}
+
 /* The slots take the frames' places, if these are nobody's any more then. */
 static int swap_out(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t slot, uint32_t n,
 		    const struct ipt_out_ops *ops, void *ctx)
@@ -190,9 +187,7 @@ static int swap_out(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t s
 	if (!err)
 		err = ops->clean(ctx, frame(f), n);
 	if (!err) {
-		/* Somebody may be pinning one, who will find that it isn't there any more. */
-		for (int tries = 0; ipt_free(t, vm, frame(f), n) && tries < 1000; tries++)
-			sched_yield();
+		template_free(t, vm, f, n);
 		return 0;
 	}
 	/* There was room for it before. */
@@ -205,7 +200,7 @@ static int swap_out(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, uint32_t s
 static int out_locked(struct ipt *t, vmid_t vm, uint64_t g, uint32_t f, struct ipt_out *pages,
 		      uint32_t n, const struct ipt_out_ops *ops, void *ctx)
 {
-	if (!is_template(t, vm) || !are_at(t, vm, g, f, n))
+	if (!is_template(t, vm) || !forward_has_run(t, vm.v, g, f, n))
 		return -ESTALE;
 	if (frames_pinned(t, f, n))
 		return -EBUSY;
