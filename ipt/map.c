@@ -1,6 +1,7 @@
 /* Mapping and unmapping. */
 #include "ipt/map.h"
 #include "ipt/chain.h"
+#include "ipt/fail.h"
 #include "ipt/run.h"
 #include "ipt/space.h"
 #include "ipt/zone.h"
@@ -109,6 +110,8 @@ int ipt_map(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t count)
 {
 	int err = map_check(t, vm, first, fr, count);
 
+	if (!err)
+		err = -fail_point(FAIL_IPT_MAP);
 	return err ? err : map_frames(t, vm, first.v, fr.v, count, 1u << IPT_TOMB);
 }
 

@@ -1,4 +1,5 @@
 /* Pages that are not in memory: going out, and where they are. Coming back is ipt_map_over. */
+#include "ipt/fail.h"
 #include "ipt/map.h"
 #include "ipt/run.h"
 #include "ipt/space.h"
@@ -46,6 +47,8 @@ int ipt_out_claim(struct ipt *t, vmid_t vm, struct ipt_out *pages, uint32_t n, u
 {
 	int err = out_check(t, vm, n);
 
+	if (!err)
+		err = -fail_point(FAIL_IPT_OUT);
 	if (err)
 		return err;
 	uint32_t got = take_slots(t, vm, n, slots);

@@ -1,6 +1,7 @@
 /* The VM registry. See registry.h. */
 #include "ipt/registry.h"
 #include "ipt/debug.h"
+#include "ipt/fail.h"
 #include "ipt/move.h"
 #include "ipt/radix.h"
 #include "ipt/region.h"
@@ -313,6 +314,8 @@ static int add(struct ipt *t, const char *name, enum ipt_vm_kind kind, vmid_t pa
 	struct name packed;
 	int err = name_check(name, &packed);
 
+	if (!err)
+		err = -fail_point(FAIL_IPT_VM_ADD);
 	if (err)
 		return err;
 	registry_lock(t);
@@ -336,6 +339,8 @@ int ipt_vm_freeze(struct ipt *t, vmid_t vm, const char *template_name, vmid_t *o
 	struct name packed;
 	int err = name_check(template_name, &packed);
 
+	if (!err)
+		err = -fail_point(FAIL_IPT_FREEZE);
 	if (err)
 		return err;
 	registry_lock(t);

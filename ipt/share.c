@@ -3,6 +3,7 @@
  * that are void although an ancestor has something there.
  */
 #include "ipt/chain.h"
+#include "ipt/fail.h"
 #include "ipt/map.h"
 #include "ipt/place.h"
 #include "ipt/region.h"
@@ -134,6 +135,8 @@ int ipt_map_over(struct ipt *t, vmid_t vm, gfn_t first, frame_t fr, uint32_t cou
 	struct run run = {.gone = gone, .ctx = ctx};
 	int err = map_check(t, vm, first, fr, count);
 
+	if (!err)
+		err = -fail_point(FAIL_IPT_MAP);
 	if (err)
 		return err;
 	const unsigned replaces = 1u << IPT_TOMB | 1u << IPT_OUT;

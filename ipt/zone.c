@@ -1,6 +1,7 @@
 /* The frame allocator. See zone.h. */
 #include "ipt/zone.h"
 #include "ipt/debug.h"
+#include "ipt/fail.h"
 #include "ipt/registry.h"
 #include <assert.h>
 #include <errno.h>
@@ -400,6 +401,8 @@ int ipt_alloc(struct ipt *t, vmid_t vm, unsigned order, const struct ipt_hint *h
 
 	if (order > IPT_MAX_ORDER)
 		return -EINVAL;
+	if (!err)
+		err = -fail_point(FAIL_IPT_ALLOC);
 	if (err)
 		return err;
 	if (hint && frame_valid(hint->goal) && hint->goal.v < t->frames)

@@ -1,4 +1,5 @@
 /* The block device's operations on its file. See blk.h. */
+#include "ipt/fail.h"
 #include "virtio/blk.h"
 #include <errno.h>
 #include <linux/falloc.h>
@@ -220,6 +221,10 @@ void blk_done(struct loop_op *op, int res, uint32_t flags)
 	struct request *r = (struct request *)op;
 	struct virtio_dev *d = &r->b->dev;
 	(void)flags;
+	if (r->type == T_IN || r->type == T_OUT)
+		res = fail_result(FAIL_BLK_RESULT, FAIL_BLK_SHORT, res);
+	else
+		res = fail_result(FAIL_BLK_RESULT, FAIL_IDS, res);
 	pthread_mutex_lock(&d->lock);
 	done_locked(r, res);
 	pthread_mutex_unlock(&d->lock);
@@ -227,7 +232,7 @@ void blk_done(struct loop_op *op, int res, uint32_t flags)
 
 struct request *blk_request(struct blk *b, struct virtq_chain *c, uint32_t type, size_t rest)
 {
-	struct request *r = malloc(sizeof(*r) + rest);
+	struct request *r = fail_null(BLK_MEMORY, malloc(sizeof(*r) + rest));
 	if (!r)
 		return NULL;
 	*r = (struct request){.op = {blk_done}, .b = b, .chain = c, .type = type};

@@ -1,5 +1,6 @@
 /* The loop on io_uring. See loop.h. */
 #include "virtio/loop.h"
+#include "ipt/fail.h"
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -91,7 +92,8 @@ static int open_ring(struct loop *l, unsigned entries)
 	if (l->wake_fd < 0)
 		return -errno;
 	/* COOP_TASKRUN (5.19): no interrupt to a thread that enters the kernel soon anyway. */
-	int r = io_uring_queue_init(entries, &l->ring, IORING_SETUP_COOP_TASKRUN);
+	int r = fail_rc(LOOP_CREATE,
+			io_uring_queue_init(entries, &l->ring, IORING_SETUP_COOP_TASKRUN));
 	if (r == -EINVAL)
 		r = io_uring_queue_init(entries, &l->ring, 0);
 	if (r)
@@ -443,7 +445,7 @@ static int round_once(struct loop *l, loop_done_fn *only, int timeout_ms)
 	if (ready || io_uring_cq_ready(&l->ring) || !timeout_ms) {
 		r = io_uring_submit_and_get_events(&l->ring);
 	} else if (timeout_ms < 0) {
-		r = io_uring_submit_and_wait(&l->ring, 1);
+		r = fail_rc(LOOP_SUBMIT, io_uring_submit_and_wait(&l->ring, 1));
 	} else {
 		struct __kernel_timespec ts = {timeout_ms / 1000, timeout_ms % 1000 * 1000000L};
 		struct io_uring_cqe *c;

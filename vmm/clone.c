@@ -1,4 +1,5 @@
 #include "vmm/clone.h"
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include "vmm/identity.h"
 #include <errno.h>
@@ -52,7 +53,7 @@ static int become(struct vm *vm, const struct birth *b, char *error)
 	if (b->request.predict)
 		memory_copy_ahead(&vm->memory, b->ahead,
 				  b->pages < CLONE_AHEAD_MOST ? b->pages : CLONE_AHEAD_MOST);
-	int rc = identity_renew(vm, b->request.number);
+	int rc = fail_rc(CLONE_IDENTITY, identity_renew(vm, b->request.number));
 	if (rc)
 		return errorf(error, rc, "%s: its generation id: %s", vm->config.machine.name,
 			      rc == -EAGAIN ? "the pool has no free frame" : strerror(-rc));
@@ -64,7 +65,8 @@ static int become(struct vm *vm, const struct birth *b, char *error)
 _Noreturn void clone_born(struct vm *vm, struct birth *b, const int fds[LINK_FDS_MAX], int rc,
 			  char *error)
 {
-	struct mailbox *mb = mmap(NULL, sizeof *mb, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
+	struct mailbox *mb = fail_call(CLONE_MAILBOX, mmap(NULL, sizeof *mb, PROT_READ | PROT_WRITE,
+							   MAP_SHARED, fds[1], 0));
 	close(fds[1]);
 	if (mb == MAP_FAILED)
 		_exit(1);
@@ -75,6 +77,7 @@ _Noreturn void clone_born(struct vm *vm, struct birth *b, const int fds[LINK_FDS
 	vm->links.id = vmid(b->request.id);
 	snprintf(vm->config.machine.name, sizeof vm->config.machine.name, "%s", b->request.name);
 	vm_name_process("vm", b->request.name);
+	fail_be(FAIL_VM, b->request.name);
 	if (!rc)
 		rc = adopt_sets(vm, fds + LINK_FDS, error);
 	if (!rc)

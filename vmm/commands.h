@@ -30,4 +30,7 @@ int command_resume(int argc, char **argv);
 int command_reclaim(int argc, char **argv);
 int command_limit(int argc, char **argv);
 
+/* fail_requests.c */
+int command_fail(int argc, char **argv);
+
 #endif

@@ -1,4 +1,5 @@
 #include "vmm/control.h"
+#include "ipt/fail.h"
 #include "vmm/container.h"
 #include "vmm/error.h"
 #include "vmm/rundir.h"
@@ -111,8 +112,9 @@ static void lose(struct control_request *r)
 static int push_reply(struct control_request *r)
 {
 	while (r->sent < r->reply_bytes) {
-		ssize_t n = send(r->source.fd, r->reply + r->sent, r->reply_bytes - r->sent,
-				 MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = fail_call(CONTROL_SEND,
+				      send(r->source.fd, r->reply + r->sent,
+					   r->reply_bytes - r->sent, MSG_NOSIGNAL | MSG_DONTWAIT));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
@@ -300,7 +302,8 @@ static void hear(struct control_request *r)
 		r->room = room;
 	}
 	char *at = r->heard + r->held;
-	ssize_t n = recv(r->source.fd, at, r->room - r->held, MSG_PEEK | MSG_DONTWAIT);
+	ssize_t n = fail_call(CONTROL_READ,
+			      recv(r->source.fd, at, r->room - r->held, MSG_PEEK | MSG_DONTWAIT));
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	char *end = n > 0 ? memchr(at, '\n', (size_t)n) : NULL;
@@ -354,10 +357,12 @@ static void on_listening(struct host_source *s, uint32_t events)
 		host_remove_source(c->config.host, s); /* drop() takes it in again */
 		return;
 	}
-	int fd = accept4(s->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	int fd =
+		fail_call(CONTROL_ACCEPT, accept4(s->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
 	if (fd < 0)
 		return;
-	struct control_request *r = may_ask(fd) ? calloc(1, sizeof *r) : NULL;
+	struct control_request *r =
+		may_ask(fd) ? fail_null(CONTROL_MEMORY, calloc(1, sizeof *r)) : NULL;
 	if (r) {
 		*r = (struct control_request){
 			.control = c, .source = {fd, on_client}, .watched = EPOLLIN};

@@ -42,6 +42,7 @@ static const char host_help[] =
 	"the\n"
 	"                  pool, when that is short (off)\n"
 	"  --swap FILE,SIZE  and into this file, which is made if there is none (off)\n"
+	"  --fail NAME=PROGRAM  set a failpoint (docs/FAULTS.md); repeat for more; --fail-seed N\n"
 	"  --foreground    stay on the terminal; Ctrl-C powers the guests off and ends it\n"
 	"stop          power the guests off (by their power button, then by order, then kill), "
 	"end\n"
@@ -70,6 +71,8 @@ static int start_one(void *ctx, int option, char *value, char *error)
 	case 'g':
 	case 'K':
 	case 'w':
+	case 'f':
+	case 'x':
 		rc = options_run_one(&o, option, value, error);
 		if (option == 'p') {
 			s->host.pool_bytes = o.pool_bytes;
@@ -80,7 +83,7 @@ static int start_one(void *ctx, int option, char *value, char *error)
 			s->host.swap_bytes = o.swap_bytes;
 		} else if (option == 'g')
 			s->merge = (int)o.merge_percent;
-		else
+		else if (option == 't')
 			s->host.kind = o.table;
 		return rc;
 	case 'M':
@@ -99,9 +102,10 @@ static int start_one(void *ctx, int option, char *value, char *error)
 static int parse_start(struct start *s, int argc, char **argv, char *error)
 {
 	static const struct option longs[] = {
-		{"pool", 1, NULL, 'p'},  {"max-vms", 1, NULL, 'M'},    {"table", 1, NULL, 't'},
-		{"merge", 1, NULL, 'g'}, {"foreground", 0, NULL, 'F'}, {"help", 0, NULL, 'h'},
-		{"pack", 1, NULL, 'K'},  {"swap", 1, NULL, 'w'},       {NULL, 0, NULL, 0},
+		{"pool", 1, NULL, 'p'},      {"max-vms", 1, NULL, 'M'},    {"table", 1, NULL, 't'},
+		{"merge", 1, NULL, 'g'},     {"foreground", 0, NULL, 'F'}, {"help", 0, NULL, 'h'},
+		{"pack", 1, NULL, 'K'},      {"swap", 1, NULL, 'w'},       {"fail", 1, NULL, 'f'},
+		{"fail-seed", 1, NULL, 'x'}, {NULL, 0, NULL, 0},
 	};
 	static const struct options_spec spec = {.command = "host",
 						 .help = host_help,

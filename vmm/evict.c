@@ -7,6 +7,7 @@
  * mapped where it was and stays.
  */
 #include "vmm/evict.h"
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/reclaim.h"
@@ -39,8 +40,9 @@ static int read_frames(const struct pool *p, frame_t f, uint32_t n)
 {
 	size_t bytes = (size_t)n << PAGE_SHIFT, done = 0;
 	while (done < bytes) {
-		ssize_t got = pread(p->fd, batch.page[0] + done, bytes - done,
-				    (off_t)(((uint64_t)f.v << PAGE_SHIFT) + done));
+		ssize_t got =
+			fail_call(POOL_READ, pread(p->fd, batch.page[0] + done, bytes - done,
+						   (off_t)(((uint64_t)f.v << PAGE_SHIFT) + done)));
 		if (got <= 0 && !(got < 0 && errno == EINTR))
 			return got ? -errno : -EIO;
 		done += got > 0 ? (size_t)got : 0;
@@ -162,7 +164,7 @@ int memory_hide(struct memory *m, gfn_t first, uint32_t n)
 	m->shares = true;
 	if (fault_register(m->uffd, at, bytes, true))
 		return -EBUSY;
-	return madvise(at, bytes, MADV_DONTNEED) < 0 ? -errno : 0;
+	return fail_call(WINDOW_HIDE, madvise(at, bytes, MADV_DONTNEED)) < 0 ? -errno : 0;
 }
 
 static void gone(void *ctx, gfn_t g, frame_t first, uint32_t n)

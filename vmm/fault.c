@@ -1,3 +1,4 @@
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/memory.h"
@@ -26,15 +27,16 @@ int fault_open(char *error)
 	/* The device first: it gives full faults to whoever may open it. The system call needs
 	 * CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1 for faults that KVM takes in the kernel
 	 * (Documentation/admin-guide/mm/userfaultfd.rst). */
-	int fd = -1, device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	int fd = -1, refused = fail_point(FAIL_UFFD_OPEN);
+	int device = refused ? -1 : open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 	if (device >= 0) {
 		fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 		close(device);
 	}
-	if (fd < 0)
+	if (fd < 0 && !refused)
 		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0) {
-		int rc = -errno;
+		int rc = refused ? -refused : -errno;
 		return errorf(
 			error, rc,
 			"userfaultfd: %s; run as root, give access to /dev/userfaultfd, or set "
@@ -105,7 +107,7 @@ int fault_register(int uffd, void *base, uint64_t bytes, bool shared)
 				    .mode = UFFDIO_REGISTER_MODE_MISSING};
 	if (shared)
 		r.mode |= UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP;
-	return ioctl(uffd, UFFDIO_REGISTER, &r) < 0 ? -errno : 0;
+	return fail_call(UFFD_REGISTER, ioctl(uffd, UFFDIO_REGISTER, &r)) < 0 ? -errno : 0;
 }
 
 uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error)
@@ -113,7 +115,8 @@ uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error)
 	for (;;) {
 		struct uffdio_continue c = {.range = {.start = (uintptr_t)base, .len = bytes},
 					    .mode = UFFDIO_CONTINUE_MODE_WP};
-		*error = ioctl(uffd, UFFDIO_CONTINUE, &c) < 0 ? -errno : 0;
+		*error =
+			fail_call(UFFD_CONTINUE, ioctl(uffd, UFFDIO_CONTINUE, &c)) < 0 ? -errno : 0;
 		if (!*error)
 			return bytes;
 		if (c.mapped > 0)
@@ -127,7 +130,7 @@ int fault_protect(int uffd, void *base, uint64_t bytes, bool protect)
 {
 	struct uffdio_writeprotect w = {.range = {.start = (uintptr_t)base, .len = bytes},
 					.mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
-	while (ioctl(uffd, UFFDIO_WRITEPROTECT, &w) < 0)
+	while (fail_call(UFFD_PROTECT, ioctl(uffd, UFFDIO_WRITEPROTECT, &w)) < 0)
 		if (errno != EAGAIN) /* which is a change of mappings under way */
 			return -errno;
 	return 0;
@@ -144,7 +147,11 @@ static int wake(const struct memory *m, uint64_t hva)
 	if (end > base + m->window.bytes)
 		end = base + m->window.bytes;
 	struct uffdio_range range = {.start = start, .len = end - start};
-	return ioctl(m->uffd, UFFDIO_WAKE, &range) < 0 ? -errno : 0;
+	/* EAGAIN is an empty pool to those who asked us, and would leave the vCPU waiting for that. */
+	while (fail_call(UFFD_WAKE, ioctl(m->uffd, UFFDIO_WAKE, &range)) < 0)
+		if (errno != EAGAIN)
+			return -errno;
+	return 0;
 }
 
 static void count(struct memory *m, enum fault_kind kind)
@@ -250,7 +257,7 @@ int fault_service(struct memory *m, struct fault_queue *waiting)
 	struct uffd_msg msg[16];
 	int first_error = 0;
 	for (;;) {
-		ssize_t n = read(m->uffd, msg, sizeof msg);
+		ssize_t n = fail_call(UFFD_READ, read(m->uffd, msg, sizeof msg));
 		if (n < 0) {
 			note_stall(m, waiting->n);
 			return errno == EAGAIN || errno == EINTR ? first_error : -errno;

@@ -2,6 +2,7 @@
  * Bringing pages back into memory. A template's page that is out is brought back for all who see it, by whoever touches
  * it first.
  */
+#include "ipt/fail.h"
 #include "vmm/evict.h"
 #include "vmm/reclaim.h"
 #include "vmm/store.h"
@@ -152,7 +153,8 @@ static int fill(const struct memory *m, frame_t f, uint32_t n)
 			;
 		size_t bytes = (size_t)run << PAGE_SHIFT;
 		off_t at = (off_t)frame_add(f, i).v << PAGE_SHIFT;
-		if (run && pwrite(m->pool->fd, batch.page[i], bytes, at) != (ssize_t)bytes)
+		if (run && fail_call(POOL_WRITE, pwrite(m->pool->fd, batch.page[i], bytes, at)) !=
+				   (ssize_t)bytes)
 			return -EIO;
 		run += !run;
 	}

@@ -1,4 +1,5 @@
 /* Guest memory for devices and loaders: (VM, gfn) -> table -> frame -> pool address, pinned. */
+#include "ipt/fail.h"
 #include "vmm/container.h"
 #include "vmm/memory.h"
 #include <errno.h>
@@ -105,8 +106,9 @@ static int write_pinned(struct memory *m, gpa_t to, const uint8_t *from, uint64_
 		for (int i = 0; i < pieces && !rc; i++) {
 			off_t at = (off_t)((uint8_t *)iov[i].iov_base - m->pool->base);
 			for (size_t done = 0; done < iov[i].iov_len && !rc;) {
-				ssize_t w = pwrite(m->pool->fd, from + done, iov[i].iov_len - done,
-						   at + (off_t)done);
+				ssize_t w = fail_call(POOL_WRITE, pwrite(m->pool->fd, from + done,
+									 iov[i].iov_len - done,
+									 at + (off_t)done));
 				if (w > 0)
 					done += (size_t)w;
 				else if (w == 0 || errno != EINTR)

@@ -1,3 +1,4 @@
+#include "ipt/fail.h"
 #include "vmm/agent.h"
 #include "vmm/balloon.h"
 #include "vmm/error.h"
@@ -24,7 +25,8 @@
 int host_add_source(struct host *h, struct host_source *s, uint32_t events)
 {
 	struct epoll_event e = {.events = events, .data.ptr = s};
-	return epoll_ctl(h->epoll, EPOLL_CTL_ADD, s->fd, &e) < 0 ? -errno : 0;
+	return fail_call(HOST_WATCH, epoll_ctl(h->epoll, EPOLL_CTL_ADD, s->fd, &e)) < 0 ? -errno
+											: 0;
 }
 
 void host_remove_source(struct host *h, struct host_source *s)
@@ -38,7 +40,7 @@ int host_run(struct host *h)
 	while (!h->stop) {
 		/* One at a time: what one source does may take another away. */
 		struct epoll_event e;
-		int n = epoll_wait(h->epoll, &e, 1, -1);
+		int n = fail_call(HOST_WAIT, epoll_wait(h->epoll, &e, 1, -1));
 		if (n < 0 && errno != EINTR)
 			return -errno;
 		if (n == 1) {
@@ -233,7 +235,12 @@ int host_create(struct host **out, const struct host_config *config,
 	/* A file that would grow past the limit of a process is an error like any other (setrlimit(2)). */
 	signal(SIGXFSZ, SIG_IGN);
 	prctl(PR_SET_CHILD_SUBREAPER, 1); /* of clones whose template's process is gone */
-	int rc = kvm_open(&h->kvm, error);
+	fail_be(FAIL_HOST, NULL);
+	int rc = fail_share();
+	if (rc)
+		errorf(error, rc, "the failpoints' memory: %s", strerror(-rc));
+	if (!rc)
+		rc = kvm_open(&h->kvm, error);
 	if (!rc)
 		rc = make_table(h, error);
 	if (!rc) {

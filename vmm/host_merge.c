@@ -1,4 +1,5 @@
 /* The merger as the host sees it: its start and its end, VMs to be rung for it, sharing domains. */
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include "vmm/host_private.h"
 #include "vmm/host_worker.h"
@@ -20,6 +21,7 @@ static void run(struct host_worker *w, int link)
 {
 	struct host_merger *g = container(struct host_merger, worker, w);
 	struct host *h = w->host;
+	fail_be(FAIL_MERGER, NULL);
 	merger_process(h->table, h->pool.fd, g->board, link, h->config.merge_percent);
 }
 

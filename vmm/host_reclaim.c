@@ -1,4 +1,5 @@
 /* The reclaimer as the host sees it: the store, the reclaimer's start and end, VMs to be rung for it, users' wishes. */
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include "vmm/host_private.h"
 #include "vmm/host_worker.h"
@@ -22,6 +23,7 @@ static void run(struct host_worker *w, int link)
 	struct host_reclaimer *g = container(struct host_reclaimer, worker, w);
 	const struct reclaimer_links links = {w->host->table, g->board, &g->store, &w->host->pool,
 					      link};
+	fail_be(FAIL_RECLAIMER, NULL);
 	reclaimer_process(&links);
 }
 

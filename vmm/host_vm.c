@@ -1,4 +1,5 @@
 /* A VM as the host sees it: its process's start, its console, its end. */
+#include "ipt/fail.h"
 #include "vmm/agent.h"
 #include "vmm/balloon.h"
 #include "vmm/clock.h"
@@ -335,7 +336,7 @@ static int remember(struct host *h, struct host_vm *vm)
 /* The mailbox, shared by a descriptor: a clone's process isn't a child of ours. */
 static int make_mailbox(struct host_vm *vm, int *end)
 {
-	*end = memfd_create("invisor-mailbox", MFD_CLOEXEC);
+	*end = fail_call(VM_MAILBOX, memfd_create("invisor-mailbox", MFD_CLOEXEC));
 	if (*end < 0 || ftruncate(*end, sizeof *vm->mailbox) < 0)
 		return -errno;
 	void *at = mmap(NULL, sizeof *vm->mailbox, PROT_READ | PROT_WRITE, MAP_SHARED, *end, 0);
@@ -349,7 +350,8 @@ static int make_mailbox(struct host_vm *vm, int *end)
 static int make_stream(int *ours, int *theirs)
 {
 	int fd[2];
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fd) < 0)
+	if (fail_call(VM_STREAM,
+		      socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fd)) < 0)
 		return -errno;
 	*ours = fd[0];
 	*theirs = fd[1];
@@ -393,7 +395,7 @@ int host_vm_make(struct host *h, const struct vm_config *config, bool is_templat
 		 struct host_vm **out, int ends[LINK_FDS], char *error)
 {
 	const char *name = config->machine.name;
-	struct host_vm *vm = calloc(1, sizeof *vm);
+	struct host_vm *vm = fail_null(VM_MEMORY, calloc(1, sizeof *vm));
 	if (!vm)
 		return errorf(error, -ENOMEM, "%s: no memory", name);
 	*vm = (struct host_vm){.host = h,
@@ -475,7 +477,7 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 	}
 	pid_t parent = getpid();
 	fflush(NULL);
-	vm->pid = fork();
+	vm->pid = fail_call(VM_FORK, fork());
 	if (vm->pid == 0)
 		child(h, vm, ends, parent);
 	if (vm->pid < 0)
@@ -485,7 +487,7 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 		host_vm_unmake(vm);
 		return errorf(error, rc, "%s: can't start its process: %s", name, strerror(-rc));
 	}
-	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
+	vm->pidfd = (int)fail_call(VM_PIDFD, syscall(SYS_pidfd_open, vm->pid, 0));
 	rc = vm->pidfd < 0 ? -errno : host_add_source(h, &vm->on_link, EPOLLIN);
 	if (!rc)
 		rc = host_vm_supervise(vm);

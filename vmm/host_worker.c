@@ -1,4 +1,5 @@
 #include "vmm/host_worker.h"
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/fds.h"
 #include "vmm/host_private.h"
@@ -83,7 +84,7 @@ int host_worker_start(struct host_worker *w)
 		return rc;
 	pid_t parent = getpid();
 	fflush(NULL);
-	w->pid = fork();
+	w->pid = fail_call(WORKER_FORK, fork());
 	if (w->pid == 0)
 		child(w, link[1], parent);
 	rc = w->pid < 0 ? -errno : 0;

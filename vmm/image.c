@@ -1,6 +1,7 @@
 /*
  * Kernel and initrd files: opened, mapped, told apart and checked, once for all VMs.
  */
+#include "ipt/fail.h"
 #include "vmm/boot_parts.h"
 
 #include <errno.h>
@@ -38,7 +39,7 @@ static int map_file(const char *path, const char *what, const char *option, cons
 {
 	keep_name(name, path);
 	/* O_NONBLOCK: opening a FIFO must not wait for a writer. */
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	int fd = fail_call(IMAGE_OPEN, open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
 	if (fd < 0 && errno == ENOENT)
 		return errorf(error, -ENOENT, "%s %s doesn't exist: check %s", what, name, option);
 	if (fd < 0)
@@ -57,7 +58,8 @@ static int map_file(const char *path, const char *what, const char *option, cons
 		err = errorf(error, -ENOEXEC, "%s %s is empty: give another with %s", what, name,
 			     option);
 	} else {
-		map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+		map = fail_call(IMAGE_MAP,
+				mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0));
 		if (map == MAP_FAILED)
 			err = errorf(error, -errno, "can't map %s %s: %s", what, name,
 				     strerror(errno));

@@ -1,4 +1,5 @@
 #include "vmm/kvm.h"
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -58,7 +59,7 @@ int kvm_open(struct kvm_host *k, char *error)
 		{KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
 		{KVM_CAP_MP_STATE, "KVM_CAP_MP_STATE"},
 	};
-	*k = (struct kvm_host){.fd = open("/dev/kvm", O_RDWR | O_CLOEXEC)};
+	*k = (struct kvm_host){.fd = fail_call(KVM_OPEN, open("/dev/kvm", O_RDWR | O_CLOEXEC))};
 	if (k->fd < 0) {
 		int rc = -errno;
 		return errorf(error, rc, "/dev/kvm: %s; %s", strerror(-rc),
@@ -192,12 +193,12 @@ static struct kvm_cpuid2 *vcpu_cpuid(const struct kvm_host *k, int fd, unsigned 
 static int vcpu_create(struct kvm_vm *vm, unsigned cpu, const char *name, char *error)
 {
 	struct kvm_vcpu *v = &vm->vcpu[cpu];
-	v->fd = ioctl(vm->fd, KVM_CREATE_VCPU, (unsigned long)cpu);
+	v->fd = fail_call(KVM_CREATE_VCPU, ioctl(vm->fd, KVM_CREATE_VCPU, (unsigned long)cpu));
 	int rc = step(v->fd, name, "KVM_CREATE_VCPU", error);
 	if (rc)
 		return rc;
-	void *run = mmap(NULL, (size_t)vm->host->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
-			 v->fd, 0);
+	void *run = fail_call(KVM_MAP_RUN, mmap(NULL, (size_t)vm->host->run_bytes,
+						PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0));
 	if (run == MAP_FAILED)
 		return step(-1, name, "mmap of the vCPU", error);
 	v->run = run;
@@ -205,7 +206,8 @@ static int vcpu_create(struct kvm_vm *vm, unsigned cpu, const char *name, char *
 		v->cpuid = vcpu_cpuid(vm->host, v->fd, cpu, vm->cpus);
 	if (!v->cpuid)
 		return errorf(error, -ENOMEM, "%s: no memory for a vCPU's CPUID", name);
-	return step(ioctl(v->fd, KVM_SET_CPUID2, v->cpuid), name, "KVM_SET_CPUID2", error);
+	return step(fail_call(KVM_SET_CPUID, ioctl(v->fd, KVM_SET_CPUID2, v->cpuid)), name,
+		    "KVM_SET_CPUID2", error);
 }
 
 /* Write-back memory by default, as firmware would leave it (SDM vol. 3A 11.11.2.1). */
@@ -224,7 +226,7 @@ int kvm_vm_create_again(struct kvm_vm *vm, const struct machine *machine,
 	const char *name = machine->name;
 	for (unsigned i = 0; i < vm->cpus; i++)
 		vm->vcpu[i].fd = -1;
-	vm->fd = ioctl(vm->host->fd, KVM_CREATE_VM, 0);
+	vm->fd = fail_call(KVM_CREATE_VM, ioctl(vm->host->fd, KVM_CREATE_VM, 0));
 	int rc = step(vm->fd, name, "KVM_CREATE_VM", error);
 	for (unsigned i = 0; !rc && i < machine->banks; i++) {
 		const struct machine_bank *b = &machine->bank[i];
@@ -234,14 +236,16 @@ int kvm_vm_create_again(struct kvm_vm *vm, const struct machine *machine,
 			.memory_size = b->bytes,
 			.userspace_addr = (uintptr_t)window_at(window, gpa_gfn(b->base)),
 		};
-		rc = step(ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &slot), name,
-			  "KVM_SET_USER_MEMORY_REGION", error);
+		rc = step(
+			fail_call(KVM_SET_MEMORY, ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &slot)),
+			name, "KVM_SET_USER_MEMORY_REGION", error);
 	}
 	if (!rc)
 		rc = step(ioctl(vm->fd, KVM_SET_TSS_ADDR, MACHINE_TSS_BASE), name,
 			  "KVM_SET_TSS_ADDR", error);
 	if (!rc)
-		rc = step(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0), name, "KVM_CREATE_IRQCHIP", error);
+		rc = step(fail_call(KVM_CREATE_IRQCHIP, ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0)), name,
+			  "KVM_CREATE_IRQCHIP", error);
 	for (unsigned cpu = 0; !rc && cpu < vm->cpus; cpu++)
 		rc = vcpu_create(vm, cpu, name, error);
 	return rc;

@@ -1,4 +1,5 @@
 #include "vmm/kvm_state.h"
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -57,6 +58,8 @@ static int tsc_offset(int fd, int request, uint64_t *offset)
 static int save_vcpu(const struct kvm_host *k, int fd, unsigned cpu, struct kvm_vcpu_state *s,
 		     const char *name, char *error)
 {
+	if (fail_call(KVM_GET_STATE, 0) < 0)
+		return failed(name, cpu, "reading its state", error);
 	s->xsave = calloc(1, (size_t)k->xsave_bytes);
 	if (!s->xsave)
 		return errorf(error, -ENOMEM, "%s: no memory for a vCPU's state", name);
@@ -169,7 +172,7 @@ static int load_vcpu(int fd, unsigned cpu, const struct kvm_vcpu_state *s, const
 		     char *error)
 {
 	uint64_t offset = s->tsc_offset;
-	if (ioctl(fd, KVM_SET_SREGS, &s->sregs) < 0)
+	if (fail_call(KVM_SET_STATE, ioctl(fd, KVM_SET_SREGS, &s->sregs)) < 0)
 		return failed(name, cpu, "KVM_SET_SREGS", error);
 	if (ioctl(fd, KVM_SET_REGS, &s->regs) < 0)
 		return failed(name, cpu, "KVM_SET_REGS", error);

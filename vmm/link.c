@@ -1,4 +1,5 @@
 #include "vmm/link.h"
+#include "ipt/fail.h"
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -11,7 +12,8 @@ union control {
 
 int link_pair(int fd[2])
 {
-	return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fd) < 0
+	return fail_call(VM_LINK, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK,
+					     0, fd)) < 0
 		       ? -errno
 		       : 0;
 }
@@ -32,7 +34,7 @@ int link_send(int fd, const void *message, size_t bytes, const int *fds, unsigne
 	}
 	ssize_t sent;
 	do
-		sent = sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+		sent = fail_call(LINK_SEND, sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT));
 	while (sent < 0 && errno == EINTR);
 	return sent < 0 ? -errno : 0;
 }
@@ -61,7 +63,7 @@ ssize_t link_receive(int fd, void *message, size_t bytes, int fds[LINK_FDS_MAX])
 	for (unsigned i = 0; i < LINK_FDS_MAX; i++)
 		fds[i] = -1;
 	do
-		n = recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		n = fail_call(LINK_RECEIVE, recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC));
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;

@@ -30,7 +30,8 @@ static const char help[] =
 	"  reclaim     take pages of a guest out of memory\n"
 	"  limit       the most of a guest that may be in memory\n"
 	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
-	"  audit       check its table\n";
+	"  audit       check its table\n"
+	"  fail        set failpoints, for tests\n";
 
 static int probe(int argc, char **argv)
 {
@@ -79,6 +80,7 @@ static const struct {
 	{"balloon", command_balloon},
 	{"reclaim", command_reclaim},
 	{"limit", command_limit},
+	{"fail", command_fail},
 };
 
 int main(int argc, char **argv)

@@ -1,3 +1,4 @@
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/merge.h"
 #include <errno.h>
@@ -87,6 +88,7 @@ int merge_ask(struct merge_board *b, struct ipt *table, int link, const struct m
 	b->request = *r;
 	atomic_store_explicit(&b->state, MERGE_ASKED, memory_order_release);
 	/* A full socket rings too, when it is read. */
+	fail_point(FAIL_WORKER_BATCH);
 	link_send(link, &r->vm, sizeof r->vm, NULL, 0);
 	int rc = wait_for_answer(b, table, clock_ns() + HEARD_MS * UINT64_C(1000000));
 	if (rc)

@@ -1,4 +1,5 @@
 #include "vmm/options.h"
+#include "ipt/fail.h"
 #include "vmm/proc.h"
 #include "vmm/size.h"
 #include <errno.h>
@@ -43,6 +44,8 @@ static const char run_help[] =
 	"      --mem-limit SIZE  and the most of it that may be there (all)\n"
 	"      --mem-shares N    its share when there is less than guests want (1000)\n"
 	"      --stats FILE      write numbers as JSON: when all are ready, and at the end\n"
+	"      --fail NAME=PROGRAM  set a failpoint (docs/FAULTS.md); repeat for more\n"
+	"      --fail-seed N     of what failpoints do by per cent (0)\n"
 	"      --timeout SECONDS power all off and exit 3 if guests still run after that\n"
 	"      --detach          run the guests in the running host (invisor host start), print\n"
 	"                        their names and return; without --pool, --table, --merge, "
@@ -120,6 +123,7 @@ bool options_name_is_good(const char *name)
 int options_run_one(void *ctx, int option, char *value, char *error)
 {
 	struct run_options *o = ctx;
+	char words[FAIL_WORDS_MAX];
 	uint64_t n;
 	switch (option) {
 	case 'n':
@@ -204,6 +208,16 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 			return bad(error, "--mem-shares", value, "is no number from 1 to 1000000");
 		o->mem_shares = (uint32_t)n;
 		return 0;
+	case 'f':
+		o->fails = true;
+		return fail_set_words(value, words) ? errorf(error, -EINVAL, "--fail: %s", words)
+						    : 0;
+	case 'x':
+		if (!number_parse(value, 0, INT64_MAX, &n))
+			return bad(error, "--fail-seed", value, "is no number from 0 on");
+		o->fails = true;
+		fail_seed(n);
+		return 0;
 	case 'T':
 		if (!number_parse(value, 1, 1u << 30, &o->timeout_seconds))
 			return bad(error, "--timeout", value,
@@ -270,6 +284,7 @@ static int check_detach(const struct run_options *o, char *error)
 			    : o->merge_percent      ? "--merge"
 			    : o->pack_bytes         ? "--pack"
 			    : o->swap_file          ? "--swap"
+			    : o->fails              ? "--fail"
 						    : NULL;
 	if (o->detach && wrong)
 		return errorf(error, -EINVAL,
@@ -300,6 +315,8 @@ int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
 		{"table", 1, NULL, 't'},
 		{"stats", 1, NULL, 's'},
 		{"timeout", 1, NULL, 'T'},
+		{"fail", 1, NULL, 'f'},
+		{"fail-seed", 1, NULL, 'x'},
 		{"merge", 1, NULL, 'g'},
 		{"pack", 1, NULL, 'K'},
 		{"swap", 1, NULL, 'w'},

@@ -43,6 +43,7 @@ struct run_options {
 	uint64_t mem_min, mem_limit; /* bytes; 0: none */
 	uint32_t mem_shares;         /* 0: as all others */
 	bool reclaims; /* pages can go out of memory: set if the host that they are for does that */
+	bool fails;    /* failpoints were set, in this process */
 	bool detach;   /* in the long-running host */
 	const char *wait; /* with detach: up, ready; NULL: chosen by the kernel */
 	const char *host; /* with detach: its socket; NULL: found */
@@ -72,7 +73,8 @@ struct options_spec {
 /* What options_parse_run does, for any command. */
 int options_parse(const struct options_spec *spec, void *ctx, int argc, char **argv, char *error);
 /* A spec's `one` for the options of run, by its letters: n count, N name, k kernel, i initrd, a append,
- * m mem, c cpus, d disk, P pmem, p pool, t table, s stats, T timeout, g merge, S share-domain, K pack, w swap, I mem-min, L mem-limit, R mem-shares. ctx is a struct
+ * m mem, c cpus, d disk, P pmem, p pool, t table, s stats, T timeout, g merge, S share-domain, K pack, w swap, I mem-min, L mem-limit, R mem-shares,
+ * f fail, x fail-seed (both at once, in this process). ctx is a struct
  * run_options. */
 int options_run_one(void *ctx, int option, char *value, char *error);
 

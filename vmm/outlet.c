@@ -1,4 +1,5 @@
 #include "vmm/outlet.h"
+#include "ipt/fail.h"
 #include "vmm/container.h"
 #include <errno.h>
 #include <poll.h>
@@ -14,8 +15,8 @@ static void send_held(struct outlet *o)
 {
 	size_t sent = 0;
 	while (sent < o->held) {
-		ssize_t n =
-			send(o->fd, o->buffer + sent, o->held - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = fail_call(CONSOLE_SEND, send(o->fd, o->buffer + sent, o->held - sent,
+							 MSG_NOSIGNAL | MSG_DONTWAIT));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))

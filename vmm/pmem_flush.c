@@ -5,6 +5,7 @@
  * to `dirty`, after a failed fdatasync all that was written since the last one: the kernel reports such an
  * error once and may have dropped the pages.
  */
+#include "ipt/fail.h"
 #include "vmm/pmem.h"
 #include <errno.h>
 #include <stdio.h>
@@ -137,6 +138,7 @@ static enum next next(struct pmem_view *v)
 /* The operation under way came to `res`: bytes, or -errno. */
 static enum next result(struct pmem_view *v, int res)
 {
+	res = fail_result(FAIL_PMEM_FLUSH, FAIL_IDS, res);
 	if ((res == -EINTR || res == -EAGAIN || res == -ECANCELED) && v->flush.again++ < AGAIN_MAX)
 		return v->flush.syncing ? SYNC : WRITE;
 	v->flush.again = 0;

@@ -1,4 +1,5 @@
 #include "vmm/pool.h"
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +12,7 @@ int pool_create(struct pool *p, uint32_t frames, char *error)
 {
 	uint64_t bytes = (uint64_t)frames << PAGE_SHIFT;
 	*p = (struct pool){.fd = -1, .frames = frames};
-	p->fd = memfd_create("invisor-pool", MFD_CLOEXEC);
+	p->fd = fail_call(POOL_CREATE, memfd_create("invisor-pool", MFD_CLOEXEC));
 	if (p->fd < 0)
 		return errorf(error, -errno, "pool: memfd_create: %s", strerror(errno));
 	if (ftruncate(p->fd, (off_t)bytes) == 0) {
@@ -43,8 +44,9 @@ int pool_clean(void *ctx, frame_t first, uint32_t count)
 	const struct pool *p = ctx;
 	int rc;
 	do {
-		rc = fallocate(p->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			       (off_t)first.v << PAGE_SHIFT, (off_t)count << PAGE_SHIFT);
+		rc = fail_call(POOL_CLEAN,
+			       fallocate(p->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+					 (off_t)first.v << PAGE_SHIFT, (off_t)count << PAGE_SHIFT));
 	} while (rc < 0 && errno == EINTR);
 	return rc < 0 ? -errno : 0;
 }
@@ -53,8 +55,9 @@ int pool_fill(const struct pool *p, frame_t first, uint32_t count)
 {
 	int rc;
 	do {
-		rc = fallocate(p->fd, FALLOC_FL_KEEP_SIZE, (off_t)first.v << PAGE_SHIFT,
-			       (off_t)count << PAGE_SHIFT);
+		rc = fail_call(POOL_FILL,
+			       fallocate(p->fd, FALLOC_FL_KEEP_SIZE, (off_t)first.v << PAGE_SHIFT,
+					 (off_t)count << PAGE_SHIFT));
 	} while (rc < 0 && errno == EINTR);
 	return rc < 0 ? -errno : 0;
 }

@@ -6,6 +6,7 @@
  * Killed at any moment it leaves nothing undone that matters: desks that were asked are answered all the same, and the
  * next one collects that.
  */
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/reclaim_shared.h"
 #include "vmm/reclaim_stall.h"
@@ -65,6 +66,7 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 
 static void ring_host(const struct reclaimer *r, uint32_t id)
 {
+	fail_point(FAIL_WORKER_BATCH);
 	link_send(r->links.link, &id, sizeof id, NULL, 0);
 }
 

@@ -2,6 +2,7 @@
 #include "vmm/balloon.h"
 #include "vmm/clone_requests.h"
 #include "vmm/exec.h"
+#include "vmm/fail_requests.h"
 #include "vmm/fleet.h"
 #include "vmm/reclaim_requests.h"
 #include "vmm/stats.h"
@@ -193,7 +194,7 @@ static const struct request_kind kinds[] = {
 	{"console", requests_console}, {"status", requests_status},   {"stop", requests_stop},
 	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
 	{"exec", exec_take},           {"renew", take_renew},         {"balloon", take_balloon},
-	{"reclaim", take_reclaim},     {"limit", take_limit},
+	{"reclaim", take_reclaim},     {"limit", take_limit},         {"fail", take_fail},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)

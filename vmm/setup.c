@@ -1,4 +1,5 @@
 /* From options to what VMs are made of: images, disks, command line, machine. */
+#include "ipt/fail.h"
 #include "vmm/run.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -59,7 +60,8 @@ static int open_disk(struct run_setup *s, unsigned i, char *error)
 			      "--disk: %.120s would be written by %u guests at once; add ,ro", path,
 			      s->options.count);
 	/* O_NONBLOCK so that a FIFO can't hold us up before we see that it is one. */
-	int fd = open(path, (ro ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+	int fd =
+		fail_call(DISK_OPEN, open(path, (ro ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK));
 	if (fd < 0)
 		return errorf(error, -errno, "--disk: %.150s: %s%s", path, strerror(errno),
 			      errno == EACCES || errno == EROFS ? "; read-only disks take ,ro"

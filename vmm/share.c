@@ -4,6 +4,7 @@
  * has, write-protected, many at once (UFFDIO_CONTINUE); a write by a copy in a frame of our own, whose mapping is a
  * private piece, which nobody watches. Documentation/admin-guide/mm/userfaultfd.rst.
  */
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/memory.h"
@@ -25,9 +26,11 @@
 static int copy_page(const struct pool *p, frame_t to, frame_t from)
 {
 	uint8_t page[PAGE_SIZE];
-	ssize_t n = pread(p->fd, page, sizeof page, (off_t)from.v << PAGE_SHIFT);
+	ssize_t n =
+		fail_call(POOL_READ, pread(p->fd, page, sizeof page, (off_t)from.v << PAGE_SHIFT));
 	if (n == (ssize_t)sizeof page)
-		n = pwrite(p->fd, page, sizeof page, (off_t)to.v << PAGE_SHIFT);
+		n = fail_call(POOL_WRITE,
+			      pwrite(p->fd, page, sizeof page, (off_t)to.v << PAGE_SHIFT));
 	return n == (ssize_t)sizeof page ? 0 : n < 0 ? -errno : -EIO;
 }
 
@@ -290,8 +293,8 @@ int memory_remap(struct memory *m, gfn_t first, frame_t f, uint32_t n)
 	if (!rc)
 		rc = fault_register(m->uffd, at, bytes, true);
 	/* Where this fails a guest that writes there ends with EFAULT; what it reads is right. */
-	if (!rc && (madvise(at, bytes, MADV_DONTNEED) < 0 ||
-		    mprotect(at, bytes, PROT_READ | PROT_WRITE) < 0))
+	if (!rc && (fail_call(WINDOW_HIDE, madvise(at, bytes, MADV_DONTNEED)) < 0 ||
+		    fail_call(WINDOW_PROTECT, mprotect(at, bytes, PROT_READ | PROT_WRITE)) < 0))
 		rc = -errno;
 	atomic_fetch_add_explicit(&m->remaps, 1, memory_order_seq_cst);
 	return rc;
@@ -454,7 +457,7 @@ static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
 static int hide_run(struct memory *m, uint8_t *at, uint64_t bytes)
 {
 	(void)m;
-	return madvise(at, bytes, MADV_DONTNEED) < 0 ? -errno : 0;
+	return fail_call(WINDOW_HIDE, madvise(at, bytes, MADV_DONTNEED)) < 0 ? -errno : 0;
 }
 
 int memory_freeze(struct memory *m, char *error)

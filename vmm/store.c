@@ -1,5 +1,6 @@
 /* The store as a whole, and compressed memory. See store.h. */
 #include "vmm/store.h"
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -17,7 +18,7 @@ static int create_mem(struct store *s, uint64_t bytes, char *error)
 			      "compressed memory: %" PRIu64
 			      " bytes; whole pages of 4 KiB, at most 256 GiB, are possible",
 			      bytes);
-	s->mem_fd = memfd_create("invisor-packed", MFD_CLOEXEC);
+	s->mem_fd = fail_call(STORE_CREATE, memfd_create("invisor-packed", MFD_CLOEXEC));
 	if (s->mem_fd < 0)
 		return errorf(error, -errno, "compressed memory: memfd_create: %s",
 			      strerror(errno));
@@ -73,7 +74,9 @@ int store_mem_write(const struct store *s, uint32_t granule, const void *bytes, 
 	if (!is_place(s, granule, n))
 		return -EINVAL;
 	do {
-		rc = result(pwrite(s->mem_fd, bytes, n, (off_t)granule * STORE_GRANULE), n);
+		rc = result(fail_call(STORE_MEM_WRITE,
+				      pwrite(s->mem_fd, bytes, n, (off_t)granule * STORE_GRANULE)),
+			    n);
 	} while (rc > 0);
 	return rc;
 }
@@ -87,7 +90,9 @@ int store_mem_read(const struct store *s, uint32_t granule, uint32_t bytes, uint
 	if (!is_place(s, granule, bytes))
 		return -EINVAL;
 	do {
-		rc = result(pread(s->mem_fd, packed, bytes, (off_t)granule * STORE_GRANULE), bytes);
+		rc = result(fail_call(STORE_MEM_READ, pread(s->mem_fd, packed, bytes,
+							    (off_t)granule * STORE_GRANULE)),
+			    bytes);
 	} while (rc > 0);
 	if (rc)
 		return rc;
@@ -102,8 +107,9 @@ int store_mem_trim(const struct store *s, uint32_t first_page, uint32_t n)
 	if (!n || first_page >= s->mem_pages || n > s->mem_pages - first_page)
 		return -EINVAL;
 	do {
-		rc = fallocate(s->mem_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			       (off_t)first_page << PAGE_SHIFT, (off_t)n << PAGE_SHIFT);
+		rc = fail_call(STORE_TRIM,
+			       fallocate(s->mem_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+					 (off_t)first_page << PAGE_SHIFT, (off_t)n << PAGE_SHIFT));
 	} while (rc < 0 && errno == EINTR);
 	return rc < 0 ? -errno : 0;
 }

@@ -2,6 +2,7 @@
  * Opening the swap file. Its first 4 KiB are the mark, by which we know a file whose contents are worth nothing
  * from one that somebody named by mistake; block b lies behind it, at (b + 1) * 4 KiB. See store.h.
  */
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include "vmm/store.h"
 #include <errno.h>
@@ -156,7 +157,7 @@ static int reserve(struct store *s, struct opening *o)
 		return fail(o, "");
 	int rc;
 	do {
-		rc = fallocate(o->fd, 0, 0, (off_t)o->bytes);
+		rc = fail_call(STORE_CREATE, fallocate(o->fd, 0, 0, (off_t)o->bytes));
 	} while (rc < 0 && errno == EINTR);
 	s->sparse = rc < 0 && (errno == EOPNOTSUPP || errno == ENOSYS);
 	if (rc == 0 || s->sparse)

@@ -10,6 +10,7 @@
  * is locked through the new description. The kernel lets go of a description, and with it of the lock, only when
  * the last request that uses it is over, however its process ended.
  */
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include "vmm/store.h"
 #include <errno.h>
@@ -46,7 +47,7 @@ static int open_file(struct store_io *io, const struct store *s, uint32_t who, c
 {
 	char path[32];
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", s->file_fd);
-	io->fd = open(path, O_RDWR | O_CLOEXEC | (s->direct ? O_DIRECT : 0));
+	io->fd = fail_call(STORE_OPEN, open(path, O_RDWR | O_CLOEXEC | (s->direct ? O_DIRECT : 0)));
 	if (io->fd < 0)
 		return errorf(error, -errno, "swap file: %s", strerror(errno));
 	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = who, .l_len = 1};
@@ -69,7 +70,7 @@ static int create_arena(struct store_io *io)
 
 static int create_ring(struct store_io *io, char *error)
 {
-	int rc = io_uring_queue_init(STORE_BATCH, &io->ring, 0);
+	int rc = fail_rc(STORE_RING, io_uring_queue_init(STORE_BATCH, &io->ring, 0));
 	if (rc < 0) {
 		io->ring.ring_fd = -1;
 		return errorf(error, rc, "swap file: io_uring: %s", strerror(-rc));
@@ -214,7 +215,7 @@ static void result(struct store_io *io, struct store_block *b, unsigned first, u
 }
 
 /* Take what has come; how many requests that were. */
-static unsigned reap(struct store_io *io, struct store_block *b)
+static unsigned reap(struct store_io *io, struct store_block *b, bool write)
 {
 	struct io_uring_cqe *cqe;
 	unsigned head, taken = 0;
@@ -222,7 +223,8 @@ static unsigned reap(struct store_io *io, struct store_block *b)
 	{
 		uint64_t data = io_uring_cqe_get_data64(cqe);
 		result(io, b, (unsigned)(data >> LEN_BITS), data & ((1u << LEN_BITS) - 1),
-		       cqe->res);
+		       fail_result(write ? FAIL_STORE_WRITE : FAIL_STORE_READ, FAIL_STORE_SHORT,
+				   cqe->res));
 		taken++;
 	}
 	io_uring_cq_advance(&io->ring, taken);
@@ -231,20 +233,20 @@ static unsigned reap(struct store_io *io, struct store_block *b)
 
 /* Send what is prepared and wait for all of it. If the ring refuses for good it is broken, and what was not
  * sent stays PENDING; but what was sent is over. */
-static void go(struct store_io *io, struct store_block *b, unsigned requests)
+static void go(struct store_io *io, struct store_block *b, unsigned requests, bool write)
 {
 	unsigned refused = 0;
 	while (requests && refused < ENTER_MAX) {
-		int rc = io_uring_submit_and_wait(&io->ring, requests);
+		int rc = fail_rc(STORE_ENTER, io_uring_submit_and_wait(&io->ring, requests));
 		if (rc < 0 && rc != -EINTR && ++refused == ENTER_MAX)
 			io->broken = rc;
-		requests -= reap(io, b);
+		requests -= reap(io, b, write);
 	}
 	requests -= requests ? io_uring_sq_ready(&io->ring) : 0;
 	while (requests) {
 		struct io_uring_cqe *cqe;
 		io_uring_wait_cqe(&io->ring, &cqe);
-		requests -= reap(io, b);
+		requests -= reap(io, b, write);
 	}
 }
 
@@ -274,7 +276,7 @@ static int transfer(struct store_io *io, struct store_block *b, unsigned n, bool
 	if (rc)
 		return rc;
 	while (!io->broken && (requests = prepare(io, b, n, write)))
-		go(io, b, requests);
+		go(io, b, requests, write);
 	for (unsigned i = 0; i < n; i++) {
 		if (b[i].rc == PENDING)
 			b[i].rc = io->broken;

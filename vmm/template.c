@@ -8,6 +8,7 @@
  * UART, KVM's state. What the kernel keeps for a process it makes anew: KVM's VM and vCPUs, userfaultfd, io_uring,
  * threads.
  */
+#include "ipt/fail.h"
 #include "vmm/clone.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
@@ -86,7 +87,7 @@ static void keep_spare(struct vm *vm)
 	int link[2];
 	if (link_pair(link))
 		return;
-	spare.pid = fork();
+	spare.pid = fail_call(CLONE_SPARE, fork());
 	if (spare.pid == 0) {
 		close(link[0]);
 		close(vm->links.link_fd); /* the template's: its end must be heard */
@@ -123,7 +124,7 @@ static bool use_spare(const struct birth *b, const int fds[LINK_FDS_MAX], struct
 static void fork_clone(struct vm *vm, struct birth *b, const int fds[LINK_FDS_MAX],
 		       struct link_answer *a, int *pidfd)
 {
-	a->pid = fork();
+	a->pid = fail_call(CLONE_FORK, fork());
 	if (a->pid == 0) {
 		char error[ERROR_MAX] = "";
 		drop_spare();
@@ -132,7 +133,7 @@ static void fork_clone(struct vm *vm, struct birth *b, const int fds[LINK_FDS_MA
 		clone_born(vm, b, fds, rc, error);
 	}
 	if (a->pid > 0)
-		*pidfd = (int)syscall(SYS_pidfd_open, a->pid, 0);
+		*pidfd = (int)fail_call(CLONE_PIDFD, syscall(SYS_pidfd_open, a->pid, 0));
 	if (*pidfd < 0)
 		refuse(a, &b->request, "no process for it");
 	if (*pidfd < 0 && a->pid > 0) { /* there is one, but it can't be watched */
@@ -196,6 +197,7 @@ static _Noreturn void template_main(struct vm *vm, int link, const char *name)
 {
 	leave_the_vm(vm, link);
 	vm_name_process("tm", name);
+	fail_be(FAIL_VM, name);
 	for (;;) {
 		struct pollfd p = {.fd = link, .events = POLLIN};
 		struct link_request request;
@@ -241,11 +243,11 @@ void template_make(struct vm *vm, const struct link_request *request, int link,
 		a->template_id = vm->links.id.v;
 		a->id = id.v;
 		vm->learn = learn_create();
-		a->pid = fork();
+		a->pid = fail_call(TEMPLATE_FORK, fork());
 		if (a->pid == 0)
 			template_main(vm, link, request->name);
 		if (a->pid > 0)
-			*pidfd = (int)syscall(SYS_pidfd_open, a->pid, 0);
+			*pidfd = (int)fail_call(CLONE_PIDFD, syscall(SYS_pidfd_open, a->pid, 0));
 		if (*pidfd < 0)
 			rc = errorf(error, -errno, "%s: no process for it: %s", request->name,
 				    strerror(errno));

@@ -1,3 +1,4 @@
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/vm.h"
@@ -133,7 +134,7 @@ static bool complete_access(struct vm *vm, unsigned cpu, uint64_t *remaps)
 	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
 	for (;;) {
 		v->run->immediate_exit = 1;
-		int rc = ioctl(v->fd, KVM_RUN, 0);
+		int rc = fail_call(KVM_COMPLETE, ioctl(v->fd, KVM_RUN, 0));
 		if (rc < 0 && errno == EINTR)
 			return true;
 		if (rc < 0 && (errno == EAGAIN ||
@@ -196,7 +197,7 @@ static void *vcpu_main(void *arg)
 			pause_wait(vm, cpu);
 			continue;
 		}
-		int rc = ioctl(v->fd, KVM_RUN, 0);
+		int rc = fail_call(KVM_RUN, ioctl(v->fd, KVM_RUN, 0));
 		if (rc < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;
 		if (rc < 0 && errno == EFAULT && dax_was_remapping(&vm->memory, &remaps))
@@ -231,7 +232,9 @@ int vcpu_start(struct vm *vm, unsigned cpu)
 	pthread_attr_t attr;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, VCPU_STACK);
-	int rc = pthread_create(&vm->vcpu_thread[cpu], &attr, vcpu_main, start);
+	int rc = fail_point(FAIL_VM_THREAD);
+	if (!rc)
+		rc = pthread_create(&vm->vcpu_thread[cpu], &attr, vcpu_main, start);
 	pthread_attr_destroy(&attr);
 	if (rc)
 		free(start);

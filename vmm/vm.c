@@ -1,4 +1,5 @@
 #include "vmm/vm.h"
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/container.h"
 #include "vmm/error.h"
@@ -315,7 +316,7 @@ static int set_registers(struct vm *vm, const struct boot_plan *plan, char *erro
 			continue;
 		struct kvm_sregs sregs;
 		struct kvm_mp_state runnable = {.mp_state = KVM_MP_STATE_RUNNABLE};
-		int rc = ioctl(fd, KVM_GET_SREGS, &sregs);
+		int rc = fail_call(KVM_REGISTERS, ioctl(fd, KVM_GET_SREGS, &sregs));
 		if (rc == 0) {
 			boot_apply_sregs(cpu, &sregs);
 			rc = ioctl(fd, KVM_SET_SREGS, &sregs);
@@ -430,6 +431,7 @@ _Noreturn void vm_process(const struct vm_config *config, const struct vm_links 
 	vm.links = *links;
 	be_a_vm_process();
 	vm_name_process("vm", config->machine.name);
+	fail_be(FAIL_VM, config->machine.name);
 	int rc = set_up(&vm, error);
 	if (rc)
 		vm_give_up(&vm, *error ? error : strerror(-rc));

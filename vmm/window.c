@@ -1,4 +1,5 @@
 #include "vmm/window.h"
+#include "ipt/fail.h"
 #include <errno.h>
 #include <sys/mman.h>
 
@@ -15,8 +16,9 @@ int window_create(struct window *w, const struct machine *machine, const struct 
 	 * process), the page it makes is this VM's own and goes with it; a void that VMs share
 	 * would show it to the others.
 	 */
-	uint8_t *room = mmap(NULL, bytes + WINDOW_ALIGN, PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *room =
+		fail_call(WINDOW_CREATE, mmap(NULL, bytes + WINDOW_ALIGN, PROT_READ | PROT_WRITE,
+					      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 	if (room == MAP_FAILED)
 		return -errno;
 	uint8_t *base = (uint8_t *)(((uintptr_t)room + WINDOW_ALIGN - 1) & ~(WINDOW_ALIGN - 1));
@@ -35,8 +37,9 @@ int window_create(struct window *w, const struct machine *machine, const struct 
 
 static int map(struct window *w, gfn_t first, frame_t f, uint32_t count, int access, int how)
 {
-	void *got = mmap(window_at(w, first), (size_t)count << PAGE_SHIFT, access,
-			 how | MAP_FIXED | MAP_NORESERVE, w->pool->fd, (off_t)f.v << PAGE_SHIFT);
+	void *got = fail_call(WINDOW_MAP, mmap(window_at(w, first), (size_t)count << PAGE_SHIFT,
+					       access, how | MAP_FIXED | MAP_NORESERVE, w->pool->fd,
+					       (off_t)f.v << PAGE_SHIFT));
 	return got == MAP_FAILED ? -errno : 0;
 }
 
@@ -57,8 +60,9 @@ int window_map_copied(struct window *w, gfn_t first, frame_t f, uint32_t count)
 
 int window_close(struct window *w, gfn_t first, uint64_t count)
 {
-	void *at = mmap(window_at(w, first), count << PAGE_SHIFT, PROT_NONE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	void *at = fail_call(WINDOW_CLOSE,
+			     mmap(window_at(w, first), count << PAGE_SHIFT, PROT_NONE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0));
 	if (at == MAP_FAILED)
 		return -errno;
 	madvise(at, count << PAGE_SHIFT, MADV_NOHUGEPAGE); /* as the void around it */
@@ -67,7 +71,8 @@ int window_close(struct window *w, gfn_t first, uint64_t count)
 
 int window_open(struct window *w, gfn_t first, uint64_t count)
 {
-	return mprotect(window_at(w, first), count << PAGE_SHIFT, PROT_READ | PROT_WRITE) < 0
+	return fail_call(WINDOW_PROTECT, mprotect(window_at(w, first), count << PAGE_SHIFT,
+						  PROT_READ | PROT_WRITE)) < 0
 		       ? -errno
 		       : 0;
 }

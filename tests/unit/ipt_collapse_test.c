@@ -214,7 +214,7 @@ BOTH_KINDS(ipt_collapse, death_at_every_step)
 		pid_t pid = help_fork();
 		if (pid == 0) {
 			steps_left = k;
-			ipt_step_hook = die_at_last_step;
+			ipt_step_do(die_at_last_step);
 			_exit(ipt_vm_collapse(m.t, m.middle, NULL, NULL) != 0);
 		}
 		cr_assert_eq(waitpid(pid, &status, 0), pid);
@@ -251,7 +251,7 @@ Test(ipt_collapse, death_of_both)
 		pid_t pid = help_fork();
 		if (pid == 0) {
 			steps_left = k;
-			ipt_step_hook = die_at_last_step;
+			ipt_step_do(die_at_last_step);
 			_exit(ipt_vm_collapse(t, vm, NULL, NULL) != 0);
 		}
 		cr_assert_eq(waitpid(pid, &status, 0), pid);

@@ -170,7 +170,7 @@ BOTH_KINDS(ipt_file, death_at_every_step)
 		pid_t pid = help_fork();
 		if (pid == 0) {
 			steps_left = k;
-			ipt_step_hook = die_at_last_step;
+			ipt_step_do(die_at_last_step);
 			act(t, vm, file, f);
 			_exit(0);
 		}

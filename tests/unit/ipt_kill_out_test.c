@@ -143,7 +143,7 @@ static bool die_once(const struct scenario *sc, unsigned k, uint32_t *repairs)
 	pid_t pid = help_fork();
 	if (pid == 0) {
 		steps_left = k;
-		ipt_step_hook = die_at_last_step;
+		ipt_step_do(die_at_last_step);
 		sc->act(&s);
 		_exit(0);
 	}

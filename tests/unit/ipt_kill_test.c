@@ -133,7 +133,7 @@ static bool die_once(const struct scenario *sc, enum ipt_kind kind, unsigned k, 
 	pid_t pid = help_fork();
 	if (pid == 0) {
 		steps_left = k;
-		ipt_step_hook = die_at_last_step;
+		ipt_step_do(die_at_last_step);
 		sc->act(&s);
 		_exit(0);
 	}
@@ -389,7 +389,7 @@ Test(ipt_kill, clone)
 		pid_t pid = help_fork();
 		if (pid == 0) {
 			steps_left = k;
-			ipt_step_hook = die_at_last_step;
+			ipt_step_do(die_at_last_step);
 			act_clone(&s);
 			_exit(0);
 		}
@@ -421,7 +421,7 @@ Test(ipt_kill, freeze)
 		pid_t pid = help_fork();
 		if (pid == 0) {
 			steps_left = k;
-			ipt_step_hook = die_at_last_step;
+			ipt_step_do(die_at_last_step);
 			_exit(ipt_vm_freeze(t, vm, "vm@1", &on) != 0);
 		}
 		cr_assert_eq(waitpid(pid, &status, 0), pid);

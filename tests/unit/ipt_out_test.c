@@ -351,9 +351,9 @@ Test(ipt_out, pinned_at_the_last_moment)
 		pinner.vm = vm;
 		pinner.g = 64 + n - 1;
 		pinner.pinned = false;
-		ipt_step_hook = pin_now;
+		ipt_step_do(pin_now);
 		int err = ipt_out_commit(t, vm, gfn(64), slots, n, &done, tell, &told);
-		ipt_step_hook = NULL;
+		ipt_step_do(NULL);
 		cr_assert_eq(err, -EBUSY);
 		cr_assert_eq(done, n - 1);
 		cr_assert_eq(told.n, n - 1);

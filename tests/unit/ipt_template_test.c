@@ -456,7 +456,7 @@ static bool die_once(const struct scenario *sc, unsigned k, unsigned *repairs)
 	pid_t pid = help_fork();
 	if (pid == 0) {
 		steps_left = k;
-		ipt_step_hook = die_at_last_step;
+		ipt_step_do(die_at_last_step);
 		_exit(sc->act() != sc->rc);
 	}
 	cr_assert_gt(pid, 0);

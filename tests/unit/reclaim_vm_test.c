@@ -934,7 +934,7 @@ Test(reclaim_vm, an_ending_templates_pages_become_ours)
 	pid_t pid = fork();
 	if (pid == 0) {
 		steps_left = 60;
-		ipt_step_hook = die_at_last_step;
+		ipt_step_do(die_at_last_step);
 		ipt_vm_collapse(table, template, pool_clean, &pool);
 		_exit(0);
 	}
