@@ -346,6 +346,17 @@ static bool may_ask(int fd)
 	       (peer.uid == 0 || peer.uid == geteuid());
 }
 
+/* There is no memory for the connection. What has come of its request by now is taken out, or closing would reset the
+ * connection, and the words be lost. */
+static void turn_away(int fd)
+{
+	static const char words[] = "{\"error\":\"the host has no memory for this connection\"}\n";
+	char dropped[512];
+	if (send(fd, words, sizeof words - 1, MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+		while (recv(fd, dropped, sizeof dropped, MSG_DONTWAIT) > 0)
+			;
+}
+
 static void on_listening(struct host_source *s, uint32_t events)
 {
 	struct control *c = container(struct control, listening, s);
@@ -372,6 +383,8 @@ static void on_listening(struct host_source *s, uint32_t events)
 		}
 		free(r);
 	}
+	if (may_ask(fd))
+		turn_away(fd);
 	close(fd);
 }
 

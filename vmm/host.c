@@ -145,6 +145,8 @@ static void on_tick(struct host_source *s, uint32_t events)
 		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
 		more = more || (rc && rc != -EBUSY);
 	}
+	more = host_merge_tick(h) || more;
+	more = host_reclaim_tick(h) || more;
 	host_set_tick(h, more);
 }
 

@@ -60,6 +60,11 @@ int host_merge_create(struct host *h, char *error)
 	return rc ? errorf(error, rc, "the merger: can't start its process: %s", strerror(-rc)) : 0;
 }
 
+bool host_merge_tick(struct host *h)
+{
+	return h->merger && host_worker_tick(&h->merger->worker);
+}
+
 void host_merge_destroy(struct host *h)
 {
 	struct host_merger *g = h->merger;

@@ -65,6 +65,9 @@ int host_merge_create(struct host *h, char *error);
 void host_merge_destroy(struct host *h);
 struct merge_board *host_merge_board(struct host *h);
 void host_merge_admit(struct host_vm *vm);
+/* At a tick: start the worker that couldn't be started before. True if another tick is wanted. */
+bool host_merge_tick(struct host *h);
+bool host_reclaim_tick(struct host *h);
 /* VMs that began or ceased to wait for memory: say so. */
 void host_tell_starved(struct host *h);
 /* Can nothing more be taken out of memory, or is there no reclaim at all? */

@@ -122,6 +122,11 @@ int host_reclaim_start(struct host *h, char *error)
 		  : 0;
 }
 
+bool host_reclaim_tick(struct host *h)
+{
+	return h->reclaimer && host_worker_tick(&h->reclaimer->worker);
+}
+
 void host_reclaim_destroy(struct host *h)
 {
 	struct host_reclaimer *g = h->reclaimer;

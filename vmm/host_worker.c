@@ -57,9 +57,19 @@ static void on_exit_of_worker(struct host_source *s, uint32_t events)
 	let_go(w);
 	if (clock_ns() - w->started_ns >= LIVES_S * UINT64_C(1000000000))
 		w->failed = 0;
-	bool again = ++w->failed < FAILS_IN && host_worker_start(w) == 0;
-	if (!again && w->failed_for_good)
+	w->due = true;
+	if (host_worker_tick(w))
+		host_set_tick(w->host, true);
+}
+
+bool host_worker_tick(struct host_worker *w)
+{
+	if (!w->due)
+		return false;
+	w->due = ++w->failed < FAILS_IN && host_worker_start(w);
+	if (!w->due && !host_worker_runs(w) && w->failed_for_good)
 		w->failed_for_good(w);
+	return w->due;
 }
 
 static void on_link(struct host_source *s, uint32_t events)

@@ -20,6 +20,7 @@ struct host_worker {
 	pid_t pid;
 	int pidfd, link_fd;
 	struct host_source on_exit, on_link;
+	bool due;                /* it couldn't be started, and is to be at the host's next tick */
 	unsigned starts, failed; /* failed: in a row */
 	uint64_t started_ns;
 };
@@ -29,6 +30,8 @@ void host_worker_init(struct host_worker *w, struct host *h);
 /* -errno. */
 int host_worker_start(struct host_worker *w);
 void host_worker_stop(struct host_worker *w);
+/* At a tick: start one that is due. True if another tick is wanted. */
+bool host_worker_tick(struct host_worker *w);
 static inline bool host_worker_runs(const struct host_worker *w)
 {
 	return w->pidfd >= 0;

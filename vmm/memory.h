@@ -69,6 +69,11 @@ struct memory {
 	struct learn *learn; /* as `learner` until then, if that is not negative */
 	int learner;
 	uint64_t learn_until_ns;
+	/* Devices (gmem.c): the host's errors in a row, less than a second apart. What is done about one: the host is
+	 * to have us try again soon, or (final) the VM can't go on. NULL while the VM is being set up. */
+	_Atomic uint64_t device_error_ns;
+	_Atomic unsigned device_errors;
+	void (*on_device_error)(struct memory *m, int rc, bool final);
 };
 
 /* Window, userfaultfd and bitmap for a registered VM. -errno with words. */

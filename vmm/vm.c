@@ -168,6 +168,16 @@ static void on_fault(struct loop_op *op, int res, uint32_t flags)
 	vm_serve_faults(vm);
 }
 
+static void on_device_error(struct memory *m, int rc, bool final)
+{
+	struct vm *vm = container(struct vm, memory, m);
+	if (final)
+		vm_end(vm, END_HOST_ERROR, "a device can't reach the guest's memory: %s",
+		       strerror(-rc));
+	else
+		vm_tell_host(vm);
+}
+
 /* A part of what the reclaimer asks for; the rest when others had their turn. */
 static void reclaim(struct vm *vm)
 {
@@ -377,6 +387,7 @@ static int set_up(struct vm *vm, char *error)
 	vm->reclaiming.run = go_on_reclaiming;
 	vm->resting.run = rest;
 	loop_when_quiet(vm->loop, &vm->resting, REST_MS);
+	vm->memory.on_device_error = on_device_error;
 	return vm_watch(vm, error);
 }
 

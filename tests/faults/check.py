@@ -47,6 +47,9 @@ class Checkpoint:
     """A host without VMs: what it has of its own."""
 
     def __init__(self, host):
+        # The workers are named a moment after their forks.
+        if not until(lambda: sorted(host.processes().values()) == ["invisor", "merger", "reclaimer"]):
+            raise Wrong("processes of a host at rest: %s" % host.processes())
         self.pid = host.process.pid
         self.descriptors = descriptors(self.pid)
         self.mappings = mappings(self.pid)

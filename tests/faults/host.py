@@ -58,7 +58,10 @@ class Host:
         s.settimeout(seconds)
         try:
             s.connect(self.run_dir + "/host.sock")
-            s.sendall(json.dumps(request).encode() + b"\n")
+            try:
+                s.sendall(json.dumps(request).encode() + b"\n")
+            except BrokenPipeError:
+                pass  # it has answered already
             text = b""
             while not text.endswith(b"\n"):
                 got = s.recv(65536)
