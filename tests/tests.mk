@@ -2,6 +2,7 @@
 -include tests/unit/unit.mk
 -include tests/kvm/kvm.mk
 -include tests/lab/lab.mk
+-include tests/faults/faults.mk
 -include tests/bench/bench.mk
 -include tests/bench/ipt.mk
 -include tests/bench/store.mk

@@ -15,10 +15,12 @@
 #include <sys/resource.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-#define FILES_MAX 64  /* as persistent memory at once; they are in the registry as VMs are */
-#define TICK_MS   100 /* how often the host looks after VMs that wait for frames */
+#define FILES_MAX  64   /* as persistent memory at once; they are in the registry as VMs are */
+#define WAITS_MOST 1000 /* times in a row that waiting for events may fail */
+#define TICK_MS    100  /* how often the host looks after VMs that wait for frames */
 
 /* ---- sources ------------------------------------------------------------------------------- */
 
@@ -36,13 +38,18 @@ void host_remove_source(struct host *h, struct host_source *s)
 
 int host_run(struct host *h)
 {
+	unsigned failures = 0; /* in a row */
 	h->stop = false;
 	while (!h->stop) {
 		/* One at a time: what one source does may take another away. */
 		struct epoll_event e;
 		int n = fail_call(HOST_WAIT, epoll_wait(h->epoll, &e, 1, -1));
-		if (n < 0 && errno != EINTR)
+		if (n >= 0 || errno == EINTR)
+			failures = 0;
+		else if (++failures == WAITS_MOST)
 			return -errno;
+		else /* all VMs end with us: not for an error that may pass */
+			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 		if (n == 1) {
 			struct host_source *s = e.data.ptr;
 			s->ready(s, e.events);

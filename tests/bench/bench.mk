@@ -10,3 +10,10 @@ $(BUILD)/bench-plain: $(call obj,tests/bench/plain.c) $(PRODUCT_LIBS)
 $(BUILD)/bench-floor: $(call obj,tests/bench/floor.c) $(PRODUCT_LIBS)
 	$(if $(Q),@echo "  LD $@")
 	$(Q)$(CC) $(LDFLAGS) -pthread -o $@ $^ $(LIBS)
+
+# The program without failpoints, to compare with (tests/bench/fault_bench.py).
+.PHONY: $(BUILD)/nofail/invisor
+ifneq ($(BUILD),build/nofail)
+$(BUILD)/nofail/invisor:
+	$(Q)$(MAKE) --no-print-directory BUILD=build/nofail CPPFLAGS="$(CPPFLAGS) -DFAIL_NONE" build/nofail/invisor
+endif
