@@ -1,6 +1,7 @@
 /* A stripe's table of clusters. See cluster.h. */
 #include "ipt/cluster.h"
 #include "ipt/debug.h"
+#include "ipt/fail.h"
 #include "ipt/stripe.h"
 #include <stdlib.h>
 
@@ -154,7 +155,7 @@ static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 	struct stripe *st = &t->stripes[s];
 	struct cluster_line *lines = cluster_lines(t, s);
 	uint32_t nlines = load_relaxed32(&st->cluster_lines), n = load_relaxed32(&st->clusters);
-	struct element *all = malloc((n + 1) * sizeof(*all));
+	struct element *all = fail_null(IPT_GROW, malloc((n + 1) * sizeof(*all)));
 
 	if (!all)
 		return false;

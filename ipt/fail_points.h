@@ -16,11 +16,14 @@
 	X(IPT_STEP, "ipt.step", STEP, 0,                                                           \
 	  "a step of a change to the table is done, the next isn't")                               \
 	X(IPT_LOCK, "ipt.lock", DEATH, 0, "a lock of the table is taken: repair what it protects") \
+	X(IPT_CREATE, "ipt.create", ERROR, EMFILE, "the table is made")                            \
 	X(IPT_ALLOC, "ipt.alloc", ERROR, ENOMEM, "frames are taken from the pool")                 \
 	X(IPT_MAP, "ipt.map", ERROR, ENOMEM, "frames get their place in the index")                \
 	X(IPT_OUT, "ipt.out", ERROR, ENOMEM, "a page's place in the store is noted in a slot")     \
 	X(IPT_VM_ADD, "ipt.vm_add", ERROR, ENOSPC, "the registry takes in a VM")                   \
 	X(IPT_FREEZE, "ipt.freeze", ERROR, ENOSPC, "the registry makes a VM a template")           \
+	X(IPT_GROW, "ipt.grow", ERROR, ENOMEM,                                                     \
+	  "memory to spread a stripe of the index over more lines")                                \
 	/* KVM */                                                                                  \
 	X(KVM_OPEN, "kvm.open", ERROR, EACCES, "/dev/kvm is opened")                               \
 	X(KVM_CREATE_VM, "kvm.create_vm", ERROR, ENOMEM, "KVM_CREATE_VM")                          \
@@ -33,9 +36,12 @@
 	X(KVM_RUN, "kvm.run", ERROR, EINTR, "KVM_RUN on a vCPU's thread")                          \
 	X(KVM_COMPLETE, "kvm.complete", ERROR, EAGAIN, "KVM_RUN that only completes an access")    \
 	X(KVM_GET_STATE, "kvm.get_state", ERROR, EIO, "a vCPU's state is read to freeze its VM")   \
+	X(KVM_GET_CHIPS, "kvm.get_chips", ERROR, EIO, "KVM_GET_IRQCHIP to freeze a VM")            \
 	X(KVM_SET_STATE, "kvm.set_state", ERROR, EIO, "a clone's vCPU gets its state")             \
+	X(KVM_SET_CHIPS, "kvm.set_chips", ERROR, EIO, "KVM_SET_IRQCHIP for a clone")               \
 	/* userfaultfd and the window */                                                           \
 	X(UFFD_OPEN, "uffd.open", ERROR, EPERM, "userfaultfd is opened")                           \
+	X(UFFD_API, "uffd.api", ERROR, EINVAL, "UFFDIO_API")                                       \
 	X(UFFD_READ, "uffd.read", ERROR, EINTR, "faults are read")                                 \
 	X(UFFD_REGISTER, "uffd.register", ERROR, ENOMEM,                                           \
 	  "UFFDIO_REGISTER on a piece of the window")                                              \
@@ -75,13 +81,21 @@
 	X(VM_FORK, "vm.fork", ERROR, EAGAIN, "fork of a VM's process")                             \
 	X(VM_PIDFD, "vm.pidfd", ERROR, EMFILE, "pidfd of a VM's process")                          \
 	X(VM_THREAD, "vm.thread", ERROR, EAGAIN, "a vCPU's thread is made")                        \
+	X(GUEST_MEMORY, "guest.memory", ERROR, ENOMEM, "memory for a guest's console in the host") \
+	X(EXEC_MEMORY, "exec.memory", ERROR, ENOMEM, "memory for a command in a guest")            \
 	X(TEMPLATE_FORK, "template.fork", ERROR, EAGAIN, "fork of a template's process")           \
+	X(TEMPLATE_LEARN, "template.learn", ERROR, ENOMEM,                                         \
+	  "memory for what a template's clones write to at first")                                 \
 	X(CLONE_FORK, "clone.fork", ERROR, EAGAIN, "fork of a clone's process")                    \
+	X(CLONE_MEMORY, "clone.memory", ERROR, ENOMEM, "memory for a request for clones")          \
 	X(CLONE_SPARE, "clone.spare", ERROR, EAGAIN, "fork of the clone that is kept ready")       \
 	X(CLONE_PIDFD, "clone.pidfd", ERROR, EMFILE, "pidfd of a clone's or template's process")   \
 	X(CLONE_MAILBOX, "clone.mailbox", ERROR, ENOMEM, "a clone maps its mailbox")               \
 	X(CLONE_IDENTITY, "clone.identity", ERROR, ENOSPC, "a guest's generation id is written")   \
 	X(WORKER_FORK, "worker.fork", ERROR, EAGAIN, "fork of the merger or the reclaimer")        \
+	X(WORKER_PIDFD, "worker.pidfd", ERROR, EMFILE, "pidfd of the merger or the reclaimer")     \
+	X(WORKER_BOARD, "worker.board", ERROR, ENOMEM,                                             \
+	  "memory that merger or reclaimer share with VMs")                                        \
 	X(WORKER_BATCH, "worker.batch", STEP, 0, "merger or reclaimer hand work to a VM")          \
 	/* sockets, descriptors, the event loops */                                                \
 	X(LINK_SEND, "link.send", ERROR, EAGAIN, "a message goes over a link")                     \
@@ -90,19 +104,32 @@
 	X(CONTROL_MEMORY, "control.memory", ERROR, ENOMEM, "memory for a control connection")      \
 	X(CONTROL_READ, "control.read", ERROR, EAGAIN, "a request is read")                        \
 	X(CONTROL_SEND, "control.send", ERROR, EAGAIN, "an answer is sent")                        \
+	X(CONTROL_OPEN, "control.open", ERROR, EMFILE, "the control socket is made")               \
+	X(CONTROL_DIRECTORY, "control.directory", ERROR, EACCES, "the run directory is made")      \
 	X(HOST_WATCH, "host.watch", ERROR, ENOMEM, "epoll_ctl takes a descriptor in")              \
 	X(HOST_WAIT, "host.wait", ERROR, EINTR, "epoll_wait in the host")                          \
+	X(HOST_EPOLL, "host.epoll", ERROR, EMFILE, "the host makes its event loop")                \
 	X(LOOP_CREATE, "loop.create", ERROR, ENOMEM, "a VM makes its io_uring")                    \
 	X(LOOP_SUBMIT, "loop.submit", ERROR, EINTR, "a VM's loop enters io_uring")                 \
+	X(LOOP_ENTRY, "loop.entry", ERROR, EBUSY, "a place in io_uring's submission queue")        \
+	X(LOOP_POLL, "loop.poll", RESULT, ENOMEM, "io_uring says that a descriptor is ready")      \
 	X(CONSOLE_SEND, "console.send", ERROR, EAGAIN, "a guest's output goes to the host")        \
+	X(CONSOLE_RECEIVE, "console.receive", ERROR, EAGAIN, "the host reads a guest's output")    \
+	X(AGENT_SEND, "agent.send", ERROR, EAGAIN, "the host sends a command to a guest's agent")  \
+	X(AGENT_RECEIVE, "agent.receive", ERROR, EAGAIN,                                           \
+	  "the host reads what a guest's agent says")                                              \
 	/* disks and files */                                                                      \
 	X(BLK_RESULT, "blk.result", RESULT, EIO, "a disk's request is answered")                   \
 	X(BLK_SHORT, "blk.short", BYTES, 512, "a disk's answer says fewer bytes than it did")      \
 	X(BLK_MEMORY, "blk.memory", ERROR, ENOMEM, "memory for a disk's request")                  \
 	X(PMEM_READ, "pmem.read", ERROR, EIO, "pread of a file's page into the pool")              \
 	X(PMEM_FLUSH, "pmem.flush", RESULT, EIO, "a write or fsync of a shared file is answered")  \
+	X(PMEM_OPEN, "pmem.open", ERROR, EMFILE, "a file for persistent memory is opened")         \
+	X(PMEM_SETS, "pmem.sets", ERROR, EMFILE,                                                   \
+	  "memory for which pages of a shared file are dirty")                                     \
 	X(IMAGE_OPEN, "image.open", ERROR, EMFILE, "a kernel or initrd is opened")                 \
 	X(IMAGE_MAP, "image.map", ERROR, ENOMEM, "a kernel or initrd is mapped")                   \
-	X(DISK_OPEN, "disk.open", ERROR, EMFILE, "a disk is opened")
+	X(DISK_OPEN, "disk.open", ERROR, EMFILE, "a disk is opened")                               \
+	X(STATS_WRITE, "stats.write", ERROR, ENOSPC, "the file of --stats is made")
 
 #endif

@@ -1,6 +1,7 @@
 /* A stripe's table of single frames. See single.h. */
 #include "ipt/single.h"
 #include "ipt/debug.h"
+#include "ipt/fail.h"
 #include "ipt/stripe.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -112,7 +113,7 @@ static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 	struct stripe *st = &t->stripes[s];
 	struct single_line *lines = single_lines(t, s);
 	uint32_t nlines = load_relaxed32(&st->single_lines), n = load_relaxed32(&st->singles);
-	uint32_t *all = malloc((n + 1) * sizeof(*all));
+	uint32_t *all = fail_null(IPT_GROW, malloc((n + 1) * sizeof(*all)));
 
 	if (!all)
 		return false;

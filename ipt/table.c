@@ -1,6 +1,7 @@
 /* The table's memory: layout, creation, attachment, and how much of it is populated. */
 #include "ipt/table.h"
 #include "ipt/cluster.h"
+#include "ipt/fail.h"
 #include "ipt/single.h"
 #include "ipt/zone.h"
 #include <errno.h>
@@ -199,7 +200,7 @@ int ipt_create(struct ipt **out, const struct ipt_config *config)
 	memset(t, 0, sizeof(*t));
 	t->layout = layout;
 	t->config = *config;
-	t->fd = memfd_create("invisor-table", MFD_CLOEXEC);
+	t->fd = fail_call(IPT_CREATE, memfd_create("invisor-table", MFD_CLOEXEC));
 	if (t->fd < 0 || ftruncate(t->fd, (off_t)layout.end))
 		err = -errno;
 	if (!err)

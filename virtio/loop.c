@@ -232,7 +232,7 @@ static bool dispatch(struct loop *l, loop_done_fn *only)
 struct io_uring_sqe *loop_sqe(struct loop *l, struct loop_op *op)
 {
 	struct io_uring_sqe *sqe;
-	for (int tries = 0; !(sqe = io_uring_get_sqe(&l->ring)); tries++) {
+	for (int tries = 0; !(sqe = fail_null(LOOP_ENTRY, io_uring_get_sqe(&l->ring))); tries++) {
 		int r = io_uring_submit(&l->ring);
 		if (r >= 0 || r == -EINTR)
 			continue;
@@ -266,6 +266,8 @@ static void watch_done(struct loop_op *op, int res, uint32_t flags)
 	struct loop *l = w->loop;
 	(void)flags;
 	/* -ECANCELED without our asking: the thread that armed it ended. */
+	if (!w->cancelled)
+		res = fail_result(FAIL_LOOP_POLL, FAIL_IDS, res);
 	if (!w->cancelled && res != -ECANCELED) {
 		w->in_user = true;
 		w->user->done(w->user, res, 0);

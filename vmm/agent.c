@@ -1,4 +1,5 @@
 #include "vmm/agent.h"
+#include "ipt/fail.h"
 #include "vmm/base64.h"
 #include "vmm/container.h"
 #include "vmm/error.h"
@@ -45,6 +46,10 @@ static void stop_listening(struct agent *a)
 static int listen_again(struct agent *a)
 {
 	uint32_t events = (a->paused ? 0 : EPOLLIN) | (a->sent < a->request_bytes ? EPOLLOUT : 0);
+	if (a->listening && events) {
+		host_change_source(a->vm->host, &a->source, events);
+		return 0;
+	}
 	stop_listening(a);
 	if (!events)
 		return 0;
@@ -159,7 +164,8 @@ static ssize_t read_some(struct agent *a, unsigned rounds)
 	char bytes[4096];
 	ssize_t got = 1;
 	while (rounds-- && got > 0 && !a->over && !a->paused) {
-		got = recv(a->vm->agent_fd, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT);
+		got = fail_call(AGENT_RECEIVE, recv(a->vm->agent_fd, bytes, sizeof bytes,
+						    MSG_PEEK | MSG_DONTWAIT));
 		size_t used = 0;
 		while (got > 0 && used < (size_t)got && !a->over && !a->paused)
 			used += take(a, bytes + used, (size_t)got - used);
@@ -174,8 +180,9 @@ static ssize_t read_some(struct agent *a, unsigned rounds)
 static void send_request(struct agent *a)
 {
 	while (a->sent < a->request_bytes) {
-		ssize_t n = send(a->vm->agent_fd, a->request + a->sent, a->request_bytes - a->sent,
-				 MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = fail_call(AGENT_SEND, send(a->vm->agent_fd, a->request + a->sent,
+						       a->request_bytes - a->sent,
+						       MSG_NOSIGNAL | MSG_DONTWAIT));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EAGAIN)

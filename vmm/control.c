@@ -59,8 +59,7 @@ static void watch(struct control_request *r, uint32_t events)
 {
 	if (events == r->watched)
 		return;
-	host_remove_source(control_host(r), &r->source);
-	host_add_source(control_host(r), &r->source, events);
+	host_change_source(control_host(r), &r->source, events);
 	r->watched = events;
 }
 
@@ -90,7 +89,7 @@ static void drop(struct control_request *r)
 		if (c->client[i] == r)
 			c->client[i] = NULL;
 	if (full)
-		host_add_source(c->config.host, &c->listening, EPOLLIN);
+		host_change_source(c->config.host, &c->listening, EPOLLIN);
 	r->doomed = true;
 	if (!r->busy)
 		release(r);
@@ -365,7 +364,7 @@ static void on_listening(struct host_source *s, uint32_t events)
 	while (place < CONTROL_CLIENTS_MAX && c->client[place])
 		place++;
 	if (place == CONTROL_CLIENTS_MAX) {
-		host_remove_source(c->config.host, s); /* drop() takes it in again */
+		host_change_source(c->config.host, s, 0); /* drop() listens again */
 		return;
 	}
 	int fd =
@@ -396,7 +395,8 @@ static int open_socket(struct control *c, const char *path)
 	struct sockaddr_un a;
 	if (!rundir_address(&a, path))
 		return -ENAMETOOLONG;
-	c->listening.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	c->listening.fd = fail_call(CONTROL_OPEN,
+				    socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 	if (c->listening.fd < 0)
 		return -errno;
 	unlink(path); /* a dead host's of our name */

@@ -1,4 +1,5 @@
 #include "vmm/exec.h"
+#include "ipt/fail.h"
 #include "vmm/agent.h"
 #include "vmm/ask.h"
 #include "vmm/base64.h"
@@ -95,7 +96,7 @@ void exec_take(struct control_request *r, const json_t *object)
 		control_refuse(r, "exec: %s is a template, which doesn't run", name);
 		return;
 	}
-	struct exec *e = calloc(1, sizeof *e);
+	struct exec *e = fail_null(EXEC_MEMORY, calloc(1, sizeof *e));
 	if (!e) {
 		control_refuse(r, "exec: no memory");
 		return;

@@ -47,7 +47,7 @@ int fault_open(char *error)
 				 .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP |
 					     UFFD_FEATURE_MINOR_SHMEM |
 					     UFFD_FEATURE_WP_HUGETLBFS_SHMEM};
-	if (ioctl(fd, UFFDIO_API, &api) < 0) {
+	if (fail_call(UFFD_API, ioctl(fd, UFFDIO_API, &api)) < 0) {
 		int rc = -errno;
 		close(fd);
 		return errorf(error, rc, "userfaultfd: this kernel refuses the API: %s",

@@ -1,4 +1,5 @@
 #include "vmm/guest.h"
+#include "ipt/fail.h"
 #include "vmm/fleet.h"
 #include <stdlib.h>
 
@@ -12,7 +13,7 @@ struct guest_reader {
 
 struct guest *guest_create(struct fleet *f, struct host_vm *vm, struct batch *b)
 {
-	struct guest *g = calloc(1, sizeof *g);
+	struct guest *g = fail_null(GUEST_MEMORY, calloc(1, sizeof *g));
 	if (!g)
 		return NULL;
 	*g = (struct guest){.fleet = f, .batch = b, .vm = vm};

@@ -31,6 +31,12 @@ int host_add_source(struct host *h, struct host_source *s, uint32_t events)
 											: 0;
 }
 
+void host_change_source(struct host *h, struct host_source *s, uint32_t events)
+{
+	struct epoll_event e = {.events = events, .data.ptr = s};
+	epoll_ctl(h->epoll, EPOLL_CTL_MOD, s->fd, &e);
+}
+
 void host_remove_source(struct host *h, struct host_source *s)
 {
 	epoll_ctl(h->epoll, EPOLL_CTL_DEL, s->fd, NULL);
@@ -152,6 +158,9 @@ static void on_tick(struct host_source *s, uint32_t events)
 		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
 		more = more || (rc && rc != -EBUSY);
 	}
+	if (h->resume_due)
+		host_console_resume(h);
+	more = h->resume_due || more;
 	more = host_merge_tick(h) || more;
 	more = host_reclaim_tick(h) || more;
 	host_set_tick(h, more);
@@ -253,7 +262,7 @@ int host_create(struct host **out, const struct host_config *config,
 	if (!rc)
 		rc = make_table(h, error);
 	if (!rc) {
-		h->epoll = epoll_create1(EPOLL_CLOEXEC);
+		h->epoll = fail_call(HOST_EPOLL, epoll_create1(EPOLL_CLOEXEC));
 		h->news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		h->on_news = (struct host_source){h->news_fd, on_news};
 		h->on_tick = (struct host_source){

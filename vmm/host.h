@@ -165,6 +165,8 @@ int host_wish(struct host *h, struct host_vm *vm, uint32_t frames, host_wished_f
 void host_wish_forget(struct host *h);
 
 int host_add_source(struct host *h, struct host_source *s, uint32_t events);
+/* Other events of a source that is there. Takes no memory, so it doesn't fail. */
+void host_change_source(struct host *h, struct host_source *s, uint32_t events);
 void host_remove_source(struct host *h, struct host_source *s);
 /* Handle events until host_stop. 0 or -errno. */
 int host_run(struct host *h);

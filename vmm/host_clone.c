@@ -6,6 +6,7 @@
  * A clone that was asked for and not answered (FORKING) may have a process, which uses the table under its id: when
  * its template is gone, only the end of its link says that there is none.
  */
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/host_private.h"
@@ -494,7 +495,7 @@ int host_clone(struct host_vm *vm, const struct host_clone_request *request, cha
 	int rc = check(vm, request, error);
 	if (rc)
 		return rc;
-	struct clone_job *job = calloc(1, sizeof *job);
+	struct clone_job *job = fail_null(CLONE_MEMORY, calloc(1, sizeof *job));
 	struct host_vm **clones = calloc(request->count, sizeof(struct host_vm *));
 	if (!job || !clones) {
 		free(job);

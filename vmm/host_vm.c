@@ -28,7 +28,8 @@ static bool pump_console(struct host_vm *vm)
 	for (;;) {
 		/* Peek, give, then take what was taken: what the caller refuses stays in the
 		 * socket. */
-		ssize_t n = recv(vm->console_fd, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT);
+		ssize_t n = fail_call(CONSOLE_RECEIVE, recv(vm->console_fd, bytes, sizeof bytes,
+							    MSG_PEEK | MSG_DONTWAIT));
 		if (n <= 0)
 			return true;
 		size_t took = vm->host->events.console(vm->host->events.ctx, vm, bytes, (size_t)n);
@@ -54,9 +55,16 @@ static void on_console(struct host_source *s, uint32_t events)
 
 void host_console_resume(struct host *h)
 {
-	for (unsigned i = 0; i < h->vms; i++)
-		if (h->vm[i]->phase == HOST_VM_ALIVE || h->vm[i]->draining)
-			host_add_source(h, &h->vm[i]->on_console, EPOLLIN | EPOLLRDHUP);
+	h->resume_due = false;
+	for (unsigned i = 0; i < h->vms; i++) {
+		struct host_vm *vm = h->vm[i];
+		if (vm->console_fd < 0 || !(vm->phase == HOST_VM_ALIVE || vm->draining))
+			continue;
+		int rc = host_add_source(h, &vm->on_console, EPOLLIN | EPOLLRDHUP);
+		h->resume_due = h->resume_due || (rc && rc != -EEXIST);
+	}
+	if (h->resume_due)
+		host_set_tick(h, true);
 }
 
 /* ---- persistent memory --------------------------------------------------------------------- */

@@ -100,7 +100,7 @@ int host_worker_start(struct host_worker *w)
 	rc = w->pid < 0 ? -errno : 0;
 	close(link[1]);
 	w->link_fd = link[0];
-	w->pidfd = rc ? -1 : (int)syscall(SYS_pidfd_open, w->pid, 0);
+	w->pidfd = rc ? -1 : (int)fail_call(WORKER_PIDFD, syscall(SYS_pidfd_open, w->pid, 0));
 	if (!rc && w->pidfd < 0)
 		rc = -errno;
 	w->on_exit = (struct host_source){w->pidfd, on_exit_of_worker};

@@ -99,7 +99,7 @@ int kvm_state_save(const struct kvm_vm *vm, struct kvm_state *out, const char *n
 	}
 	for (uint32_t i = 0; i < 3; i++) {
 		out->chip[i].chip_id = i;
-		if (ioctl(vm->fd, KVM_GET_IRQCHIP, &out->chip[i]) < 0)
+		if (fail_call(KVM_GET_CHIPS, ioctl(vm->fd, KVM_GET_IRQCHIP, &out->chip[i])) < 0)
 			return failed(name, 0, "KVM_GET_IRQCHIP", error);
 	}
 	if (ioctl(vm->fd, KVM_GET_CLOCK, &out->clock) < 0)
@@ -213,7 +213,7 @@ int kvm_state_load(const struct kvm_vm *vm, const struct kvm_state *s, const cha
 	}
 	for (unsigned i = 0; i < 3; i++) {
 		struct kvm_irqchip chip = s->chip[i];
-		if (ioctl(vm->fd, KVM_SET_IRQCHIP, &chip) < 0)
+		if (fail_call(KVM_SET_CHIPS, ioctl(vm->fd, KVM_SET_IRQCHIP, &chip)) < 0)
 			return failed(name, 0, "KVM_SET_IRQCHIP", error);
 	}
 	if (ioctl(vm->fd, KVM_SET_CLOCK, &clock) < 0)

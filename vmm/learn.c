@@ -1,11 +1,12 @@
 #include "vmm/learn.h"
+#include "ipt/fail.h"
 #include <stdlib.h>
 #include <sys/mman.h>
 
 struct learn *learn_create(void)
 {
-	struct learn *l =
-		mmap(NULL, sizeof *l, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct learn *l = fail_call(TEMPLATE_LEARN, mmap(NULL, sizeof *l, PROT_READ | PROT_WRITE,
+							 MAP_SHARED | MAP_ANONYMOUS, -1, 0));
 	return l == MAP_FAILED ? NULL : l;
 }
 

@@ -18,8 +18,9 @@ static size_t bytes_of(uint32_t vms)
 struct merge_board *merge_board_create(uint32_t max_vms)
 {
 	uint32_t vms = max_vms + 1; /* ids begin with 1 */
-	struct merge_board *b = mmap(NULL, bytes_of(vms), PROT_READ | PROT_WRITE,
-				     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct merge_board *b =
+		fail_call(WORKER_BOARD, mmap(NULL, bytes_of(vms), PROT_READ | PROT_WRITE,
+					     MAP_SHARED | MAP_ANONYMOUS, -1, 0));
 	if (b == MAP_FAILED)
 		return NULL;
 	b->vms = vms;

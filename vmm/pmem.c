@@ -1,5 +1,6 @@
 /* Files that guests have as persistent memory, and their views: see pmem.h. */
 #include "vmm/pmem.h"
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +35,8 @@ int pmem_use_open(struct pmem_use *use, const char *path, bool share, char *erro
 	*use = (struct pmem_use){
 		.path = path,
 		.share = share,
-		.fd = open(path, (share ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK)};
+		.fd = fail_call(PMEM_OPEN,
+				open(path, (share ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK))};
 	if (use->fd < 0)
 		return errorf(error, -errno, "--pmem: %.150s: %s%s", path, strerror(errno),
 			      share && (errno == EACCES || errno == EROFS)
@@ -164,7 +166,7 @@ static int map_sets(struct pmem_view *v)
 
 static int make_sets(struct pmem_view *v)
 {
-	v->sets_fd = memfd_create("invisor-pmem", MFD_CLOEXEC);
+	v->sets_fd = fail_call(PMEM_SETS, memfd_create("invisor-pmem", MFD_CLOEXEC));
 	if (v->sets_fd < 0 || ftruncate(v->sets_fd, (off_t)(2 * pageset_bytes(v->pages))) < 0)
 		return -errno;
 	return map_sets(v);

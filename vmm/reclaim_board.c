@@ -1,3 +1,4 @@
+#include "ipt/fail.h"
 #include "vmm/reclaim.h"
 #include <linux/futex.h>
 #include <string.h>
@@ -17,8 +18,9 @@ static size_t bytes_of(uint32_t desks)
 struct reclaim_board *reclaim_board_create(uint32_t max_vms, uint32_t frames)
 {
 	uint32_t desks = max_vms + 1; /* ids begin with 1 */
-	struct reclaim_board *b = mmap(NULL, bytes_of(desks), PROT_READ | PROT_WRITE,
-				       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	struct reclaim_board *b =
+		fail_call(WORKER_BOARD, mmap(NULL, bytes_of(desks), PROT_READ | PROT_WRITE,
+					     MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 	if (b == MAP_FAILED)
 		return NULL;
 	b->desks = desks;

@@ -1,4 +1,5 @@
 #include "vmm/rundir.h"
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include <dirent.h>
 #include <errno.h>
@@ -27,7 +28,7 @@ int rundir_make(char *error)
 	char dir[256];
 	struct stat st;
 	rundir_path(dir, sizeof dir);
-	if (mkdir(dir, 0700) < 0 && errno != EEXIST)
+	if (fail_call(CONTROL_DIRECTORY, mkdir(dir, 0700)) < 0 && errno != EEXIST)
 		return errorf(error, -errno,
 			      "%.150s: %s; set INVISOR_RUN_DIR to a directory of yours", dir,
 			      strerror(errno));

@@ -1,4 +1,5 @@
 #include "vmm/stats.h"
+#include "ipt/fail.h"
 #include "vmm/balloon.h"
 #include "vmm/clock.h"
 #include "vmm/merge.h"
@@ -332,7 +333,7 @@ int stats_write(const json_t *stats, const char *path)
 	int n = snprintf(temporary, sizeof temporary, "%s.XXXXXX", path);
 	if (n < 0 || (size_t)n >= sizeof temporary)
 		return -ENAMETOOLONG;
-	int fd = mkstemp(temporary);
+	int fd = fail_call(STATS_WRITE, mkstemp(temporary));
 	if (fd < 0)
 		return -errno;
 	int rc = 0;

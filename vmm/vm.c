@@ -166,6 +166,8 @@ static void on_fault(struct loop_op *op, int res, uint32_t flags)
 	if (res == -ECANCELED)
 		return;
 	vm_serve_faults(vm);
+	if (res < 0) /* the loop doesn't watch it any more */
+		vm_end(vm, END_HOST_ERROR, "io_uring poll of userfaultfd: %s", strerror(-res));
 }
 
 static void on_device_error(struct memory *m, int rc, bool final)
@@ -272,6 +274,8 @@ static void on_link(struct loop_op *op, int res, uint32_t flags)
 	}
 	if (n == 0)
 		_exit(1); /* the host is gone, and nobody supervises us any more */
+	if (res < 0)
+		vm_end(vm, END_HOST_ERROR, "io_uring poll of the host's link: %s", strerror(-res));
 }
 
 /* ---- set-up -------------------------------------------------------------------------------- */
