@@ -26,12 +26,14 @@
 	  "memory to spread a stripe of the index over more lines")                                \
 	/* KVM */                                                                                  \
 	X(KVM_OPEN, "kvm.open", ERROR, EACCES, "/dev/kvm is opened")                               \
-	X(KVM_CREATE_VM, "kvm.create_vm", ERROR, ENOMEM, "KVM_CREATE_VM")                          \
-	X(KVM_CREATE_VCPU, "kvm.create_vcpu", ERROR, ENOMEM, "KVM_CREATE_VCPU")                    \
+	X(KVM_CREATE_VM, "kvm.create_vm", ERROR, ENOMEM, "KVM makes a VM (KVM_CREATE_VM)")         \
+	X(KVM_CREATE_VCPU, "kvm.create_vcpu", ERROR, ENOMEM, "KVM makes a vCPU (KVM_CREATE_VCPU)") \
 	X(KVM_MAP_RUN, "kvm.map_run", ERROR, ENOMEM, "a vCPU's kvm_run is mapped")                 \
 	X(KVM_SET_CPUID, "kvm.set_cpuid", ERROR, EINVAL, "KVM_SET_CPUID2 for a new vCPU")          \
-	X(KVM_SET_MEMORY, "kvm.set_memory", ERROR, ENOMEM, "KVM_SET_USER_MEMORY_REGION")           \
-	X(KVM_CREATE_IRQCHIP, "kvm.create_irqchip", ERROR, ENOMEM, "KVM_CREATE_IRQCHIP")           \
+	X(KVM_SET_MEMORY, "kvm.set_memory", ERROR, ENOMEM,                                         \
+	  "KVM hears of a bank of memory (KVM_SET_USER_MEMORY_REGION)")                            \
+	X(KVM_CREATE_IRQCHIP, "kvm.create_irqchip", ERROR, ENOMEM,                                 \
+	  "KVM makes the interrupt chips (KVM_CREATE_IRQCHIP)")                                    \
 	X(KVM_REGISTERS, "kvm.registers", ERROR, EIO, "a new guest's registers are set")           \
 	X(KVM_RUN, "kvm.run", ERROR, EINTR, "KVM_RUN on a vCPU's thread")                          \
 	X(KVM_COMPLETE, "kvm.complete", ERROR, EAGAIN, "KVM_RUN that only completes an access")    \
@@ -41,12 +43,13 @@
 	X(KVM_SET_CHIPS, "kvm.set_chips", ERROR, EIO, "KVM_SET_IRQCHIP for a clone")               \
 	/* userfaultfd and the window */                                                           \
 	X(UFFD_OPEN, "uffd.open", ERROR, EPERM, "userfaultfd is opened")                           \
-	X(UFFD_API, "uffd.api", ERROR, EINVAL, "UFFDIO_API")                                       \
+	X(UFFD_API, "uffd.api", ERROR, EINVAL, "userfaultfd agrees on its features (UFFDIO_API)")  \
 	X(UFFD_READ, "uffd.read", ERROR, EINTR, "faults are read")                                 \
 	X(UFFD_REGISTER, "uffd.register", ERROR, ENOMEM,                                           \
 	  "UFFDIO_REGISTER on a piece of the window")                                              \
 	X(UFFD_CONTINUE, "uffd.continue", ERROR, EAGAIN, "UFFDIO_CONTINUE shows pages")            \
-	X(UFFD_PROTECT, "uffd.protect", ERROR, EAGAIN, "UFFDIO_WRITEPROTECT")                      \
+	X(UFFD_PROTECT, "uffd.protect", ERROR, EAGAIN,                                             \
+	  "pages are write-protected, or freed of it (UFFDIO_WRITEPROTECT)")                       \
 	X(UFFD_WAKE, "uffd.wake", ERROR, EAGAIN, "UFFDIO_WAKE after a fault was served")           \
 	X(WINDOW_CREATE, "window.create", ERROR, ENOMEM, "address space for a VM's window")        \
 	X(WINDOW_MAP, "window.map", ERROR, ENOMEM, "mmap of a piece of the pool into the window")  \
@@ -58,8 +61,8 @@
 	X(POOL_CREATE, "pool.create", ERROR, ENOMEM, "the pool is made")                           \
 	X(POOL_CLEAN, "pool.clean", ERROR, EINTR, "fallocate punches frames out of the pool")      \
 	X(POOL_FILL, "pool.fill", ERROR, ENOSPC, "fallocate makes a page of zeroes in the pool")   \
-	X(POOL_READ, "pool.read", ERROR, EIO, "pread of a frame")                                  \
-	X(POOL_WRITE, "pool.write", ERROR, ENOSPC, "pwrite into a frame")                          \
+	X(POOL_READ, "pool.read", ERROR, EIO, "a frame's bytes are read (pread)")                  \
+	X(POOL_WRITE, "pool.write", ERROR, ENOSPC, "bytes are written into a frame (pwrite)")      \
 	X(STORE_CREATE, "store.create", ERROR, ENOSPC,                                             \
 	  "memory for packed pages, or the swap file")                                             \
 	X(STORE_MEM_WRITE, "store.mem_write", ERROR, ENOSPC, "a packed page is written")           \
@@ -107,7 +110,7 @@
 	X(CONTROL_OPEN, "control.open", ERROR, EMFILE, "the control socket is made")               \
 	X(CONTROL_DIRECTORY, "control.directory", ERROR, EACCES, "the run directory is made")      \
 	X(HOST_WATCH, "host.watch", ERROR, ENOMEM, "epoll_ctl takes a descriptor in")              \
-	X(HOST_WAIT, "host.wait", ERROR, EINTR, "epoll_wait in the host")                          \
+	X(HOST_WAIT, "host.wait", ERROR, EINTR, "the host waits for events (epoll_wait)")          \
 	X(HOST_EPOLL, "host.epoll", ERROR, EMFILE, "the host makes its event loop")                \
 	X(LOOP_CREATE, "loop.create", ERROR, ENOMEM, "a VM makes its io_uring")                    \
 	X(LOOP_SUBMIT, "loop.submit", ERROR, EINTR, "a VM's loop enters io_uring")                 \

@@ -185,8 +185,8 @@ static void send_request(struct agent *a)
 						       MSG_NOSIGNAL | MSG_DONTWAIT));
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n < 0 && errno == EAGAIN)
-			return;
+		if (n < 0 && (errno == EAGAIN || errno == ENOMEM || errno == ENOBUFS))
+			return; /* there will be room */
 		if (n < 0) /* the VM's end will be told */
 			a->sent = a->request_bytes;
 		else

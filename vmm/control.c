@@ -117,7 +117,7 @@ static int push_reply(struct control_request *r)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
-			return errno == EAGAIN ? 1 : -errno;
+			return errno == EAGAIN || errno == ENOMEM || errno == ENOBUFS ? 1 : -errno;
 		r->sent += (size_t)n;
 	}
 	return 0;

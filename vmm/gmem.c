@@ -55,9 +55,9 @@ static void unmap(struct gmem *gm, const struct iovec *iov, int n)
 
 /*
  * A page couldn't be brought in for a device, by no fault of the guest's: the host has no memory or mappings left, the
- * page's bytes couldn't be read. Such things pass, so the device waits as if the pool were empty (-EAGAIN), and tries
- * again when the host says so, some 100 ms later. If that goes on for seconds the VM ends, as it does when a vCPU
- * meets such an error. While a VM is set up it is the loader who waits, and then fails.
+ * page's bytes couldn't be read. Such things pass, so the device of a VM that runs waits as if the pool were empty
+ * (-EAGAIN), and tries again when the host says so, some 100 ms later. If that goes on for seconds, or the bytes are
+ * damaged, the VM ends, as it does when a vCPU meets such an error.
  */
 #define DEVICE_ERRORS_MOST 50
 
@@ -65,16 +65,16 @@ static int device_error(struct memory *m, int rc)
 {
 	uint64_t now = clock_ns(),
 		 last = atomic_exchange_explicit(&m->device_error_ns, now, memory_order_relaxed);
-	if (rc == -EAGAIN || rc == -EFAULT || rc == -EINVAL || rc == -ENOBUFS || rc == -EOVERFLOW)
+	if (!m->on_device_error || rc == -EAGAIN || rc == -EFAULT || rc == -EINVAL ||
+	    rc == -ENOBUFS || rc == -EOVERFLOW)
 		return rc;
 	if (now - last > UINT64_C(1000000000))
 		atomic_store_explicit(&m->device_errors, 0, memory_order_relaxed);
 	unsigned errors = atomic_fetch_add_explicit(&m->device_errors, 1, memory_order_relaxed);
-	bool final = errors >= DEVICE_ERRORS_MOST;
+	bool final = errors >= DEVICE_ERRORS_MOST || rc == -EBADMSG;
 	if (!final)
 		atomic_store_explicit(&m->mailbox->hungry, 1, memory_order_seq_cst);
-	if (m->on_device_error)
-		m->on_device_error(m, rc, final);
+	m->on_device_error(m, rc, final);
 	return final ? rc : -EAGAIN;
 }
 

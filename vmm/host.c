@@ -71,14 +71,35 @@ void host_stop(struct host *h)
 
 /* ---- orders and news ----------------------------------------------------------------------- */
 
+/* A full socket rings too, when it is read. If the kernel has no memory, it is rung at the next tick. */
+static void ring(struct host_vm *vm)
+{
+	const uint32_t bell = LINK_ORDERS;
+	int rc = link_send(vm->link_fd, &bell, sizeof bell, NULL, 0);
+	if (rc && rc != -EPIPE && rc != -ECONNRESET) {
+		vm->host->ring_due = true;
+		host_set_tick(vm->host, true);
+	}
+}
+
 void host_order(struct host_vm *vm, enum vm_order order)
 {
 	if (vm->phase != HOST_VM_ALIVE || vm->is_template)
 		return;
 	atomic_fetch_or_explicit(&vm->mailbox->orders, order, memory_order_release);
-	const uint32_t bell = LINK_ORDERS;
-	/* A full socket rings too, when it is read. */
-	link_send(vm->link_fd, &bell, sizeof bell, NULL, 0);
+	ring(vm);
+}
+
+/* Those whose bell couldn't be rung, and who still have orders. */
+static void ring_again(struct host *h)
+{
+	h->ring_due = false;
+	for (unsigned i = 0; i < h->vms; i++) {
+		struct host_vm *vm = h->vm[i];
+		if (vm->phase == HOST_VM_ALIVE && !vm->is_template &&
+		    atomic_load_explicit(&vm->mailbox->orders, memory_order_relaxed))
+			ring(vm);
+	}
 }
 
 /* Tell whoever waits for it to stand still or to move. */
@@ -158,6 +179,9 @@ static void on_tick(struct host_source *s, uint32_t events)
 		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
 		more = more || (rc && rc != -EBUSY);
 	}
+	if (h->ring_due)
+		ring_again(h);
+	more = h->ring_due || more;
 	if (h->resume_due)
 		host_console_resume(h);
 	more = h->resume_due || more;

@@ -19,6 +19,7 @@ struct host {
 	int news_fd;
 	struct host_source on_news, on_tick;
 	bool ticking;
+	bool ring_due;   /* a VM's bell couldn't be rung: once more at the next tick */
 	bool resume_due; /* a console couldn't be listened to again: once more at the next tick */
 	struct host_vm **vm;
 	unsigned vms, room, alive;

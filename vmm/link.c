@@ -1,8 +1,10 @@
 #include "vmm/link.h"
 #include "ipt/fail.h"
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 union control {
@@ -37,6 +39,19 @@ int link_send(int fd, const void *message, size_t bytes, const int *fds, unsigne
 		sent = fail_call(LINK_SEND, sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT));
 	while (sent < 0 && errno == EINTR);
 	return sent < 0 ? -errno : 0;
+}
+
+int link_send_surely(int fd, const void *message, size_t bytes, const int *fds, unsigned n)
+{
+	for (;;) {
+		int rc = link_send(fd, message, bytes, fds, n);
+		if (rc != -EAGAIN && rc != -ENOMEM && rc != -ENOBUFS)
+			return rc;
+		struct pollfd p = {.fd = fd, .events = POLLOUT};
+		poll(&p, 1, -1);
+		if (rc != -EAGAIN) /* the socket has room, the kernel had none */
+			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
 }
 
 static void take_fds(struct msghdr *msg, int fds[LINK_FDS_MAX])

@@ -43,6 +43,8 @@ struct link_answer {
 int link_pair(int fd[2]);
 /* Send one message with n descriptors (copies of them; the caller's stay open). -errno; -EAGAIN: the socket is full. */
 int link_send(int fd, const void *message, size_t bytes, const int *fds, unsigned n);
+/* The same, and wait until there is room or memory for it. For answers, which must not get lost. */
+int link_send_surely(int fd, const void *message, size_t bytes, const int *fds, unsigned n);
 /* Receive one message of at most `bytes` bytes, the rest of it set to 0. Its size; 0: the other end is gone; -EAGAIN:
  * none is there; -errno. Descriptors come close-on-exec, -1 where there are fewer. */
 ssize_t link_receive(int fd, void *message, size_t bytes, int fds[LINK_FDS_MAX]);

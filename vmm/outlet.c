@@ -19,7 +19,7 @@ static void send_held(struct outlet *o)
 							 MSG_NOSIGNAL | MSG_DONTWAIT));
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+		if (n < 0 && (errno == EAGAIN || errno == ENOMEM || errno == ENOBUFS))
 			break;
 		if (n < 0) {
 			sent = o->held;

@@ -67,8 +67,8 @@ static void answer_freeze(struct vm *vm, const struct link_answer *answer, int p
 {
 	struct vm_pause *p = &vm->pause;
 	p->freeze = false;
-	/* The socket has room for an answer a request; if the host is gone there is nobody to tell. */
-	link_send(vm->links.link_fd, answer, sizeof *answer, &pidfd, pidfd >= 0);
+	/* If the host is gone there is nobody to tell. */
+	link_send_surely(vm->links.link_fd, answer, sizeof *answer, &pidfd, pidfd >= 0);
 	if (pidfd >= 0)
 		close(pidfd);
 	close(p->template_link);
@@ -193,7 +193,7 @@ void pause_for_freeze(struct vm *vm, const struct link_request *request, int tem
 		struct link_answer a = {.status = -EBUSY};
 		snprintf(a.words, sizeof a.words, "%s is being frozen already",
 			 vm->config.machine.name);
-		link_send(vm->links.link_fd, &a, sizeof a, NULL, 0);
+		link_send_surely(vm->links.link_fd, &a, sizeof a, NULL, 0);
 		close(template_link);
 		return;
 	}

@@ -423,6 +423,8 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 		_exit(1);
 	r.stalls_ns = clock_ns();
 	inherit(&r);
+	ring_host(&r,
+		  0); /* one before us may have died when a wish was done, and nobody knew it yet */
 	for (;;) {
 		uint32_t bell = bell_of(&r);
 		atomic_store_explicit(&b->rung, 0, memory_order_release);

@@ -30,10 +30,7 @@
 
 static void answer(const struct vm *vm, const struct link_answer *a, int pidfd)
 {
-	while (link_send(vm->links.link_fd, a, sizeof *a, &pidfd, pidfd >= 0) == -EAGAIN) {
-		struct pollfd p = {.fd = vm->links.link_fd, .events = POLLOUT};
-		poll(&p, 1, -1);
-	}
+	link_send_surely(vm->links.link_fd, a, sizeof *a, &pidfd, pidfd >= 0);
 }
 
 static void refuse(struct link_answer *a, const struct link_request *request, const char *why)

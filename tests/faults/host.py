@@ -134,13 +134,23 @@ class Host:
         try:
             return self.process.wait(20)
         except subprocess.TimeoutExpired:
+            where = ["%s in %s" % (name, wchan(pid)) for pid, name in self.processes().items()]
             self.process.kill()
             self.process.wait()
-            raise Wrong("the host doesn't end")
+            raise Wrong("the host doesn't end: %s: %s" % (", ".join(where), self.words()[-300:]))
 
     def processes(self):
         """Pids of all that belong to the run directory and are invisor's."""
         return processes_of(self.run_dir)
+
+
+def wchan(pid):
+    """Where in the kernel a process waits."""
+    try:
+        with open("/proc/%d/wchan" % pid) as f:
+            return f.read()
+    except OSError:
+        return "?"
 
 
 def processes_of(run_dir):
