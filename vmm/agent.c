@@ -187,7 +187,7 @@ static void send_request(struct agent *a)
 			continue;
 		if (n < 0 && (errno == EAGAIN || errno == ENOMEM || errno == ENOBUFS))
 			return; /* there will be room */
-		if (n < 0) /* the VM's end will be told */
+		if (n < 0)      /* the VM's end will be told */
 			a->sent = a->request_bytes;
 		else
 			a->sent += (size_t)n;
