@@ -452,7 +452,8 @@ static int round_once(struct loop *l, loop_done_fn *only, int timeout_ms)
 		struct __kernel_timespec ts = {timeout_ms / 1000, timeout_ms % 1000 * 1000000L};
 		struct io_uring_cqe *c;
 		waits = true;
-		r = io_uring_submit_and_wait_timeout(&l->ring, &c, 1, &ts, NULL);
+		r = fail_rc(LOOP_SUBMIT,
+			    io_uring_submit_and_wait_timeout(&l->ring, &c, 1, &ts, NULL));
 	}
 	bool any = dispatch(l, only);
 	/* Its time was up: -ETIME, or how many it submitted before. */

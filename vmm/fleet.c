@@ -315,13 +315,13 @@ static void ended(void *ctx, struct host_vm *vm)
 }
 
 /* A clone, or the template of clones, comes with what it was made from: the same batch, heard as it was. */
-static void cloned(void *ctx, struct host_vm *vm, struct host_vm *of)
+static int cloned(void *ctx, struct host_vm *vm, struct host_vm *of)
 {
 	struct fleet *f = ctx;
 	const struct guest *from = of->user;
 	struct guest *g = from ? guest_create(f, vm, from->batch) : NULL;
 	if (!g)
-		return;
+		return from ? -ENOMEM : 0;
 	vm->ready_ns = of->ready_ns;
 	g->is_clone = true;
 	g->keep = from->keep;
@@ -330,6 +330,7 @@ static void cloned(void *ctx, struct host_vm *vm, struct host_vm *of)
 	g->line.ready_word = f->config.ready;
 	if (f->stop != FLEET_RUNS) /* too late */
 		fleet_stop_guest(g, f->stop);
+	return 0;
 }
 
 /* ---- the whole ----------------------------------------------------------------------------- */

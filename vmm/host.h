@@ -86,8 +86,9 @@ struct host_events {
 	size_t (*console)(void *ctx, struct host_vm *vm, const char *bytes, size_t n);
 	void (*starved)(void *ctx, struct host_vm *vm, bool now); /* waits for frames / goes on */
 	void (*ended)(void *ctx, struct host_vm *vm);             /* its frames are free again */
-	/* A VM or template came to be without host_start_vm: `of` is what it was made from. May be NULL. */
-	void (*cloned)(void *ctx, struct host_vm *vm, struct host_vm *of);
+	/* A VM or template came to be without host_start_vm: `of` is what it was made from. May be NULL.
+	 * -errno: it isn't to be. */
+	int (*cloned)(void *ctx, struct host_vm *vm, struct host_vm *of);
 	void (*news)(void *ctx, struct host_vm *vm); /* its mailbox may have changed */
 	void *ctx;
 };

@@ -116,6 +116,14 @@ static int register_clone(struct clone_job *job, struct host_vm *clone, char *er
 	return 0;
 }
 
+static int watch_link(struct host_vm *clone, char *error)
+{
+	int rc = host_add_source(clone->host, &clone->on_link, EPOLLIN);
+	return rc ? errorf(error, rc, "%s: can't listen to its link: %s",
+			   clone->config.machine.name, strerror(-rc))
+		  : 0;
+}
+
 /* The config of the next clone: the template's, with its own name. */
 static int name_clone(const struct clone_job *job, struct vm_config *c, char *error)
 {
@@ -153,7 +161,7 @@ static int ask(struct clone_job *job, char *error)
 	if (!rc)
 		rc = host_vm_share_pmem(clone, job->template, error);
 	if (!rc)
-		rc = host_add_source(job->host, &clone->on_link, EPOLLIN);
+		rc = watch_link(clone, error);
 	if (!rc) {
 		struct link_request request = {.op = LINK_CLONE,
 					       .id = clone->id.v,
@@ -266,6 +274,14 @@ static void retire_the_last(struct host *h, const struct host_vm *t)
 		host_kill(old);
 }
 
+/* It has a process: watch that, and have somebody look after it. -errno. */
+static int supervise(struct host_vm *vm, struct host_vm *of)
+{
+	const struct host_events *e = &vm->host->events;
+	int rc = host_vm_supervise(vm);
+	return rc || !e->cloned ? rc : e->cloned(e->ctx, vm, of);
+}
+
 static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 {
 	struct clone_job *job = vm->job;
@@ -290,11 +306,14 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 	atomic_store_explicit(&t->mailbox->state, VM_TEMPLATE, memory_order_relaxed);
 	if (atomic_load_explicit(&vm->mailbox->state, memory_order_acquire) == VM_PAUSED)
 		vm->pristine = t;
-	int rc = host_vm_supervise(t);
-	if (h->events.cloned)
-		h->events.cloned(h->events.ctx, t, vm);
-	if (rc)
+	int rc = supervise(t, vm);
+	if (rc) {
 		fail(job, "%s: can't watch its process: %s", t->config.machine.name, strerror(-rc));
+		t->job = NULL;
+		finish(job);
+		host_vm_abandon(t);
+		return;
+	}
 	retire_the_last(h, t);
 	step(job);
 }
@@ -305,7 +324,6 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 static bool cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 {
 	struct clone_job *job = t->job;
-	struct host *h = t->host;
 	struct host_vm *clone = job->clones[job->answered];
 	if (a->id != clone->id.v || (!a->status && pidfd < 0)) {
 		/* That process can't be watched. It ends with its link, as those do that were asked for. */
@@ -323,14 +341,16 @@ static bool cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 	} else {
 		clone->pid = a->pid;
 		clone->pidfd = pidfd;
-		int rc = host_vm_supervise(clone);
-		if (h->events.cloned)
-			h->events.cloned(h->events.ctx, clone, job->source);
-		if (rc)
+		int rc = supervise(clone, job->source);
+		if (rc) {
 			fail(job, "%s: can't watch its process: %s", clone->config.machine.name,
 			     strerror(-rc));
-		if (job->failed)
+			job->clones[job->answered - 1] = NULL;
+			clone->job = NULL;
+			host_vm_abandon(clone);
+		} else if (job->failed) {
 			host_kill(clone);
+		}
 	}
 	step(job);
 	return !a->status;

@@ -50,6 +50,9 @@ int host_vm_make(struct host *h, const struct vm_config *config, bool is_templat
 		 struct host_vm **out, int ends[LINK_FDS], char *error);
 /* Its process is there: supervise it. -errno. */
 int host_vm_supervise(struct host_vm *vm);
+/* Of one that has a process but can't be supervised, or is nobody's: end it, wait for that (it is killed), and go on as
+ * if it had ended. */
+void host_vm_abandon(struct host_vm *vm);
 /* It never was, or is given up: free all of it, its registration and frames too. Nobody works for it. */
 void host_vm_unmake(struct host_vm *vm);
 /* There is news of it, or it ended: tell who waits for a pause. */

@@ -8,6 +8,7 @@
 #include "vmm/host_private.h"
 #include "vmm/store.h"
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -256,6 +257,14 @@ static void on_exit_of_vm(struct host_source *s, uint32_t events)
 	host_vm_lost(vm);
 }
 
+void host_vm_abandon(struct host_vm *vm)
+{
+	struct pollfd p = {.fd = vm->pidfd, .events = POLLIN};
+	host_kill(vm);
+	poll(&p, 1, 1000); /* a killed process is gone within milliseconds */
+	on_exit_of_vm(&vm->on_exit, EPOLLIN);
+}
+
 static void on_link(struct host_source *s, uint32_t events)
 {
 	(void)events;
@@ -434,6 +443,8 @@ int host_vm_make(struct host *h, const struct vm_config *config, bool is_templat
 void host_vm_unmake(struct host_vm *vm)
 {
 	struct host *h = vm->host;
+	if (vm->phase == HOST_VM_ALIVE && !vm->is_template) /* it couldn't be supervised */
+		h->alive--;
 	if (vm->id.v)
 		ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
 	host_vm_leave_pmem(vm);
