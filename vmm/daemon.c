@@ -3,6 +3,7 @@
 #include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/fleet.h"
+#include "vmm/keeper.h"
 #include "vmm/rundir.h"
 #include "vmm/size.h"
 #include <errno.h>
@@ -19,7 +20,9 @@
 
 #define MAX_VMS       1024 /* unless asked for otherwise */
 #define LOG           "host.log"
-#define MERGE_PERCENT 10   /* of a CPU, unless asked for otherwise */
+#define MERGE_PERCENT 10 /* of a CPU, unless asked for otherwise */
+#define LOCK_MS       2000
+#define LOCK_LOOK_MS  10
 #define UP            "up" /* what the new host tells the command that waits for it */
 
 static const char host_help[] =
@@ -53,6 +56,7 @@ static const char host_help[] =
 
 struct start {
 	struct host_config host;
+	bool pool_given;
 	int merge; /* per cent of a CPU; -1: not given */
 	bool foreground;
 	int report; /* a pipe to the command that waits; -1: none */
@@ -73,6 +77,7 @@ static int start_one(void *ctx, int option, char *value, char *error)
 		rc = options_run_one(&o, option, value, error);
 		if (option == 'p') {
 			s->host.pool_bytes = o.pool_bytes;
+			s->pool_given = true;
 		} else if (option == 'K') {
 			s->host.pack_bytes = o.pack_bytes;
 		} else if (option == 'w') {
@@ -108,8 +113,9 @@ static int parse_start(struct start *s, int argc, char **argv, char *error)
 						 .shorts = ":h",
 						 .longs = longs,
 						 .one = start_one};
-	*s = (struct start){
-		.host = {.kind = IPT_INDEX, .max_vms = MAX_VMS}, .merge = -1, .report = -1};
+	*s = (struct start){.host = {.kind = IPT_INDEX, .max_vms = MAX_VMS, .keeps = true},
+			    .merge = -1,
+			    .report = -1};
 	int rc = options_parse(&spec, s, argc, argv, error);
 	if (rc)
 		return rc;
@@ -125,6 +131,24 @@ static int parse_start(struct start *s, int argc, char **argv, char *error)
 }
 
 /* ---- the host ------------------------------------------------------------------------------ */
+
+/* A connection to the host of the run directory; -errno. */
+static int dial_host(void)
+{
+	char dir[256], path[300];
+	rundir_path(dir, sizeof dir);
+	snprintf(path, sizeof path, "%s/%s", dir, RUNDIR_HOST);
+	return rundir_dial(path);
+}
+
+/* VMs that go on without a host, as their keeper is asked: how many there are. -ENOENT: there is none. */
+static int ask_keeper(enum keeper_op op, uint64_t *vms)
+{
+	char dir[256], path[300];
+	rundir_path(dir, sizeof dir);
+	snprintf(path, sizeof path, "%s/%s", dir, KEEPER_SOCKET);
+	return keeper_ask(path, op, vms);
+}
 
 static void report(const struct start *s, const char *words)
 {
@@ -145,7 +169,11 @@ static int serve(const struct start *s)
 		fleet_say("%s", error);
 	} else {
 		fleet_say("host %d: a pool of %" PRIu64 " MiB, %u VMs at most", (int)getpid(),
-			  s->host.pool_bytes / MiB, s->host.max_vms);
+			  f.config.host.pool_bytes / MiB, f.config.host.max_vms);
+		if (host_predecessors(f.host))
+			fleet_say("adopted from a host that died: %u VMs, with pool, table and "
+				  "options",
+				  f.adopted);
 		report(s, UP);
 		if (s->report >= 0)
 			close(s->report);
@@ -157,6 +185,23 @@ static int serve(const struct start *s)
 	}
 	fleet_close(&f);
 	return status;
+}
+
+/* A host that was killed while it forked leaves a copy of its lock behind for a moment. */
+static int take_lock(int fd)
+{
+	for (unsigned ms = 0;; ms += LOCK_LOOK_MS) {
+		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+			return 0;
+		int host = errno == EWOULDBLOCK && ms < LOCK_MS ? dial_host() : 0;
+		if (host >= 0) {
+			if (host > 0)
+				close(host);
+			errno = EWOULDBLOCK;
+			return -1;
+		}
+		usleep(LOCK_LOOK_MS * 1000);
+	}
 }
 
 /* Whoever holds the directory's lock is its host, so that of two started at once one gives way. No
@@ -179,7 +224,7 @@ static int lock_run_dir(char *dir, size_t size, char *error)
 	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return errorf(error, -errno, "%.180s: %s", dir, strerror(errno));
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+	if (take_lock(fd) < 0) {
 		rc = -errno;
 		close(fd);
 		return errorf(error, rc, "a host runs already in %.150s; see invisor host status",
@@ -259,9 +304,17 @@ static int start_daemon(struct start *s, int lock, const char *dir)
 	json_decref(request);
 	if (!answer)
 		return cli_fail(words);
-	printf("host %lld runs: a pool of %" PRIu64 " MiB, %u VMs at most; messages in %s/%s\n",
+	json_int_t bytes = json_integer_value(json_object_get(answer, "pool_bytes"));
+	printf("host %lld runs: a pool of %lld MiB, %lld VMs at most; messages in %s/%s\n",
 	       (long long)json_integer_value(json_object_get(answer, "pid")),
-	       s->host.pool_bytes / MiB, s->host.max_vms, dir, LOG);
+	       (long long)bytes / (long long)MiB,
+	       (long long)json_integer_value(json_object_get(answer, "max_vms")), dir, LOG);
+	if (json_integer_value(json_object_get(answer, "hosts_before")))
+		printf("adopted from a host that died: %lld VMs, with its pool and options%s\n",
+		       (long long)json_integer_value(json_object_get(answer, "adopted")),
+		       s->pool_given && s->host.pool_bytes != (uint64_t)bytes
+			       ? "; --pool is for a new one"
+			       : "");
 	json_decref(answer);
 	return EXIT_CLEAN;
 }
@@ -304,8 +357,16 @@ static json_t *ask(const struct cli *c, json_t *request, int *process, char *err
 	rundir_path(dir, sizeof dir);
 	snprintf(path, sizeof path, "%s/%s", dir, RUNDIR_HOST);
 	int fd = rundir_connect(c->host ? c->host : path, error);
-	if (fd < 0 && !c->host && (fd == -ENOENT || fd == -ECONNREFUSED))
-		errorf(error, fd, "no host runs");
+	uint64_t left;
+	if (fd < 0 && !c->host && (fd == -ENOENT || fd == -ECONNREFUSED)) {
+		if (ask_keeper(KEEPER_COUNT, &left) == 0)
+			errorf(error, fd,
+			       "no host runs; %" PRIu64 " VMs of one that died go on: invisor host "
+			       "start adopts them, invisor host stop --kill ends them",
+			       left);
+		else
+			errorf(error, fd, "no host runs");
+	}
 	if (fd >= 0) {
 		if (process)
 			*process = process_at(fd);
@@ -314,6 +375,14 @@ static json_t *ask(const struct cli *c, json_t *request, int *process, char *err
 	}
 	json_decref(request);
 	return answer;
+}
+
+static bool host_runs(void)
+{
+	int fd = dial_host();
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
 }
 
 static int command_stop(int argc, char **argv)
@@ -327,6 +396,9 @@ static int command_stop(int argc, char **argv)
 	int process = -1, status = cli_parse(&c, &spec, argc, argv);
 	if (status >= 0)
 		return status;
+	uint64_t left;
+	if (c.value[0] && !c.host && !host_runs() && ask_keeper(KEEPER_END, &left) == 0)
+		return EXIT_CLEAN; /* VMs of a host that died */
 	json_t *answer = ask(
 		&c, json_pack("{s:s, s:s}", "do", "stop", "how", c.value[0] ? "kill" : "button"),
 		&process, error);

@@ -8,7 +8,7 @@
  */
 #include "vmm/clock.h"
 #include "vmm/error.h"
-#include "vmm/host_private.h"
+#include "vmm/host_keep.h"
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -112,6 +112,7 @@ static int register_clone(struct clone_job *job, struct host_vm *clone, char *er
 	clone->job = job;
 	clone->asked_ns = job->asked_ns;
 	clone->number = ++h->clones;
+	host_keep_numbers(h);
 	return 0;
 }
 
@@ -154,6 +155,7 @@ static int ask(struct clone_job *job, char *error)
 	if (!rc)
 		rc = host_add_source(job->host, &clone->on_link, EPOLLIN);
 	if (!rc) {
+		host_keep_vm(clone);
 		struct link_request request = {.op = LINK_CLONE,
 					       .id = clone->id.v,
 					       .number = clone->number,
@@ -229,8 +231,11 @@ static int ask_to_freeze(struct clone_job *job, char *error)
 	rc = host_vm_share_pmem(t, vm, error);
 	if (!rc)
 		rc = host_add_source(job->host, &t->on_link, EPOLLIN);
-	if (!rc)
+	if (!rc) {
+		host_keep_numbers(job->host);
+		host_keep_vm(t);
 		rc = link_send(vm->link_fd, &request, sizeof request, &ends[0], 1);
+	}
 	close(ends[0]);
 	close(ends[1]);
 	if (rc) {
@@ -286,6 +291,7 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 	}
 	t->pid = a->pid;
 	t->pidfd = pidfd;
+	t->ready_ns = vm->ready_ns;
 	atomic_store_explicit(&t->mailbox->state, VM_TEMPLATE, memory_order_relaxed);
 	if (atomic_load_explicit(&vm->mailbox->state, memory_order_acquire) == VM_PAUSED)
 		vm->pristine = t;
@@ -322,6 +328,7 @@ static bool cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 	} else {
 		clone->pid = a->pid;
 		clone->pidfd = pidfd;
+		clone->ready_ns = job->source->ready_ns;
 		int rc = host_vm_supervise(clone);
 		if (h->events.cloned)
 			h->events.cloned(h->events.ctx, clone, job->source);
@@ -372,7 +379,10 @@ void host_clone_link(struct host_vm *vm)
 	int fds[LINK_FDS_MAX];
 	ssize_t n = link_receive(vm->link_fd, &a, sizeof a, fds);
 	if (n == 0 && vm->phase == HOST_VM_FORKING) {
-		never_came(vm);
+		if (vm->job)
+			never_came(vm);
+		else
+			host_adopt_link_ended(vm);
 		return;
 	}
 	if (n == 0) {
@@ -387,6 +397,8 @@ void host_clone_link(struct host_vm *vm)
 	} else if (takes && !vm->is_template && vm->job->source == vm) {
 		frozen(vm, &a, fds[0]);
 		fds[0] = a.status ? fds[0] : -1;
+	} else if (n > 0 && vm->adopted) {
+		host_adopt_answer(vm, &a);
 	}
 	link_close(fds);
 }

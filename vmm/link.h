@@ -12,7 +12,7 @@
 #include <sys/types.h>
 
 #define LINK_FDS     4 /* descriptors that a VM's process gets: link, mailbox, console, agent */
-#define LINK_FDS_MAX (LINK_FDS + MACHINE_MAX_PMEM) /* with a message, at most */
+#define LINK_FDS_MAX (LINK_FDS + MACHINE_MAX_PMEM + 2) /* with a message, at most */
 
 enum link_op {
 	LINK_ORDERS, /* the mailbox has orders */
