@@ -140,6 +140,7 @@ static void on_tick(struct host_source *s, uint32_t events)
 	event_drain(s->fd);
 	bool more = host_feed_the_hungry(h);
 	host_tell_starved(h);
+	host_reap_strays(h);
 	for (unsigned i = 0; i < h->vms; i++) {
 		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
 		more = more || (rc && rc != -EBUSY);

@@ -54,6 +54,8 @@ int host_vm_supervise(struct host_vm *vm);
 void host_vm_unmake(struct host_vm *vm);
 /* There is news of it, or it ended: tell who waits for a pause. */
 void host_vm_told(struct host_vm *vm, bool ended);
+/* Processes that became our children since whoever forked them died, and ended. Others' handles stay what they are. */
+void host_reap_strays(struct host *h);
 /* Its process is gone. */
 void host_vm_lost(struct host_vm *vm);
 /* host_clone.c: what its link says; its process ended; news of any VM. */

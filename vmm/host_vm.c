@@ -256,13 +256,35 @@ void host_vm_lost(struct host_vm *vm)
 static void on_exit_of_vm(struct host_source *s, uint32_t events)
 {
 	struct host_vm *vm = container(struct host_vm, on_exit, s);
+	struct host *h = vm->host;
+	bool is_template = vm->is_template;
+	siginfo_t info = {.si_pid = 0};
 	(void)events;
-	if (waitpid(vm->pid, &vm->wait_status, 0) < 0)
-		vm->wait_status = -1;
-	host_remove_source(vm->host, &vm->on_exit);
+	vm->wait_status = -1;
+	if (waitid(P_PIDFD, (id_t)vm->pidfd, &info, WEXITED) == 0)
+		vm->wait_status = info.si_code == CLD_EXITED ? W_EXITCODE(info.si_status, 0)
+							     : W_EXITCODE(0, info.si_status);
+	host_remove_source(h, &vm->on_exit);
 	close(vm->pidfd);
 	vm->pidfd = -1;
 	host_vm_lost(vm);
+	host_reap_strays(h);
+	if (is_template) /* the clone that it kept ready ends a moment later */
+		host_set_tick(h, true);
+}
+
+void host_reap_strays(struct host *h)
+{
+	siginfo_t info;
+	for (;;) {
+		info.si_pid = 0;
+		if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || !info.si_pid)
+			return;
+		for (unsigned i = 0; i < h->vms; i++)
+			if (h->vm[i]->pid == info.si_pid && h->vm[i]->pidfd >= 0)
+				return; /* its pidfd tells, and then we look again */
+		waitid(P_PID, (id_t)info.si_pid, &info, WEXITED | WNOHANG);
+	}
 }
 
 static void on_link(struct host_source *s, uint32_t events)
