@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -34,7 +35,10 @@ static const char host_help[] =
 	"directory\n"
 	"($INVISOR_RUN_DIR, else /run/invisor, $XDG_RUNTIME_DIR/invisor or /tmp/invisor-UID).\n"
 	"\n"
-	"start         return once it answers; its messages go to host.log in the run directory\n"
+	"start         return once it answers; its messages go to host.log in the run directory.\n"
+	"              VMs of a host that was killed go on without it, and are adopted, with "
+	"their\n"
+	"              pool; the options of the host that died hold then\n"
 	"  --pool SIZE     host memory for all guests together (9 tenths of what there is); it is\n"
 	"                  taken as guests use it\n"
 	"  --max-vms N     guests at once, 1 to 4096 (1024)\n"
@@ -49,7 +53,7 @@ static const char host_help[] =
 	"stop          power the guests off (by their power button, then by order, then kill), "
 	"end\n"
 	"              the host, and return when it is gone\n"
-	"  --kill          kill the guests at once\n"
+	"  --kill          kill the guests at once; also those of a host that was killed\n"
 	"status        is it there, and what does it have\n"
 	"\n"
 	"Exit status: 0, 1 if the host ended otherwise than asked to, 2 bad input or no host.\n";
@@ -187,21 +191,34 @@ static int serve(const struct start *s)
 	return status;
 }
 
-/* A host that was killed while it forked leaves a copy of its lock behind for a moment. */
+/* Does whoever holds the lock answer? */
+static bool host_answers(void)
+{
+	static const char request[] = "{\"do\":\"status\"}\n";
+	char byte;
+	int fd = dial_host();
+	if (fd < 0)
+		return false;
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+	bool answers = send(fd, request, sizeof request - 1, MSG_NOSIGNAL) > 0 &&
+		       poll(&p, 1, LOCK_MS) > 0 && recv(fd, &byte, 1, 0) == 1;
+	close(fd);
+	return answers;
+}
+
+/* A host that was killed while it forked leaves its lock and its socket to the child, for a moment. */
 static int take_lock(int fd)
 {
-	for (unsigned ms = 0;; ms += LOCK_LOOK_MS) {
-		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
-			return 0;
-		int host = errno == EWOULDBLOCK && ms < LOCK_MS ? dial_host() : 0;
-		if (host >= 0) {
-			if (host > 0)
-				close(host);
+	for (unsigned ms = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; ms += LOCK_LOOK_MS) {
+		if (errno != EWOULDBLOCK)
+			return -1;
+		if (ms >= LOCK_MS || host_answers()) {
 			errno = EWOULDBLOCK;
 			return -1;
 		}
 		usleep(LOCK_LOOK_MS * 1000);
 	}
+	return 0;
 }
 
 /* Whoever holds the directory's lock is its host, so that of two started at once one gives way. No
@@ -252,7 +269,10 @@ static _Noreturn void become_daemon(const struct start *s, int lock, const char 
 	umask(077);
 	close_all_but(s->report, lock);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+	/* What the host said that died is of use still, if there is something to adopt. */
+	uint64_t left;
+	int fresh = ask_keeper(KEEPER_COUNT, &left) ? O_TRUNC : 0;
+	int out = open(log, O_WRONLY | O_CREAT | fresh | O_APPEND | O_CLOEXEC, 0600);
 	if (null < 0 || out < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 ||
 	    dup2(out, STDERR_FILENO) < 0 || chdir("/") < 0) {
 		char error[ERROR_MAX];

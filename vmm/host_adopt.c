@@ -15,6 +15,27 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+/* Names that configs point to, clones' too, for as long as this process lives: one copy of each. */
+static const char *name_for_good(const char *name)
+{
+	static struct name {
+		struct name *next;
+		char text[KEPT_PATH];
+	} * names;
+	struct name *n = names;
+	while (n && strncmp(n->text, name, KEPT_PATH - 1))
+		n = n->next;
+	if (n)
+		return n->text;
+	n = calloc(1, sizeof *n);
+	if (!n)
+		return "(a file)";
+	n->next = names;
+	names = n;
+	snprintf(n->text, sizeof n->text, "%.*s", KEPT_PATH - 1, name);
+	return n->text;
+}
+
 /* ---- the host's record --------------------------------------------------------------------- */
 
 static const struct kept_record *host_record(const struct host *h)
@@ -66,7 +87,7 @@ int host_adopt_pool(struct host *h, char *error)
 			      "adopt them, and invisor host stop --kill ends them");
 	h->config = k->config;
 	k->swap_file[KEPT_PATH - 1] = 0;
-	h->config.swap_file = *k->swap_file ? strdup(k->swap_file) : NULL;
+	h->config.swap_file = *k->swap_file ? name_for_good(k->swap_file) : NULL;
 	keeper->ledger_fd = host_adopt_fd(h, KEPT_LEDGER);
 	keeper->ledger = shared_attach(keeper->ledger_fd, sizeof *keeper->ledger);
 	int table = host_adopt_fd(h, KEPT_TABLE);
@@ -123,7 +144,7 @@ static int adopt_views(struct host_vm *vm, const struct kept_vm *k, struct kept_
 			continue; /* the host died before it was joined */
 		if (!f)
 			return -ENOENT;
-		vm->config.pmem[i].path = f->path;
+		vm->config.pmem[i].path = name_for_good(f->path);
 		rc = pmem_view_adopt(f, h->table, &h->pool, gfn(k->pmem[i].first), k->pmem[i].pages,
 				     sets, &vm->pmem[i]);
 		if (!rc && sets >= 0)
@@ -160,9 +181,7 @@ static void fill_in(struct host_vm *vm, const struct kept_vm *k)
 	c->machine.cmdline = "";
 	for (unsigned i = 0; i < c->disks; i++) {
 		c->disk[i].fd = -1;
-		c->disk[i].path = "(a disk)";
-		if (*k->disk[i])
-			c->disk[i].path = strndup(k->disk[i], KEPT_PATH - 1);
+		c->disk[i].path = name_for_good(k->disk[i]);
 	}
 	for (unsigned i = 0; i < c->pmems; i++) {
 		c->pmem[i].fd = -1;
