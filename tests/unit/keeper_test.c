@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -51,8 +51,10 @@ static void start(void)
 	cr_assert_eq(link_pair(link), 0);
 	fflush(NULL);
 	keeper = fork();
-	if (keeper == 0)
+	if (keeper == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		keeper_process(listening, link[1], path);
+	}
 	close(listening);
 	close(link[1]);
 	host = link[0];
@@ -92,6 +94,8 @@ static struct fake make_vm(uint64_t key, const char *text, bool born)
 	fflush(NULL);
 	v.pid = fork();
 	if (v.pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close_range(0, ~0u, 0); /* the ends of what is to be heard of by its end */
 		pause();
 		_exit(0);
 	}
