@@ -8,11 +8,14 @@
 #include "vmm/host_keep.h"
 #include "vmm/shared.h"
 #include <errno.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* Names that configs point to, clones' too, for as long as this process lives: one copy of each. */
@@ -197,16 +200,30 @@ static bool is_whole(const struct kept_record *r)
 	       fd_of(r, r->head.link) >= 0 && (!k->born || fd_of(r, r->head.pidfd) >= 0);
 }
 
+/* One whose record makes no sense, or that there is no memory for: it must not work on, and then what it had is reaped. False
+ * if it doesn't end. */
+static bool end_unadopted(struct host *h, const struct kept_record *r)
+{
+	int process = fd_of(r, r->head.pidfd), link = fd_of(r, r->head.link);
+	struct pollfd p = {.fd = process >= 0 ? process : link, .events = POLLIN | POLLRDHUP};
+	if (process >= 0)
+		syscall(SYS_pidfd_send_signal, process, SIGKILL, NULL, 0);
+	else if (link >= 0)
+		shutdown(link, SHUT_WR);
+	if (p.fd >= 0 && poll(&p, 1, KEEPER_PATIENCE_MS) != 1)
+		return false;
+	host_keep_drop_key(h, r->head.key);
+	return true;
+}
+
 static int adopt_vm(struct host *h, struct kept_record *r)
 {
 	const struct kept_vm *k = (const void *)r->bytes;
 	struct host_vm *vm;
 	int rc = 0;
-	if (!is_whole(r))
-		return -EPROTO;
-	vm = host_vm_bare(h, &k->config, k->is_template);
+	vm = is_whole(r) ? host_vm_bare(h, &k->config, k->is_template) : NULL;
 	if (!vm)
-		return -ENOMEM;
+		return end_unadopted(h, r) ? -EPROTO : -ETIME;
 	fill_in(vm, k);
 	vm->adopted = true;
 	vm->key = r->head.key;
@@ -334,6 +351,7 @@ unsigned host_adopt(struct host *h)
 {
 	struct host_keeper *k = h->keeper;
 	unsigned n = 0;
+	bool may_reap = true;
 	if (!h->unadopted)
 		return 0;
 	h->unadopted = false;
@@ -344,6 +362,7 @@ unsigned host_adopt(struct host *h)
 		struct kept_record *r = &k->record[i];
 		int rc = r->head.kind == KEEPER_VM ? adopt_vm(h, r) : 0;
 		n += r->head.kind == KEEPER_VM && !rc;
+		may_reap = may_reap && rc != -ETIME;
 		if (rc && h->events.said) {
 			char words[ERROR_MAX];
 			errorf(words, rc, "a VM of the host that died can't be adopted: %s",
@@ -353,7 +372,8 @@ unsigned host_adopt(struct host *h)
 	}
 	host_keep_forget(k);
 	ipt_mend(h->table);
-	reap_leftovers(h);
+	if (may_reap)
+		reap_leftovers(h);
 	leave_files(h);
 	host_set_tick(h, true); /* somebody may have waited for frames all the while */
 	return n;

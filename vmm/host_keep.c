@@ -161,12 +161,16 @@ void host_keep_vm(struct host_vm *vm)
 	send_message(h, fds);
 }
 
+void host_keep_drop_key(struct host *h, uint64_t key)
+{
+	message.head = head(KEEPER_DROP, KEEPER_VM, key);
+	send_message(h, NULL);
+}
+
 void host_keep_drop(struct host_vm *vm)
 {
-	if (!vm->host->keeper || !vm->key)
-		return;
-	message.head = head(KEEPER_DROP, KEEPER_VM, vm->key);
-	send_message(vm->host, NULL);
+	if (vm->key)
+		host_keep_drop_key(vm->host, vm->key);
 }
 
 void host_keep_drop_file(struct host *h, vmid_t id)

@@ -99,6 +99,8 @@ int host_keep_find(struct host *h, char *error);
 int host_keep_start(struct host *h, char *error);
 /* Go on hearing of its end; on the host's loop. */
 int host_keep_watch(struct host *h);
+/* A VM's record is done with. */
+void host_keep_drop_key(struct host *h, uint64_t key);
 /* Put the host's record; all of them. */
 void host_keep_host(struct host *h);
 void host_keep_all(struct host *h);

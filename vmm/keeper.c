@@ -13,6 +13,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* For who connects to say what it wants; its host waits meanwhile, and for no longer than KEEPER_PATIENCE_MS. */
+#define STRANGER_MS 1000
+
 /* ---- messages ------------------------------------------------------------------------------ */
 
 int keeper_send(int fd, const struct keeper_message *m, const int *fds)
@@ -294,7 +297,7 @@ static void on_listening(void)
 	int fd = accept4(keeper.listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd < 0)
 		return;
-	if (keeper_peer(fd) < 0 || keeper_receive(fd, &m, fds, KEEPER_PATIENCE_MS) != 1) {
+	if (keeper_peer(fd) < 0 || keeper_receive(fd, &m, fds, STRANGER_MS) != 1) {
 		close(fd);
 		return;
 	}
