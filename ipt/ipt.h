@@ -166,6 +166,10 @@ vmid_t ipt_vm_next(struct ipt *t, vmid_t after);
 typedef int ipt_clean_fn(void *ctx, frame_t first, uint32_t count);
 int ipt_vm_reap(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
 
+/* Repair what dead holders of locks left half done, now instead of when their lock is taken next: every part of the table.
+ * Takes each lock. */
+void ipt_mend(struct ipt *t);
+
 /*
  * Do away with a template that has one child: what it owns becomes the child's where that has nothing
  * of its own, the rest is cleaned (as by ipt_vm_reap) and freed; the child's parent becomes the

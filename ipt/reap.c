@@ -29,6 +29,13 @@ void reap_mend(struct ipt *t)
 	}
 }
 
+void ipt_mend(struct ipt *t)
+{
+	registry_lock(t);
+	registry_unlock(t);
+	reap_mend(t);
+}
+
 /* Unmap the frames of [from, to) that vm has mapped, a group's worth at a time. */
 static void unmap_words(struct ipt *t, vmid_t vm, uint32_t from, uint32_t to)
 {

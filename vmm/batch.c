@@ -13,6 +13,17 @@ struct batch *batch_of(const struct run_setup *setup)
 	return b;
 }
 
+struct batch *batch_adopted(void)
+{
+	struct batch *b = batch_of(NULL);
+	if (!b)
+		return NULL;
+	b->own.options = options_run_defaults;
+	b->setup = &b->own;
+	b->count = 1;
+	return b;
+}
+
 void batch_hold(struct batch *b)
 {
 	b->refs++;

@@ -35,6 +35,8 @@ struct batch *batch_of(const struct run_setup *setup);
  * command does, for a host with a pool of pool_bytes. -errno with words. */
 int batch_parse(struct batch **out, const json_t *options, const struct host_config *host,
 		char *error);
+/* The batch of a guest that another host started, of whose setup nothing is left. NULL without memory. */
+struct batch *batch_adopted(void);
 void batch_hold(struct batch *b);
 void batch_drop(struct batch *b);
 

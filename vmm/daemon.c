@@ -3,6 +3,7 @@
 #include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/fleet.h"
+#include "vmm/keeper.h"
 #include "vmm/rundir.h"
 #include "vmm/size.h"
 #include <errno.h>
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -19,7 +21,9 @@
 
 #define MAX_VMS       1024 /* unless asked for otherwise */
 #define LOG           "host.log"
-#define MERGE_PERCENT 10   /* of a CPU, unless asked for otherwise */
+#define MERGE_PERCENT 10 /* of a CPU, unless asked for otherwise */
+#define LOCK_MS       2000
+#define LOCK_LOOK_MS  10
 #define UP            "up" /* what the new host tells the command that waits for it */
 
 static const char host_help[] =
@@ -31,7 +35,10 @@ static const char host_help[] =
 	"directory\n"
 	"($INVISOR_RUN_DIR, else /run/invisor, $XDG_RUNTIME_DIR/invisor or /tmp/invisor-UID).\n"
 	"\n"
-	"start         return once it answers; its messages go to host.log in the run directory\n"
+	"start         return once it answers; its messages go to host.log in the run directory.\n"
+	"              VMs of a host that was killed go on without it, and are adopted, with "
+	"their\n"
+	"              pool; the options of the host that died hold then\n"
 	"  --pool SIZE     host memory for all guests together (9 tenths of what there is); it is\n"
 	"                  taken as guests use it\n"
 	"  --max-vms N     guests at once, 1 to 4096 (1024)\n"
@@ -47,13 +54,14 @@ static const char host_help[] =
 	"stop          power the guests off (by their power button, then by order, then kill), "
 	"end\n"
 	"              the host, and return when it is gone\n"
-	"  --kill          kill the guests at once\n"
+	"  --kill          kill the guests at once; also those of a host that was killed\n"
 	"status        is it there, and what does it have\n"
 	"\n"
 	"Exit status: 0, 1 if the host ended otherwise than asked to, 2 bad input or no host.\n";
 
 struct start {
 	struct host_config host;
+	bool pool_given;
 	int merge; /* per cent of a CPU; -1: not given */
 	bool foreground;
 	int report; /* a pipe to the command that waits; -1: none */
@@ -76,6 +84,7 @@ static int start_one(void *ctx, int option, char *value, char *error)
 		rc = options_run_one(&o, option, value, error);
 		if (option == 'p') {
 			s->host.pool_bytes = o.pool_bytes;
+			s->pool_given = true;
 		} else if (option == 'K') {
 			s->host.pack_bytes = o.pack_bytes;
 		} else if (option == 'w') {
@@ -112,8 +121,9 @@ static int parse_start(struct start *s, int argc, char **argv, char *error)
 						 .shorts = ":h",
 						 .longs = longs,
 						 .one = start_one};
-	*s = (struct start){
-		.host = {.kind = IPT_INDEX, .max_vms = MAX_VMS}, .merge = -1, .report = -1};
+	*s = (struct start){.host = {.kind = IPT_INDEX, .max_vms = MAX_VMS, .keeps = true},
+			    .merge = -1,
+			    .report = -1};
 	int rc = options_parse(&spec, s, argc, argv, error);
 	if (rc)
 		return rc;
@@ -129,6 +139,24 @@ static int parse_start(struct start *s, int argc, char **argv, char *error)
 }
 
 /* ---- the host ------------------------------------------------------------------------------ */
+
+/* A connection to the host of the run directory; -errno. */
+static int dial_host(void)
+{
+	char dir[256], path[300];
+	rundir_path(dir, sizeof dir);
+	snprintf(path, sizeof path, "%s/%s", dir, RUNDIR_HOST);
+	return rundir_dial(path);
+}
+
+/* VMs that go on without a host, as their keeper is asked: how many there are. -ENOENT: there is none. */
+static int ask_keeper(enum keeper_op op, uint64_t *vms)
+{
+	char dir[256], path[300];
+	rundir_path(dir, sizeof dir);
+	snprintf(path, sizeof path, "%s/%s", dir, KEEPER_SOCKET);
+	return keeper_ask(path, op, vms);
+}
 
 static void report(const struct start *s, const char *words)
 {
@@ -149,7 +177,11 @@ static int serve(const struct start *s)
 		fleet_say("%s", error);
 	} else {
 		fleet_say("host %d: a pool of %" PRIu64 " MiB, %u VMs at most", (int)getpid(),
-			  s->host.pool_bytes / MiB, s->host.max_vms);
+			  f.config.host.pool_bytes / MiB, f.config.host.max_vms);
+		if (host_predecessors(f.host))
+			fleet_say("adopted from a host that died: %u VMs, with pool, table and "
+				  "options",
+				  f.adopted);
 		report(s, UP);
 		if (s->report >= 0)
 			close(s->report);
@@ -161,6 +193,36 @@ static int serve(const struct start *s)
 	}
 	fleet_close(&f);
 	return status;
+}
+
+/* Does whoever holds the lock answer? */
+static bool host_answers(void)
+{
+	static const char request[] = "{\"do\":\"status\"}\n";
+	char byte;
+	int fd = dial_host();
+	if (fd < 0)
+		return false;
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+	bool answers = send(fd, request, sizeof request - 1, MSG_NOSIGNAL) > 0 &&
+		       poll(&p, 1, LOCK_MS) > 0 && recv(fd, &byte, 1, 0) == 1;
+	close(fd);
+	return answers;
+}
+
+/* A host that was killed while it forked leaves its lock and its socket to the child, for a moment. */
+static int take_lock(int fd)
+{
+	for (unsigned ms = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; ms += LOCK_LOOK_MS) {
+		if (errno != EWOULDBLOCK)
+			return -1;
+		if (ms >= LOCK_MS || host_answers()) {
+			errno = EWOULDBLOCK;
+			return -1;
+		}
+		usleep(LOCK_LOOK_MS * 1000);
+	}
+	return 0;
 }
 
 /* Whoever holds the directory's lock is its host, so that of two started at once one gives way. No
@@ -183,7 +245,7 @@ static int lock_run_dir(char *dir, size_t size, char *error)
 	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return errorf(error, -errno, "%.180s: %s", dir, strerror(errno));
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+	if (take_lock(fd) < 0) {
 		rc = -errno;
 		close(fd);
 		return errorf(error, rc, "a host runs already in %.150s; see invisor host status",
@@ -211,7 +273,10 @@ static _Noreturn void become_daemon(const struct start *s, int lock, const char 
 	umask(077);
 	close_all_but(s->report, lock);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+	/* What the host said that died is of use still, if there is something to adopt. */
+	uint64_t left;
+	int fresh = ask_keeper(KEEPER_COUNT, &left) ? O_TRUNC : 0;
+	int out = open(log, O_WRONLY | O_CREAT | fresh | O_APPEND | O_CLOEXEC, 0600);
 	if (null < 0 || out < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 ||
 	    dup2(out, STDERR_FILENO) < 0 || chdir("/") < 0) {
 		char error[ERROR_MAX];
@@ -263,9 +328,17 @@ static int start_daemon(struct start *s, int lock, const char *dir)
 	json_decref(request);
 	if (!answer)
 		return cli_fail(words);
-	printf("host %lld runs: a pool of %" PRIu64 " MiB, %u VMs at most; messages in %s/%s\n",
+	json_int_t bytes = json_integer_value(json_object_get(answer, "pool_bytes"));
+	printf("host %lld runs: a pool of %lld MiB, %lld VMs at most; messages in %s/%s\n",
 	       (long long)json_integer_value(json_object_get(answer, "pid")),
-	       s->host.pool_bytes / MiB, s->host.max_vms, dir, LOG);
+	       (long long)bytes / (long long)MiB,
+	       (long long)json_integer_value(json_object_get(answer, "max_vms")), dir, LOG);
+	if (json_integer_value(json_object_get(answer, "hosts_before")))
+		printf("adopted from a host that died: %lld VMs, with its pool and options%s\n",
+		       (long long)json_integer_value(json_object_get(answer, "adopted")),
+		       s->pool_given && s->host.pool_bytes != (uint64_t)bytes
+			       ? "; --pool is for a new one"
+			       : "");
 	json_decref(answer);
 	return EXIT_CLEAN;
 }
@@ -308,8 +381,16 @@ static json_t *ask(const struct cli *c, json_t *request, int *process, char *err
 	rundir_path(dir, sizeof dir);
 	snprintf(path, sizeof path, "%s/%s", dir, RUNDIR_HOST);
 	int fd = rundir_connect(c->host ? c->host : path, error);
-	if (fd < 0 && !c->host && (fd == -ENOENT || fd == -ECONNREFUSED))
-		errorf(error, fd, "no host runs");
+	uint64_t left;
+	if (fd < 0 && !c->host && (fd == -ENOENT || fd == -ECONNREFUSED)) {
+		if (ask_keeper(KEEPER_COUNT, &left) == 0)
+			errorf(error, fd,
+			       "no host runs; %" PRIu64 " VMs of one that died go on: invisor host "
+			       "start adopts them, invisor host stop --kill ends them",
+			       left);
+		else
+			errorf(error, fd, "no host runs");
+	}
 	if (fd >= 0) {
 		if (process)
 			*process = process_at(fd);
@@ -318,6 +399,14 @@ static json_t *ask(const struct cli *c, json_t *request, int *process, char *err
 	}
 	json_decref(request);
 	return answer;
+}
+
+static bool host_runs(void)
+{
+	int fd = dial_host();
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
 }
 
 static int command_stop(int argc, char **argv)
@@ -331,6 +420,9 @@ static int command_stop(int argc, char **argv)
 	int process = -1, status = cli_parse(&c, &spec, argc, argv);
 	if (status >= 0)
 		return status;
+	uint64_t left;
+	if (c.value[0] && !c.host && !host_runs() && ask_keeper(KEEPER_END, &left) == 0)
+		return EXIT_CLEAN; /* VMs of a host that died */
 	json_t *answer = ask(
 		&c, json_pack("{s:s, s:s}", "do", "stop", "how", c.value[0] ? "kill" : "button"),
 		&process, error);

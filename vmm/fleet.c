@@ -154,6 +154,7 @@ static void became_ready(struct fleet *f, struct guest *g)
 	struct host_vm *vm = g->vm;
 	struct batch *b = g->batch;
 	vm->ready_ns = clock_ns();
+	host_keep_vm(vm);
 	f->ready++;
 	b->ready++;
 	if (!f->interactive && !f->config.quiet)
@@ -333,6 +334,38 @@ static int cloned(void *ctx, struct host_vm *vm, struct host_vm *of)
 	return 0;
 }
 
+static void adopted(void *ctx, struct host_vm *vm)
+{
+	struct fleet *f = ctx;
+	struct batch *b = batch_adopted();
+	const char *bytes;
+	size_t n;
+	if (!b || fleet_adopt(f, vm, b)) {
+		fleet_say("%s: no memory for its console", name_of(vm));
+		return;
+	}
+	batch_drop(b);
+	struct guest *g = vm->user;
+	g->is_clone = vm->is_template || vm->number;
+	g->line.how = SCREEN_HIDDEN;
+	g->line.ready = vm->ready_ns > 0;
+	g->up = atomic_load(&vm->mailbox->run_started_ns) > 0;
+	f->count -= g->is_clone;
+	f->ready += g->line.ready && !g->is_clone;
+	/* It may have said so while nobody listened. */
+	for (uint64_t at = ring_first(&g->ring);
+	     !g->line.ready && (n = ring_piece(&g->ring, at, &bytes)); at += n)
+		screen_feed(&g->line, bytes, n);
+	if (g->line.ready && !vm->ready_ns && !g->is_clone)
+		became_ready(f, g);
+}
+
+static void said(void *ctx, const char *words)
+{
+	(void)ctx;
+	fleet_say("%s", words);
+}
+
 /* ---- the whole ----------------------------------------------------------------------------- */
 
 static int add_timer(struct fleet *f, struct host_source *s,
@@ -399,8 +432,12 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 				       .ended = ended,
 				       .cloned = cloned,
 				       .news = news,
+				       .adopted = adopted,
+				       .said = said,
 				       .ctx = f};
 	int rc = host_create(&f->host, &f->config.host, &he, error);
+	if (!rc)
+		f->config.host = *host_settings(f->host);
 	if (!rc)
 		rc = add_sources(f, error);
 	const struct control_config cc = {
@@ -409,6 +446,8 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 		rc = control_create(&f->control, &cc, error);
 	if (!rc && config->setup)
 		rc = start_first(f, error);
+	if (!rc)
+		f->adopted = host_adopt(f->host);
 	return rc;
 }
 

@@ -49,6 +49,7 @@ struct fleet {
 					 powered off by themselves */
 	unsigned starved;             /* guests that wait for frames now */
 	unsigned named;               /* names given to guests that came without */
+	unsigned adopted;             /* VMs of a host that died, templates included */
 	uint64_t began_ns;
 	int status;       /* set by whoever stopped the fleet first; EXIT_CLEAN if nobody */
 	bool interactive; /* the caller's: the only guest has the terminal, so don't chat */

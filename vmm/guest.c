@@ -18,6 +18,8 @@ struct guest *guest_create(struct fleet *f, struct host_vm *vm, struct batch *b)
 		return NULL;
 	*g = (struct guest){.fleet = f, .batch = b, .vm = vm};
 	batch_hold(b);
+	if (vm->ring_fd >= 0 && ring_open(&g->ring, vm->ring_fd))
+		g->ring = (struct ring){.bytes = NULL}; /* in memory of our own, then */
 	vm->user = g;
 	return g;
 }
@@ -149,9 +151,9 @@ size_t guest_output(struct guest *g, const char *bytes, size_t n)
 
 enum vm_order guest_polite_order(const struct guest *g)
 {
-	const struct run_options *o = &g->batch->setup->options;
-	if (g->batch->setup->image.kind == BOOT_BARE)
+	const struct vm_config *c = &g->vm->config;
+	if (c->image->kind == BOOT_BARE)
 		return ORDER_POWER_OFF;
 	/* The made guest hears the button only from READY on, and has nothing to lose before. */
-	return !o->kernel && !o->initrd && !g->vm->ready_ns ? ORDER_POWER_OFF : ORDER_PRESS_POWER;
+	return c->made_guest && !g->vm->ready_ns ? ORDER_POWER_OFF : ORDER_PRESS_POWER;
 }

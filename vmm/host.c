@@ -3,8 +3,9 @@
 #include "vmm/balloon.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
-#include "vmm/host_private.h"
+#include "vmm/host_keep.h"
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,6 +176,7 @@ static void on_tick(struct host_source *s, uint32_t events)
 	event_drain(s->fd);
 	bool more = host_feed_the_hungry(h);
 	host_tell_starved(h);
+	host_reap_strays(h);
 	for (unsigned i = 0; i < h->vms; i++) {
 		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
 		more = more || (rc && rc != -EBUSY);
@@ -254,6 +256,27 @@ static int make_table(struct host *h, char *error)
 	return 0;
 }
 
+/* A pool of our own; or another host's, whose keeper has it. */
+static int find_or_make_table(struct host *h, char *error)
+{
+	int rc = h->config.keeps ? host_keep_find(h, error) : -ENOENT;
+	if (rc == 0) {
+		h->unadopted = true;
+		return host_adopt_pool(h, error);
+	}
+	if (rc != -ENOENT)
+		return rc;
+	/* First, while this process is small. */
+	rc = h->config.keeps ? host_keep_start(h, error) : 0;
+	return rc ? rc : make_table(h, error);
+}
+
+static int open_news(struct host *h)
+{
+	int fd = host_adopt_fd(h, KEPT_NEWS);
+	return fd >= 0 ? fd : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
 /* Four descriptors a VM: ask for as many as the host may have. */
 static void raise_descriptor_limit(void)
 {
@@ -284,10 +307,10 @@ int host_create(struct host **out, const struct host_config *config,
 	if (!rc)
 		rc = kvm_open(&h->kvm, error);
 	if (!rc)
-		rc = make_table(h, error);
+		rc = find_or_make_table(h, error);
 	if (!rc) {
 		h->epoll = fail_call(HOST_EPOLL, epoll_create1(EPOLL_CLOEXEC));
-		h->news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		h->news_fd = open_news(h);
 		h->on_news = (struct host_source){h->news_fd, on_news};
 		h->on_tick = (struct host_source){
 			timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), on_tick};
@@ -302,6 +325,10 @@ int host_create(struct host **out, const struct host_config *config,
 		rc = host_merge_create(h, error);
 	if (!rc)
 		rc = host_reclaim_start(h, error);
+	if (!rc)
+		rc = host_keep_watch(h);
+	if (!rc && !h->unadopted)
+		host_keep_host(h);
 	if (rc) {
 		host_destroy(h);
 		return rc;
@@ -313,12 +340,14 @@ int host_create(struct host **out, const struct host_config *config,
 void host_destroy(struct host *h)
 {
 	host_merge_destroy(h);
+	host_keep_destroy(h, !h->unadopted);
 	for (unsigned i = 0; i < h->vms; i++) {
 		struct host_vm *vm = h->vm[i];
 		if (vm->link_fd >= 0)
 			close(vm->link_fd); /* of one that isn't our child, this is the end */
 		if (vm->phase == HOST_VM_ALIVE) {
 			host_kill(vm);
+			poll(&(struct pollfd){.fd = vm->pidfd, .events = POLLIN}, 1, -1);
 			waitpid(vm->pid, NULL, 0);
 			close(vm->pidfd);
 			host_vm_finish_pmem(vm, NULL);
@@ -326,6 +355,10 @@ void host_destroy(struct host *h)
 		host_vm_leave_pmem(vm);
 		if (vm->console_fd >= 0)
 			close(vm->console_fd);
+		if (vm->ring_fd >= 0)
+			close(vm->ring_fd);
+		if (vm->mailbox_fd >= 0)
+			close(vm->mailbox_fd);
 		agent_close(vm);
 		if (vm->mailbox)
 			munmap(vm->mailbox, sizeof *vm->mailbox);
@@ -350,6 +383,11 @@ void host_destroy(struct host *h)
 struct ipt *host_table(struct host *h)
 {
 	return h->table;
+}
+
+const struct host_config *host_settings(const struct host *h)
+{
+	return &h->config;
 }
 
 const struct pmem_file *host_files(const struct host *h)

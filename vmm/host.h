@@ -39,6 +39,10 @@ struct host_vm {
 	struct vm_config config;
 	struct mailbox *mailbox;
 	int pidfd, link_fd, console_fd, agent_fd;
+	/* Of a host that has a keeper, else -1: the mailbox, and the memory for the console's last bytes (ring.h). */
+	int mailbox_fd, ring_fd;
+	uint64_t key;        /* of its record; 0: it has none */
+	bool adopted;        /* it was another host's; its process is no child of ours */
 	struct agent *agent; /* the command under way in the guest, or NULL: agent.h */
 	struct host_source on_exit, on_console, on_link;
 	uint64_t forked_ns, ready_ns, ended_ns; /* CLOCK_MONOTONIC, 0: not yet */
@@ -74,6 +78,8 @@ struct host_config {
 	uint64_t pack_bytes;   /* of packed memory */
 	const char *swap_file; /* NULL: none */
 	uint64_t swap_bytes;
+	/* VMs outlive this host's death, and those of one that died are adopted (docs/ARCHITECTURE.md). */
+	bool keeps;
 };
 
 /* Sharing domains: the one that guests are in unless they are told, and the one that nobody is in. */
@@ -90,13 +96,22 @@ struct host_events {
 	 * -errno: it isn't to be. */
 	int (*cloned)(void *ctx, struct host_vm *vm, struct host_vm *of);
 	void (*news)(void *ctx, struct host_vm *vm); /* its mailbox may have changed */
+	/* A guest of a host that died; its ready_ns is as it was known then. May be NULL. */
+	void (*adopted)(void *ctx, struct host_vm *vm);
+	/* One line for the user. May be NULL. */
+	void (*said)(void *ctx, const char *words);
 	void *ctx;
 };
 
 /* Pool, table and KVM. -errno with words. */
 int host_create(struct host **out, const struct host_config *config,
 		const struct host_events *events, char *error);
-/* Kill what still runs, free everything. */
+/* VMs of a host that died become this one's; how many, templates included. Before host_run, once the caller has nothing left
+ * that can fail: from then on host_destroy ends them. */
+unsigned host_adopt(struct host *h);
+/* What its next host is to know of it has changed (ready_ns). */
+void host_keep_vm(struct host_vm *vm);
+/* Kill what still runs, free everything. VMs that could be adopted and weren't stay. */
 void host_destroy(struct host *h);
 
 /* Fork a VM's process. The config is copied; image and disk descriptors stay the caller's, the
@@ -174,6 +189,10 @@ int host_run(struct host *h);
 void host_stop(struct host *h);
 
 struct ipt *host_table(struct host *h);
+/* What it is: as it was asked for, or as the host was whose VMs it adopts. */
+const struct host_config *host_settings(const struct host *h);
+/* Hosts that the pool had before this one. */
+unsigned host_predecessors(const struct host *h);
 /* Files that VMs have as persistent memory, a list; and the one whose id in the table that is, or NULL. */
 const struct pmem_file *host_files(const struct host *h);
 const struct pmem_file *host_file_by_id(const struct host *h, vmid_t id);

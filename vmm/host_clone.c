@@ -9,7 +9,7 @@
 #include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
-#include "vmm/host_private.h"
+#include "vmm/host_keep.h"
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -113,6 +113,7 @@ static int register_clone(struct clone_job *job, struct host_vm *clone, char *er
 	clone->job = job;
 	clone->asked_ns = job->asked_ns;
 	clone->number = ++h->clones;
+	host_keep_numbers(h);
 	return 0;
 }
 
@@ -163,6 +164,7 @@ static int ask(struct clone_job *job, char *error)
 	if (!rc)
 		rc = watch_link(clone, error);
 	if (!rc) {
+		host_keep_vm(clone);
 		struct link_request request = {.op = LINK_CLONE,
 					       .id = clone->id.v,
 					       .number = clone->number,
@@ -238,8 +240,11 @@ static int ask_to_freeze(struct clone_job *job, char *error)
 	rc = host_vm_share_pmem(t, vm, error);
 	if (!rc)
 		rc = host_add_source(job->host, &t->on_link, EPOLLIN);
-	if (!rc)
+	if (!rc) {
+		host_keep_numbers(job->host);
+		host_keep_vm(t);
 		rc = link_send(vm->link_fd, &request, sizeof request, &ends[0], 1);
+	}
 	close(ends[0]);
 	close(ends[1]);
 	if (rc) {
@@ -303,6 +308,7 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 	}
 	t->pid = a->pid;
 	t->pidfd = pidfd;
+	t->ready_ns = vm->ready_ns;
 	atomic_store_explicit(&t->mailbox->state, VM_TEMPLATE, memory_order_relaxed);
 	if (atomic_load_explicit(&vm->mailbox->state, memory_order_acquire) == VM_PAUSED)
 		vm->pristine = t;
@@ -341,6 +347,7 @@ static bool cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 	} else {
 		clone->pid = a->pid;
 		clone->pidfd = pidfd;
+		clone->ready_ns = job->source->ready_ns;
 		int rc = supervise(clone, job->source);
 		if (rc) {
 			fail(job, "%s: can't watch its process: %s", clone->config.machine.name,
@@ -393,7 +400,10 @@ void host_clone_link(struct host_vm *vm)
 	int fds[LINK_FDS_MAX];
 	ssize_t n = link_receive(vm->link_fd, &a, sizeof a, fds);
 	if (n == 0 && vm->phase == HOST_VM_FORKING) {
-		never_came(vm);
+		if (vm->job)
+			never_came(vm);
+		else
+			host_adopt_link_ended(vm);
 		return;
 	}
 	if (n == 0) {
@@ -408,6 +418,8 @@ void host_clone_link(struct host_vm *vm)
 	} else if (takes && !vm->is_template && vm->job->source == vm) {
 		frozen(vm, &a, fds[0]);
 		fds[0] = a.status ? fds[0] : -1;
+	} else if (n > 0 && vm->adopted) {
+		host_adopt_answer(vm, &a);
 	}
 	link_close(fds);
 }

@@ -1,17 +1,21 @@
 /* The merger as the host sees it: its start and its end, VMs to be rung for it, sharing domains. */
 #include "ipt/fail.h"
 #include "vmm/error.h"
-#include "vmm/host_private.h"
+#include "vmm/host_keep.h"
 #include "vmm/host_worker.h"
 #include "vmm/merge.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#define HOST_DOMAINS_MOST (1u << 20) /* numbers that a board may have */
 
 struct host_merger {
 	struct host_worker worker;
 	struct merge_board *board;
+	int board_fd;
 	char (*domain)[IPT_NAME_LEN]; /* names; number i + 1 is domain[i] */
 	unsigned domains;
 };
@@ -52,7 +56,9 @@ int host_merge_create(struct host *h, char *error)
 		g->worker.heard = heard;
 		g->worker.keep[g->worker.keeps++] = h->pool.fd;
 		g->worker.keep[g->worker.keeps++] = ipt_fd(h->table);
-		g->board = merge_board_create(h->config.max_vms);
+		g->board_fd = host_adopt_fd(h, KEPT_MERGE);
+		g->board = g->board_fd >= 0 ? merge_board_attach(h->config.max_vms, g->board_fd)
+					    : merge_board_create(h->config.max_vms, &g->board_fd);
 	}
 	if (!g || !g->board)
 		return errorf(error, -ENOMEM, "no memory for the merger");
@@ -72,6 +78,8 @@ void host_merge_destroy(struct host *h)
 		return;
 	host_worker_stop(&g->worker);
 	merge_board_destroy(g->board);
+	if (g->board_fd >= 0)
+		close(g->board_fd);
 	free(g->domain);
 	free(g);
 	h->merger = NULL;
@@ -80,6 +88,11 @@ void host_merge_destroy(struct host *h)
 struct merge_board *host_merge_board(struct host *h)
 {
 	return h->merger ? h->merger->board : NULL;
+}
+
+int host_merge_board_fd(struct host *h)
+{
+	return h->merger ? h->merger->board_fd : -1;
 }
 
 /* The number of a domain, a new one for a new name; 0 for none, and where there is no memory for a name. */
@@ -104,6 +117,25 @@ void host_merge_admit(struct host_vm *vm)
 	struct host_merger *g = vm->host->merger;
 	if (g)
 		merge_set_domain(g->board, vm->id, number_of(g, vm->config.share_domain));
+}
+
+void host_merge_adopt(struct host_vm *vm)
+{
+	struct host_merger *g = vm->host->merger;
+	uint32_t number = g ? merge_domain(g->board, vm->id) : 0;
+	const char *name = vm->config.share_domain;
+	if (!number || number > HOST_DOMAINS_MOST)
+		return;
+	if (number > g->domains) {
+		char(*more)[IPT_NAME_LEN] = realloc(g->domain, number * sizeof *more);
+		if (!more)
+			return; /* new VMs of that name get a domain of their own */
+		memset(more + g->domains, 0, (number - g->domains) * sizeof *more);
+		g->domain = more;
+		g->domains = number;
+	}
+	snprintf(g->domain[number - 1], sizeof *g->domain, "%s",
+		 *name ? name : HOST_DOMAIN_DEFAULT);
 }
 
 void host_merge_info(struct host *h, struct host_merge *out)

@@ -28,6 +28,8 @@ struct host {
 	uint32_t jobs_ended;
 	struct host_merger *merger;       /* NULL: nothing is merged */
 	struct host_reclaimer *reclaimer; /* NULL: pages stay in memory */
+	struct host_keeper *keeper;       /* NULL: VMs end with this host */
+	bool unadopted;                   /* another host's VMs aren't ours yet: leave them be */
 	bool stop;
 };
 
@@ -57,6 +59,8 @@ void host_vm_abandon(struct host_vm *vm);
 void host_vm_unmake(struct host_vm *vm);
 /* There is news of it, or it ended: tell who waits for a pause. */
 void host_vm_told(struct host_vm *vm, bool ended);
+/* Processes that became our children since whoever forked them died, and ended. Others' handles stay what they are. */
+void host_reap_strays(struct host *h);
 /* Its process is gone. */
 void host_vm_lost(struct host_vm *vm);
 /* host_clone.c: what its link says; its process ended; news of any VM. */
@@ -67,6 +71,9 @@ void host_clone_destroy(struct host *h);
 /* host_merge.c: the merger, if one is wanted; -errno with words. Its board, or NULL. A VM was registered: say which
  * sharing domain it is in. */
 int host_merge_create(struct host *h, char *error);
+/* The board's descriptor, or -1. What the board says of domains is what the adopted VM is to be in. */
+int host_merge_board_fd(struct host *h);
+void host_merge_adopt(struct host_vm *vm);
 void host_merge_destroy(struct host *h);
 struct merge_board *host_merge_board(struct host *h);
 void host_merge_admit(struct host_vm *vm);
@@ -83,6 +90,7 @@ int host_reclaim_open(struct host *h, struct ipt_config *c, char *error);
 int host_reclaim_start(struct host *h, char *error);
 void host_reclaim_destroy(struct host *h);
 struct reclaim_board *host_reclaim_board(struct host *h);
+int host_reclaim_board_fd(struct host *h);
 const struct store *host_store(const struct host *h);
 /* A VM was registered: its desk says what it may have. */
 void host_reclaim_admit(struct host_vm *vm);
@@ -90,6 +98,14 @@ void host_reclaim_admit(struct host_vm *vm);
 void host_reclaim_file(struct host *h, const struct pmem_file *f);
 /* May the space that a dead VM has in the store be given to others? 0, or -EAGAIN: its writes are still under way. */
 int host_reclaim_may_reap(const struct host_vm *vm);
+/* host_keep.c: there is no process for it any more, or never was one. A file is nobody's any more. */
+void host_keep_drop(struct host_vm *vm);
+void host_keep_drop_file(struct host *h, vmid_t id);
+/* A new record's key, 0 without a keeper. Numbers of clones and templates were given out. */
+uint64_t host_keep_key(struct host *h);
+void host_keep_numbers(struct host *h);
+/* A host_vm without anything but these; -1 for descriptors. NULL without memory. */
+struct host_vm *host_vm_bare(struct host *h, const struct vm_config *config, bool is_template);
 /* Free what a dead VM owned: 0, or -errno and the tick tries again. */
 int host_vm_reap(struct host_vm *vm);
 

@@ -1,18 +1,20 @@
 /* The reclaimer as the host sees it: the store, the reclaimer's start and end, VMs to be rung for it, users' wishes. */
 #include "ipt/fail.h"
 #include "vmm/error.h"
-#include "vmm/host_private.h"
+#include "vmm/host_keep.h"
 #include "vmm/host_worker.h"
 #include "vmm/reclaim.h"
 #include "vmm/store.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct host_reclaimer {
 	struct host_worker worker;
 	struct store store;
 	struct reclaim_board *board;
+	int board_fd;
 	host_wished_fn *wished; /* somebody waits for his wish */
 	void *wished_ctx;
 };
@@ -92,9 +94,13 @@ int host_reclaim_open(struct host *h, struct ipt_config *c, char *error)
 		return errorf(error, -ENOMEM, "no memory for the reclaimer");
 	host_worker_init(&g->worker, h);
 	g->store = (struct store){.mem_fd = -1, .file_fd = -1};
-	g->board = reclaim_board_create(c->max_vms, c->frames);
+	g->board_fd = host_adopt_fd(h, KEPT_RECLAIM);
+	g->board = g->board_fd >= 0 ? reclaim_board_attach(c->max_vms, g->board_fd)
+				    : reclaim_board_create(c->max_vms, c->frames, &g->board_fd);
 	if (!g->board)
 		return errorf(error, -ENOMEM, "no memory for the reclaimer");
+	if (host_adopt_store(h, &g->store))
+		return 0;
 	rc = store_create(&g->store, config->pack_bytes, config->swap_file, config->swap_bytes,
 			  error);
 	c->packed_pages = g->store.mem_pages;
@@ -135,6 +141,8 @@ void host_reclaim_destroy(struct host *h)
 	host_worker_stop(&g->worker);
 	store_destroy(&g->store);
 	reclaim_board_destroy(g->board);
+	if (g->board_fd >= 0)
+		close(g->board_fd);
 	free(g);
 	h->reclaimer = NULL;
 }
@@ -144,6 +152,11 @@ void host_reclaim_destroy(struct host *h)
 struct reclaim_board *host_reclaim_board(struct host *h)
 {
 	return h->reclaimer ? h->reclaimer->board : NULL;
+}
+
+int host_reclaim_board_fd(struct host *h)
+{
+	return h->reclaimer ? h->reclaimer->board_fd : -1;
 }
 
 const struct store *host_store(const struct host *h)

@@ -5,9 +5,11 @@
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
-#include "vmm/host_private.h"
+#include "vmm/host_keep.h"
+#include "vmm/ring.h"
 #include "vmm/store.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -19,6 +21,13 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+static void close_all(int *fds, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+}
 
 /* ---- a VM's end ---------------------------------------------------------------------------- */
 
@@ -115,8 +124,11 @@ void host_vm_leave_pmem(struct host_vm *vm)
 {
 	for (unsigned i = 0; i < vm->config.pmems; i++)
 		if (vm->pmem[i]) {
+			vmid_t file = vm->pmem[i]->file->id;
 			pmem_leave(&vm->host->pmem_files, vm->pmem[i]);
 			vm->pmem[i] = NULL;
+			if (!host_file_by_id(vm->host, file))
+				host_keep_drop_file(vm->host, file);
 		}
 }
 
@@ -219,6 +231,9 @@ static void finish(struct host_vm *vm)
 	h->events.ended(h->events.ctx, vm);
 	munmap(vm->mailbox, sizeof *vm->mailbox);
 	vm->mailbox = NULL;
+	close_all(&vm->mailbox_fd, 1);
+	close_all(&vm->ring_fd, 1);
+	vm->mailbox_fd = vm->ring_fd = -1;
 }
 
 void host_vm_lost(struct host_vm *vm)
@@ -226,6 +241,9 @@ void host_vm_lost(struct host_vm *vm)
 	struct host *h = vm->host;
 	vm->ended_ns = clock_ns();
 	note_end(vm);
+	host_keep_drop(vm);
+	if (vm->adopted)
+		host_adopt_find(vm); /* it may have been frozen, with nobody there to hear of it */
 	host_remove_source(h, &vm->on_link);
 	close(vm->link_fd);
 	vm->link_fd = -1;
@@ -248,13 +266,35 @@ void host_vm_lost(struct host_vm *vm)
 static void on_exit_of_vm(struct host_source *s, uint32_t events)
 {
 	struct host_vm *vm = container(struct host_vm, on_exit, s);
+	struct host *h = vm->host;
+	bool is_template = vm->is_template;
+	siginfo_t info = {.si_pid = 0};
 	(void)events;
-	if (waitpid(vm->pid, &vm->wait_status, 0) < 0)
-		vm->wait_status = -1;
-	host_remove_source(vm->host, &vm->on_exit);
+	vm->wait_status = -1;
+	if (waitid(P_PIDFD, (id_t)vm->pidfd, &info, WEXITED) == 0)
+		vm->wait_status = info.si_code == CLD_EXITED ? W_EXITCODE(info.si_status, 0)
+							     : W_EXITCODE(0, info.si_status);
+	host_remove_source(h, &vm->on_exit);
 	close(vm->pidfd);
 	vm->pidfd = -1;
 	host_vm_lost(vm);
+	host_reap_strays(h);
+	if (is_template) /* the clone that it kept ready ends a moment later */
+		host_set_tick(h, true);
+}
+
+void host_reap_strays(struct host *h)
+{
+	siginfo_t info;
+	for (;;) {
+		info.si_pid = 0;
+		if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || !info.si_pid)
+			return;
+		for (unsigned i = 0; i < h->vms; i++)
+			if (h->vm[i]->pid == info.si_pid && h->vm[i]->pidfd >= 0)
+				return; /* its pidfd tells, and then we look again */
+		waitid(P_PID, (id_t)info.si_pid, &info, WEXITED | WNOHANG);
+	}
 }
 
 void host_vm_abandon(struct host_vm *vm)
@@ -293,7 +333,9 @@ size_t host_console_input(struct host_vm *vm, const char *bytes, size_t n)
 static _Noreturn void child(struct host *h, const struct host_vm *vm, const int ends[LINK_FDS],
 			    pid_t parent)
 {
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	/* With a keeper it is the link's end that tells: there may be another host. */
+	if (!h->keeper)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
 		_exit(1);
 	sigset_t none;
@@ -385,27 +427,59 @@ static int make_channels(struct host_vm *vm, int ends[LINK_FDS])
 		return rc;
 	vm->link_fd = link[0];
 	ends[0] = link[1];
-	if (vm->is_template)
-		return 0;
+	if (vm->host->keeper) {
+		vm->mailbox_fd = fcntl(ends[1], F_DUPFD_CLOEXEC, 0);
+		rc = vm->mailbox_fd < 0 ? -errno : 0;
+	}
+	if (rc || vm->is_template)
+		return rc;
+	if (vm->host->keeper) {
+		vm->ring_fd = ring_share();
+		if (vm->ring_fd < 0)
+			return vm->ring_fd;
+	}
 	rc = make_stream(&vm->console_fd, &ends[2]);
 	if (!rc)
 		rc = make_stream(&vm->agent_fd, &ends[3]);
 	return rc;
 }
 
-static void close_all(int *fds, unsigned n)
-{
-	for (unsigned i = 0; i < n; i++)
-		if (fds[i] >= 0)
-			close(fds[i]);
-}
-
 static void free_vm(struct host_vm *vm)
 {
-	close_all((int[]){vm->link_fd, vm->console_fd, vm->agent_fd, vm->pidfd}, 4);
+	close_all((int[]){vm->link_fd, vm->console_fd, vm->agent_fd, vm->pidfd, vm->mailbox_fd,
+			  vm->ring_fd},
+		  6);
 	if (vm->mailbox)
 		munmap(vm->mailbox, sizeof *vm->mailbox);
 	free(vm);
+}
+
+static struct host_vm bare(struct host *h, const struct vm_config *config, bool is_template)
+{
+	return (struct host_vm){.host = h,
+				.config = *config,
+				.is_template = is_template,
+				.on_console = {-1, on_console},
+				.on_link = {-1, on_link},
+				.wait_status = -1,
+				.pidfd = -1,
+				.link_fd = -1,
+				.console_fd = -1,
+				.agent_fd = -1,
+				.mailbox_fd = -1,
+				.ring_fd = -1};
+}
+
+struct host_vm *host_vm_bare(struct host *h, const struct vm_config *config, bool is_template)
+{
+	struct host_vm *vm = calloc(1, sizeof *vm);
+	if (!vm)
+		return NULL;
+	*vm = bare(h, config, is_template);
+	if (remember(h, vm) == 0)
+		return vm;
+	free(vm);
+	return NULL;
 }
 
 int host_vm_make(struct host *h, const struct vm_config *config, bool is_template,
@@ -415,13 +489,7 @@ int host_vm_make(struct host *h, const struct vm_config *config, bool is_templat
 	struct host_vm *vm = fail_null(VM_MEMORY, calloc(1, sizeof *vm));
 	if (!vm)
 		return errorf(error, -ENOMEM, "%s: no memory", name);
-	*vm = (struct host_vm){.host = h,
-			       .config = *config,
-			       .is_template = is_template,
-			       .pidfd = -1,
-			       .link_fd = -1,
-			       .console_fd = -1,
-			       .agent_fd = -1};
+	*vm = bare(h, config, is_template);
 	for (unsigned i = 0; i < LINK_FDS; i++)
 		ends[i] = -1;
 	int rc = make_channels(vm, ends);
@@ -434,8 +502,9 @@ int host_vm_make(struct host *h, const struct vm_config *config, bool is_templat
 			      rc == -EMFILE ? "; raise the limit of open files (ulimit -n)" : "");
 	}
 	vm->forked_ns = clock_ns();
-	vm->on_console = (struct host_source){vm->console_fd, on_console};
-	vm->on_link = (struct host_source){vm->link_fd, on_link};
+	vm->on_console.fd = vm->console_fd;
+	vm->on_link.fd = vm->link_fd;
+	vm->key = host_keep_key(h);
 	*out = vm;
 	return 0;
 }
@@ -445,6 +514,7 @@ void host_vm_unmake(struct host_vm *vm)
 	struct host *h = vm->host;
 	if (vm->phase == HOST_VM_ALIVE && !vm->is_template) /* it couldn't be supervised */
 		h->alive--;
+	host_keep_drop(vm);
 	if (vm->id.v)
 		ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
 	host_vm_leave_pmem(vm);
@@ -464,6 +534,7 @@ int host_vm_supervise(struct host_vm *vm)
 	if (!vm->is_template)
 		h->alive++;
 	vm->on_exit = (struct host_source){vm->pidfd, on_exit_of_vm};
+	host_keep_vm(vm);
 	int rc = host_add_source(h, &vm->on_exit, EPOLLIN);
 	if (!rc && vm->console_fd >= 0)
 		rc = host_add_source(h, &vm->on_console, EPOLLIN | EPOLLRDHUP);
@@ -494,6 +565,7 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 		host_vm_unmake(vm);
 		return rc;
 	}
+	host_keep_vm(vm);
 	pid_t parent = getpid();
 	fflush(NULL);
 	vm->pid = fail_call(VM_FORK, fork());

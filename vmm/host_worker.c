@@ -38,6 +38,13 @@ static _Noreturn void child(struct host_worker *w, int link, pid_t parent)
 	_exit(1);
 }
 
+/* Somebody may have done so before: a handle is never another process's. */
+static void wait_for_end(const struct host_worker *w)
+{
+	siginfo_t info;
+	waitid(P_PIDFD, (id_t)w->pidfd, &info, WEXITED);
+}
+
 static void let_go(struct host_worker *w)
 {
 	if (w->pidfd < 0)
@@ -53,7 +60,7 @@ static void on_exit_of_worker(struct host_source *s, uint32_t events)
 {
 	struct host_worker *w = container(struct host_worker, on_exit, s);
 	(void)events;
-	waitpid(w->pid, NULL, 0);
+	wait_for_end(w);
 	let_go(w);
 	if (clock_ns() - w->started_ns >= LIVES_S * UINT64_C(1000000000))
 		w->failed = 0;
@@ -125,6 +132,6 @@ void host_worker_stop(struct host_worker *w)
 	if (w->pidfd < 0)
 		return;
 	syscall(SYS_pidfd_send_signal, w->pidfd, SIGKILL, NULL, 0);
-	waitpid(w->pid, NULL, 0);
+	wait_for_end(w);
 	let_go(w);
 }

@@ -1,7 +1,7 @@
 /*
  * The link between the host and a VM's process, or a template's: a SEQPACKET socket, a message a packet. The host
  * sends orders' bell and requests, descriptors with them; the process answers requests. An end of file says that
- * the other is gone: a VM doesn't outlive its host.
+ * the other is gone, and that nobody keeps its end for another (keeper.h): then the VM ends.
  */
 #ifndef VMM_LINK_H
 #define VMM_LINK_H
@@ -12,7 +12,7 @@
 #include <sys/types.h>
 
 #define LINK_FDS     4 /* descriptors that a VM's process gets: link, mailbox, console, agent */
-#define LINK_FDS_MAX (LINK_FDS + MACHINE_MAX_PMEM) /* with a message, at most */
+#define LINK_FDS_MAX (LINK_FDS + MACHINE_MAX_PMEM + 2) /* with a message, at most */
 
 enum link_op {
 	LINK_ORDERS, /* the mailbox has orders */

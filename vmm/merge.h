@@ -60,8 +60,10 @@ struct merge_board {
 	_Atomic uint32_t domain[]; /* by id; 0: not to be merged */
 };
 
-/* Memory for max_vms VMs that children share. NULL if there is none. */
-struct merge_board *merge_board_create(uint32_t max_vms);
+/* Memory for max_vms VMs that all processes share, and its descriptor, which stays the caller's. NULL if there is none. */
+struct merge_board *merge_board_create(uint32_t max_vms, int *fd);
+/* The one that a host before us made. NULL if it isn't one. */
+struct merge_board *merge_board_attach(uint32_t max_vms, int fd);
 void merge_board_destroy(struct merge_board *b);
 /* Which domain a VM is in. b may be NULL: nothing is merged. */
 void merge_set_domain(struct merge_board *b, vmid_t vm, uint32_t domain);

@@ -1,6 +1,7 @@
 #include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/merge.h"
+#include "vmm/shared.h"
 #include <errno.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
@@ -15,15 +16,24 @@ static size_t bytes_of(uint32_t vms)
 	return sizeof(struct merge_board) + vms * sizeof(uint32_t);
 }
 
-struct merge_board *merge_board_create(uint32_t max_vms)
+struct merge_board *merge_board_create(uint32_t max_vms, int *fd)
 {
 	uint32_t vms = max_vms + 1; /* ids begin with 1 */
+	*fd = -1;
 	struct merge_board *b =
-		fail_call(WORKER_BOARD, mmap(NULL, bytes_of(vms), PROT_READ | PROT_WRITE,
-					     MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-	if (b == MAP_FAILED)
+		fail_null(WORKER_BOARD, shared_create("invisor-merge", bytes_of(vms), fd));
+	if (b)
+		b->vms = vms;
+	return b;
+}
+
+struct merge_board *merge_board_attach(uint32_t max_vms, int fd)
+{
+	struct merge_board *b = shared_attach(fd, bytes_of(max_vms + 1));
+	if (b && b->vms != max_vms + 1) {
+		munmap(b, bytes_of(max_vms + 1));
 		return NULL;
-	b->vms = vms;
+	}
 	return b;
 }
 

@@ -172,6 +172,55 @@ static int make_sets(struct pmem_view *v)
 	return map_sets(v);
 }
 
+struct pmem_file *pmem_file_adopt(struct pmem_file **files, vmid_t id, const char *path,
+				  uint64_t bytes, int fd, int write_fd)
+{
+	struct pmem_file *f = calloc(1, sizeof *f);
+	if (!f)
+		return NULL;
+	*f = (struct pmem_file){.next = *files,
+				.path = strdup(path),
+				.bytes = bytes,
+				.id = id,
+				.fd = fd,
+				.write_fd = write_fd};
+	if (!f->path) {
+		free(f);
+		return NULL;
+	}
+	*files = f;
+	return f;
+}
+
+void pmem_file_leave(struct pmem_file **files, struct pmem_file *f, struct ipt *table,
+		     const struct pool *pool)
+{
+	drop_file(files, table, pool, f);
+}
+
+int pmem_view_adopt(struct pmem_file *f, struct ipt *table, const struct pool *pool, gfn_t first,
+		    uint64_t pages, int sets, struct pmem_view **out)
+{
+	struct pmem_view *v = calloc(1, sizeof *v);
+	if (!v)
+		return -ENOMEM;
+	*v = (struct pmem_view){.file = f,
+				.table = table,
+				.pool = pool,
+				.share = sets >= 0,
+				.first = first,
+				.pages = pages,
+				.sets_fd = sets};
+	int rc = v->share ? map_sets(v) : 0;
+	if (rc) {
+		free(v);
+		return rc;
+	}
+	f->users++;
+	*out = v;
+	return 0;
+}
+
 static int make_view(struct pmem_view **out, struct pmem_file *f, struct ipt *table,
 		     const struct pool *pool, gfn_t first, uint64_t pages, bool share, char *error)
 {

@@ -1,6 +1,7 @@
 #include "vmm/pool.h"
 #include "ipt/fail.h"
 #include "vmm/error.h"
+#include "vmm/shared.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -28,6 +29,16 @@ int pool_create(struct pool *p, uint32_t frames, char *error)
 	p->fd = -1;
 	return errorf(error, rc, "pool: no address space for %" PRIu64 " MiB: %s", bytes / MiB,
 		      strerror(-rc));
+}
+
+int pool_attach(struct pool *p, int fd, uint32_t frames)
+{
+	*p = (struct pool){.fd = fd, .frames = frames};
+	void *base = shared_attach(fd, (size_t)frames << PAGE_SHIFT);
+	if (!base)
+		return -errno;
+	p->base = base;
+	return 0;
 }
 
 void pool_destroy(struct pool *p)

@@ -16,6 +16,8 @@ struct pool {
 
 /* Make a pool of `frames` pages. -errno of memfd_create, ftruncate or mmap, with words. */
 int pool_create(struct pool *p, uint32_t frames, char *error);
+/* The pool that fd holds, of so many frames; takes fd. -errno; -EPROTO: it is no such pool. */
+int pool_attach(struct pool *p, int fd, uint32_t frames);
 void pool_destroy(struct pool *p);
 
 /* The bytes of a frame. Precondition: f < frames. */

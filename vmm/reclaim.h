@@ -110,8 +110,11 @@ struct reclaim_board {
 
 #define RECLAIM_SHARES 1000 /* that a VM has if nobody says otherwise */
 
-/* Memory for max_vms VMs and a pool of `frames`, that children share. NULL if there is none. */
-struct reclaim_board *reclaim_board_create(uint32_t max_vms, uint32_t frames);
+/* Memory for max_vms VMs and a pool of `frames`, that all processes share, and its descriptor, which stays the
+ * caller's. NULL if there is none. */
+struct reclaim_board *reclaim_board_create(uint32_t max_vms, uint32_t frames, int *fd);
+/* The one that a host before us made. NULL if it isn't one. */
+struct reclaim_board *reclaim_board_attach(uint32_t max_vms, int fd);
 void reclaim_board_destroy(struct reclaim_board *b);
 /* A VM's desk; NULL if b is NULL, or the id has none. */
 struct reclaim_desk *reclaim_desk(struct reclaim_board *b, vmid_t vm);

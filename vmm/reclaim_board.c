@@ -1,5 +1,6 @@
 #include "ipt/fail.h"
 #include "vmm/reclaim.h"
+#include "vmm/shared.h"
 #include <linux/futex.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -15,17 +16,27 @@ static size_t bytes_of(uint32_t desks)
 	return sizeof(struct reclaim_board) + desks * sizeof(struct reclaim_desk);
 }
 
-struct reclaim_board *reclaim_board_create(uint32_t max_vms, uint32_t frames)
+struct reclaim_board *reclaim_board_create(uint32_t max_vms, uint32_t frames, int *fd)
 {
 	uint32_t desks = max_vms + 1; /* ids begin with 1 */
+	*fd = -1;
 	struct reclaim_board *b =
-		fail_call(WORKER_BOARD, mmap(NULL, bytes_of(desks), PROT_READ | PROT_WRITE,
-					     MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-	if (b == MAP_FAILED)
+		fail_null(WORKER_BOARD, shared_create("invisor-reclaim", bytes_of(desks), fd));
+	if (!b)
 		return NULL;
 	b->desks = desks;
 	b->low = frames / LOW_SHARE + 1;
 	b->high = frames / HIGH_SHARE + 1;
+	return b;
+}
+
+struct reclaim_board *reclaim_board_attach(uint32_t max_vms, int fd)
+{
+	struct reclaim_board *b = shared_attach(fd, bytes_of(max_vms + 1));
+	if (b && b->desks != max_vms + 1) {
+		munmap(b, bytes_of(max_vms + 1));
+		return NULL;
+	}
 	return b;
 }
 

@@ -150,13 +150,15 @@ void requests_status(struct control_request *r, const json_t *o)
 	struct fleet *f = control_ctx(r);
 	const struct host_config *c = &f->config.host;
 	(void)o;
-	control_reply(r, json_pack("{s:s, s:i, s:s, s:f, s:i, s:i, s:i, s:i, s:I, s:s}", "kind",
-				   f->config.setup ? "run" : "host", "pid", (int)getpid(), "state",
-				   f->stop == FLEET_RUNS ? "running" : "stopping", "uptime_seconds",
-				   (double)(clock_ns() - f->began_ns) / 1e9, "vms",
-				   (int)host_alive(f->host), "max_vms", (int)c->max_vms,
-				   "frames_total", (int)host_pool(f->host)->frames, "frames_free",
-				   (int)ipt_free_frames(host_table(f->host)), "pool_bytes",
-				   (json_int_t)c->pool_bytes, "table",
-				   c->kind == IPT_RADIX ? "radix" : "ipt"));
+	control_reply(r,
+		      json_pack("{s:s, s:i, s:s, s:f, s:i, s:i, s:i, s:i, s:I, s:s, s:i, s:i}",
+				"kind", f->config.setup ? "run" : "host", "pid", (int)getpid(),
+				"state", f->stop == FLEET_RUNS ? "running" : "stopping",
+				"uptime_seconds", (double)(clock_ns() - f->began_ns) / 1e9, "vms",
+				(int)host_alive(f->host), "max_vms", (int)c->max_vms,
+				"frames_total", (int)host_pool(f->host)->frames, "frames_free",
+				(int)ipt_free_frames(host_table(f->host)), "pool_bytes",
+				(json_int_t)c->pool_bytes, "table",
+				c->kind == IPT_RADIX ? "radix" : "ipt", "adopted", (int)f->adopted,
+				"hosts_before", (int)host_predecessors(f->host)));
 }

@@ -1,8 +1,37 @@
 #include "vmm/ring.h"
+#include "vmm/shared.h"
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define FIRST_BYTES 1024
+
+struct ring_shared {
+	_Atomic uint64_t written; /* once the bytes are there */
+	char bytes[RING_BYTES];
+};
+
+int ring_share(void)
+{
+	int fd;
+	struct ring_shared *s = shared_create("invisor-console", sizeof *s, &fd);
+	if (!s)
+		return -errno;
+	munmap(s, sizeof *s);
+	return fd;
+}
+
+int ring_open(struct ring *r, int fd)
+{
+	struct ring_shared *s = shared_attach(fd, sizeof *s);
+	if (!s)
+		return -errno;
+	*r = (struct ring){
+		.bytes = s->bytes, .room = RING_BYTES, .written = s->written, .shared = s};
+	return 0;
+}
 
 /* Twice the room as long as nothing was overwritten yet, so that positions only need their low bits. */
 static void grow(struct ring *r, size_t n)
@@ -37,6 +66,8 @@ void ring_put(struct ring *r, const char *bytes, size_t n)
 		bytes += piece;
 		n -= piece;
 	}
+	if (r->shared)
+		r->shared->written = r->written;
 }
 
 uint64_t ring_first(const struct ring *r)
@@ -56,6 +87,9 @@ size_t ring_piece(const struct ring *r, uint64_t at, const char **bytes)
 
 void ring_free(struct ring *r)
 {
-	free(r->bytes);
+	if (r->shared)
+		munmap(r->shared, sizeof *r->shared);
+	else
+		free(r->bytes);
 	*r = (struct ring){.bytes = NULL};
 }

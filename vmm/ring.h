@@ -10,9 +10,15 @@
 
 struct ring {
 	char *bytes;
-	size_t room;      /* a power of two, or 0 before the first byte */
-	uint64_t written; /* the stream's length so far */
+	size_t room;                /* a power of two, or 0 before the first byte */
+	uint64_t written;           /* the stream's length so far */
+	struct ring_shared *shared; /* NULL: it is this process's alone */
 };
+
+/* Make memory for a ring that another process may go on with, RING_BYTES of it; a descriptor, or -errno. */
+int ring_share(void);
+/* Go on with the ring there. -errno. Nobody else writes to it meanwhile. */
+int ring_open(struct ring *r, int fd);
 
 /* Without memory for more it keeps as much as it has room for. */
 void ring_put(struct ring *r, const char *bytes, size_t n);

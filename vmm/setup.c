@@ -169,6 +169,7 @@ int run_setup_open(struct run_setup *s, char *error)
 	}
 	struct machine *m = &s->config.machine;
 	s->config.image = &s->image;
+	s->config.made_guest = !s->options.kernel && !s->options.initrd;
 	m->cpus = s->options.cpus;
 	m->cmdline = s->cmdline;
 	snprintf(m->name, sizeof m->name, "%s", s->options.name);

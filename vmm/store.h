@@ -77,8 +77,8 @@ uint64_t store_mem_populated_bytes(const struct store *s);
 /* ---- the swap file ------------------------------------------------------------------------- */
 
 /* Open or make the swap file: s->file_fd, file_blocks, direct, sparse. Its space is reserved now. A file that isn't
- * invisor's is left alone: what begins with neither our mark nor 128 KiB of zeroes is refused. Waits up to 2 s for
- * writes of a host that is gone. With words: -ENOENT, -ELOOP (symbolic link), -EINVAL (no regular file nor block
+ * invisor's is left alone: what begins with neither our mark nor 128 KiB of zeroes is refused. Waits up to 1 s
+ * for a host that is going, and up to 2 s for writes of one that is gone. With words: -ENOENT, -ELOOP (symbolic link), -EINVAL (no regular file nor block
  * device, too small), -EEXIST (something else's contents), -EBUSY (another host's, a disk, mounted), -ENOSPC, -EFBIG,
  * -EACCES and the like. A file that was made here is gone again after an error. */
 int store_file_open(struct store *s, const char *path, uint64_t bytes, char *error);

@@ -17,6 +17,7 @@
 
 #define BLOCKS_MOST UINT64_C(0xffffffff)
 #define LAST_WRITES 2000u       /* ms that writes of processes that are gone may take */
+#define LAST_LOCKS  1000u       /* ms that processes may take to go */
 #define FOREIGN     (128 * KiB) /* what is looked at for others' contents: btrfs begins at 64 KiB */
 
 static const char mark[] = "invisor swap file: worth nothing when no host has it open\n";
@@ -105,6 +106,17 @@ static int wait_for_writes(const struct opening *o)
 		      "swap file %.120s is still written to by a guest that ended", o->path);
 }
 
+/* VMs of a host that was just killed have it until they are gone too. */
+static int lock_it(int fd)
+{
+	for (unsigned ms = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; ms += 10) {
+		if (errno != EWOULDBLOCK || ms >= LAST_LOCKS)
+			return -1;
+		nanosleep(&(struct timespec){0, 10000000}, NULL);
+	}
+	return 0;
+}
+
 static int check_kind(struct opening *o)
 {
 	struct stat st;
@@ -115,7 +127,7 @@ static int check_kind(struct opening *o)
 		return errorf(o->error, -EINVAL,
 			      "swap file %.120s is no regular file nor a block device", o->path);
 	/* As disks and persistent memory lock their files. */
-	if (flock(o->fd, LOCK_EX | LOCK_NB) < 0)
+	if (lock_it(o->fd) < 0)
 		return errno == EWOULDBLOCK
 			       ? errorf(o->error, -EBUSY,
 					"swap file %.120s is in use by another host, or as a disk",

@@ -48,6 +48,7 @@ struct vm_config {
 		pmem[VM_MAX_PMEM]; /* of the machine's banks of persistent memory, in order */
 	unsigned pmems;
 	struct vm_memory_share memory_share;
+	bool made_guest; /* the one beside the program, of which we know when it hears the power button */
 };
 
 /* What the host hands to the VM's process besides. */

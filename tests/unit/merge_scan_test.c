@@ -45,7 +45,7 @@ static void make(void)
 	cr_assert_eq(ipt_create(&table, &c), 0);
 	scan = (struct merge_scan){.table = table,
 				   .pool = pool.fd,
-				   .board = merge_board_create(c.max_vms),
+				   .board = merge_board_create(c.max_vms, &(int){-1}),
 				   .ask = take};
 	cr_assert_not_null(scan.board);
 	cr_assert_eq(merge_scan_create(&scan), 0);

@@ -60,7 +60,7 @@ static void make_both(void)
 				     .seed = 1};
 	cr_assert_eq(pool_create(&pool, POOL_FRAMES, error), 0, "%s", error);
 	cr_assert_eq(ipt_create(&table, &c), 0);
-	board = merge_board_create(c.max_vms);
+	board = merge_board_create(c.max_vms, &(int){-1});
 	cr_assert_not_null(board);
 	make_side(&side[0], "a");
 	make_side(&side[1], "b");

@@ -19,7 +19,7 @@ static void make(void)
 				     .colours = 1,
 				     .seed = 1};
 	cr_assert_eq(ipt_create(&table, &c), 0);
-	board = reclaim_board_create(c.max_vms, FRAMES);
+	board = reclaim_board_create(c.max_vms, FRAMES, &(int){-1});
 	cr_assert_not_null(board);
 	cr_assert_eq(reclaim_clock_create(&hand, table, board), 0);
 }

@@ -60,7 +60,7 @@ static void make(uint64_t packed, uint64_t in_file)
 				     .blocks = store.file_blocks};
 	cr_assert_eq(pool_create(&pool, POOL_FRAMES, error), 0, "%s", error);
 	cr_assert_eq(ipt_create(&table, &c), 0);
-	board = reclaim_board_create(c.max_vms, POOL_FRAMES);
+	board = reclaim_board_create(c.max_vms, POOL_FRAMES, &(int){-1});
 	cr_assert_not_null(board);
 	snprintf(machine.name, sizeof machine.name, "vm");
 	machine.cpus = 1;
