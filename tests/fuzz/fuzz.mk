@@ -5,10 +5,11 @@
 FUZZ_TARGETS := virtqueue blk console rng pmem balloon serial image agent control options
 TARGET       ?= $(FUZZ_TARGETS)
 FUZZ_CC      ?= clang
-FUZZ_DIR     := build/fuzz
+FUZZ_DIR     ?= build/fuzz
+FUZZ_EXTRA   ?=
 FUZZ_FLAGS   := -std=gnu17 -O1 -g $(WARN) $(CPPFLAGS) -Itests/unit/plain -Wno-gnu-variable-sized-type-not-at-end -fno-strict-aliasing -fno-omit-frame-pointer \
-	-MMD -MP -pthread -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
-FUZZ_LINK    := -fsanitize=fuzzer,address,undefined -pthread
+	-MMD -MP -pthread -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined $(FUZZ_EXTRA)
+FUZZ_LINK    := -fsanitize=fuzzer,address,undefined -pthread $(FUZZ_EXTRA)
 
 # A device's program is in device.c; the others bring their own.
 FUZZ_DEVICES := virtqueue blk console rng pmem balloon
