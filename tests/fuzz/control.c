@@ -1,10 +1,12 @@
 /*
- * The control socket: connections that send what they like in pieces of any size, up to the request's handler. The
- * host has a table with a VM in it and no process: requests about guests are refused after they were read, and those
- * that would start some belong to another host (`run` isn't taken; its options are the target options).
+ * The control socket: connections that send what they like in pieces of any size, up to the requests' handlers and
+ * their answers, at once or later. The host has a table and a VM without a process, which hears orders, says what the
+ * input says (its mailbox has any contents) and never dies; it can't be cloned. It belongs to an `invisor run`, so
+ * that it starts no others (what it would be asked for is the target options).
  */
 #include "tests/fuzz/fuzz.h"
 #include "tests/unit/ipt_help.h"
+#include "vmm/balloon.h"
 #include "vmm/fleet.h"
 #include "vmm/host_private.h"
 #include "vmm/requests.h"
@@ -18,6 +20,8 @@
 #define FRAMES  1024u
 
 static struct host host;
+static struct host_vm vm, *vms[] = {&vm};
+static int orders, guest; /* the other ends of its link, and of its agent's channel */
 static struct run_setup setup;
 static struct fleet fleet;
 static struct control *control;
@@ -27,6 +31,70 @@ static void leave(void)
 {
 	control_destroy(control);
 	rmdir(dir);
+}
+
+static int channel(int type, int *other)
+{
+	int fd[2];
+	cr_assert_eq(socketpair(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd), 0);
+	*other = fd[1];
+	return fd[0];
+}
+
+static void make_vm(void)
+{
+	vm = (struct host_vm){.host = &host,
+			      .phase = HOST_VM_ALIVE,
+			      .id = help_vm(host.table, "vm"),
+			      .pid = getpid(), /* looked at, and never killed: it has no guest */
+			      .mailbox = calloc(1, sizeof(struct mailbox)),
+			      .config.machine.name = "vm",
+			      .pidfd = -1,
+			      .console_fd = -1,
+			      .link_fd = channel(SOCK_SEQPACKET, &orders),
+			      .agent_fd = channel(SOCK_STREAM, &guest)};
+	cr_assert(vm.mailbox != NULL);
+	cr_assert_eq(machine_set_memory(&vm.config.machine, 16 * MiB), 0);
+	vm.config.machine.cpus = 1;
+	vm.config.disks = 1; /* writable */
+	frame_t f = help_alloc(host.table, vm.id, 4);
+	cr_assert_eq(ipt_map(host.table, vm.id, gfn(16), f, 16), 0);
+	host.vm = vms;
+	host.vms = host.alive = 1;
+}
+
+/* The VM says something. */
+static void news(struct fuzz_in *in)
+{
+	struct mailbox *m = vm.mailbox;
+	char bytes[64];
+	ssize_t n;
+	switch (fuzz_below(in, 6)) {
+	case 0:
+		m->state = fuzz_below(in, 8);
+		break;
+	case 1:
+		m->pause_refused++;
+		break;
+	case 2:
+		m->balloon.driver = fuzz_u8(in);
+		break;
+	case 3:
+		m->balloon.actual = fuzz_u8(in) & 1 ? m->balloon_wanted : (uint32_t)fuzz_number(in);
+		break;
+	case 4: /* the agent: with the nonce that it was told */
+		n = recv(guest, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT);
+		if (n > 17) {
+			memcpy(bytes + 17, fuzz_u8(in) & 1 ? " out QUJD\n" : " status 0\n", 10);
+			send(guest, bytes + 1, 26, MSG_NOSIGNAL | MSG_DONTWAIT);
+		}
+		break;
+	case 5:
+		while (recv(guest, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
+			;
+	}
+	balloon_news(&vm);
+	host_vm_told(&vm, false);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -41,9 +109,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	host.epoll = epoll_create1(0);
 	cr_assert_eq(pool_create(&host.pool, FRAMES, error), 0);
 	host.table = help_table(IPT_INDEX, FRAMES);
-	vmid_t vm = help_vm(host.table, "vm");
-	frame_t f = help_alloc(host.table, vm, 4);
-	cr_assert_eq(ipt_map(host.table, vm, gfn(16), f, 16), 0);
+	make_vm();
 	fleet.host = &host;
 	fleet.config.setup = &setup;
 	fleet.config.host = (struct host_config){.pool_bytes = FRAMES * PAGE_SIZE, .max_vms = 4};
@@ -116,7 +182,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			c->asked = false;
 			cr_assert_geq(c->fd, 0);
 		}
-		switch (what / CLIENTS % 8) {
+		switch (what / CLIENTS % 10) {
 		case 0:
 		case 1:
 		case 2:
@@ -142,6 +208,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			close(c->fd);
 			c->fd = -1;
 			break;
+		case 8:
+		case 9:
+			news(&in);
+			break;
 		}
 		if (what & 0x80)
 			turn();
@@ -153,6 +223,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			close(client[i].fd);
 		}
 	turn();
+	cr_assert(!vm.told && !vm.balloon_waits && !vm.agent, "somebody waits who is gone");
+	char heard[4096];
+	while (recv(orders, heard, sizeof heard, MSG_DONTWAIT) > 0 ||
+	       recv(guest, heard, sizeof heard, MSG_DONTWAIT) > 0)
+		;
+	memset(vm.mailbox, 0, sizeof *vm.mailbox);
 	host.stop = false;
 	fleet.stop = FLEET_RUNS;
 	return 0;
