@@ -98,7 +98,15 @@ static void make_chain(struct drv *t, struct fuzz_in *in, unsigned q)
 	uint8_t writes = fuzz_u8(in);
 	for (unsigned i = 0; i < n; i++)
 		s[i] = (struct seg){fuzz_address(in), (uint32_t)fuzz_number(in), writes >> i & 1};
-	drv_add(t, q, s, n, shape & 0x80 ? 0x20000 + (shape >> 3 & 15) * 256 : 0);
+	uint64_t table = shape & 0x80 ? 0x20000 + (shape >> 3 & 7) * 256 : 0;
+	uint16_t at = drv_add(t, q, s, n, table);
+	if (fuzz_below(in, 4) == 3) { /* one of its descriptors goes astray */
+		unsigned i = fuzz_below(in, n);
+		uint16_t wrong[2] = {fuzz_u8(in), (uint16_t)fuzz_number(in)};
+		at = (uint16_t)((at + i) & (t->q[q].num - 1));
+		fake_put(&t->mem, (table ? table + 16 * i : t->q[q].desc + 16 * at) + 12, wrong,
+			 sizeof(wrong));
+	}
 	if (!(shape & 0x40))
 		drv_kick(t, q);
 }

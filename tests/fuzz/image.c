@@ -11,44 +11,38 @@
 
 static struct boot_memory memory;
 
+static struct boot_buffer whole[4];
+
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc;
 	(void)argv;
 	boot_memory_init(&memory, GUEST, 3, 2, "quiet");
+	boot_tiny_elf(&whole[0], false, 4);
+	boot_tiny_elf(&whole[1], false, 8);
+	boot_tiny_elf(&whole[2], true, 4);
+	boot_tiny_bzimage(&whole[3]);
 	return 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct fuzz_in in = {data, size};
-	struct boot_buffer whole, b;
+	struct boot_buffer b;
 	unsigned kind = fuzz_below(&in, 5);
-	const uint8_t *bytes;
-	size_t n, length;
-	switch (kind) {
-	case 0:
-	case 1:
-		boot_tiny_elf(&whole, false, kind ? 8 : 4);
-		break;
-	case 2:
-		boot_tiny_elf(&whole, true, 4);
-		break;
-	case 3:
-		boot_tiny_bzimage(&whole);
-		break;
-	default:
-		if (!in.left)
-			return 0;
-		boot_buffer_init(&whole, in.left);
-		memcpy(whole.bytes, in.at, in.left);
+	const uint8_t *from = kind < 4 ? whole[kind].bytes : in.at, *bytes;
+	size_t n, length = kind < 4 ? whole[kind].size : in.left;
+	if (kind == 4) {
 		in.left = 0;
+	} else {
+		unsigned cut = fuzz_u8(&in);
+		if (cut & 1)
+			length = 1 + ((size_t)cut << 4 | fuzz_u8(&in)) % length;
 	}
-	length = fuzz_u8(&in);
-	length = length & 1 ? 1 + (length << 4 | fuzz_u8(&in)) % whole.size : whole.size;
+	if (!length)
+		return 0;
 	boot_buffer_init(&b, length);
-	memcpy(b.bytes, whole.bytes, length);
-	boot_buffer_free(&whole);
+	memcpy(b.bytes, from, length);
 	while (in.left) {
 		size_t at = fuzz_u16(&in) % length;
 		bytes = fuzz_bytes(&in, 64, &n);
