@@ -1,6 +1,7 @@
 # Everything that checks and measures. Each part has its own file.
 -include tests/unit/unit.mk
 -include tests/kvm/kvm.mk
+-include tests/fuzz/fuzz.mk
 -include tests/lab/lab.mk
 -include tests/faults/faults.mk
 -include tests/bench/bench.mk

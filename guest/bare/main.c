@@ -71,6 +71,13 @@
  * work=console               repeats each line that comes until "quit"
  *   seconds=T                FAIL if quit doesn't come in time (no limit)
  * work=serve                 obeys commands at the second virtio console, until "off": serve.c
+ * work=attack                breaks the rules of a device, or of all in turn: chains, rings, registers, config
+ *                            space, notifications; resets it when it asks for that, and at the end
+ *   target=blk|console|rng|pmem|balloon|mmio|ports|serial|all
+ *                            mmio: accesses of all sizes to all register windows; ports: reads of all
+ *                            ports, writes to those that don't end the VM; serial: COM1 (all)
+ *   seed=S seconds=T         what it does, and how long in all (1)
+ *   base= pages=             memory that devices may write to (4 MiB, 256 pages)
  * work=rng   bytes=N         reads N bytes of entropy, looks that half of the bits are set (64)
  *
  * Every measured part has a number, printed as part=; at its start and end (number << 1 | 1) and
@@ -83,13 +90,10 @@
 #include "guest/bare/work.h"
 
 const struct work work_table[] = {
-	{"touch", touch_run}, {"pattern", pattern_run},
-	{"zero", zero_run},   {"dirty", dirty_run},
-	{"check", check_run}, {"pmem", pmem_run},
-	{"cpu", loop_run},    {"idle", idle_run},
-	{"smp", smp_run},     {"disk", disk_run},
-	{"rng", rng_run},     {"console", echo_run},
-	{"serve", serve_run}, {NULL, NULL},
+	{"touch", touch_run}, {"pattern", pattern_run}, {"zero", zero_run}, {"dirty", dirty_run},
+	{"check", check_run}, {"pmem", pmem_run},       {"cpu", loop_run},  {"idle", idle_run},
+	{"smp", smp_run},     {"disk", disk_run},       {"rng", rng_run},   {"console", echo_run},
+	{"serve", serve_run}, {"attack", attack_run},   {NULL, NULL},
 };
 
 _Noreturn void bare_main(const void *fdt, uint64_t cpu);

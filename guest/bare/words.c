@@ -45,6 +45,8 @@ static const struct word table[] = {
 	{"depth", NUMBER, IN_STAGE(depth)},
 	{"mode", CHOICE, IN_STAGE(mode),
 	 .choice = "rw|write|verify|ro|discard|zeroes|flush|info|read|check"},
+	{"target", CHOICE, IN_STAGE(target),
+	 .choice = "blk|console|rng|pmem|balloon|mmio|ports|serial|all"},
 	{"console", CHOICE, .global = &words.console, .choice = "com1|virtio"},
 	{"end", CHOICE, .global = &words.end, .choice = "off|reboot|triple|spin|halt|wild|park"},
 	{"tsc", NUMBER, .global = &words.tsc},
@@ -71,6 +73,7 @@ static const struct stage defaults = {
 	.chunk = 16,
 	.depth = 1,
 	.mode = MODE_RW,
+	.target = TARGET_ALL,
 };
 
 static bool read_choice(const char *s, size_t n, const char *choice, uint64_t *out)

@@ -23,6 +23,17 @@ enum words_mode {
 	MODE_READ,
 	MODE_CHECK,
 };
+enum words_target {
+	TARGET_BLK,
+	TARGET_CONSOLE,
+	TARGET_RNG,
+	TARGET_PMEM,
+	TARGET_BALLOON,
+	TARGET_MMIO,
+	TARGET_PORTS,
+	TARGET_SERIAL,
+	TARGET_ALL,
+};
 
 #define WORDS_STAGES    32
 #define WORDS_UNSET     UINT64_MAX
@@ -35,7 +46,7 @@ struct stage {
 	uint64_t verify_only, words, distinct;
 	uint64_t set, rounds, writes, ratio, init;
 	uint64_t loops, bytes;
-	uint64_t disk, pmem, sectors, from, chunk, depth, mode;
+	uint64_t disk, pmem, sectors, from, chunk, depth, mode, target;
 };
 
 struct words {

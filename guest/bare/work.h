@@ -29,5 +29,6 @@ void rng_run(const struct stage *s);
 bool pmem_has(uint64_t at, uint64_t bytes);
 void echo_run(const struct stage *s);
 void serve_run(const struct stage *s);
+void attack_run(const struct stage *s);
 
 #endif

@@ -204,3 +204,58 @@ int boot_buffer_check(const struct boot_buffer *b, struct boot_image *image,
 	strcpy(image->kernel_name, "tiny");
 	return boot_image_check(image, error);
 }
+
+static void check_sound(const struct boot_image *image)
+{
+	bool entry = false;
+	for (unsigned i = 0; i < image->segments; i++) {
+		const struct boot_segment *s = &image->segment[i];
+		cr_assert_leq(s->offset, image->kernel_bytes);
+		cr_assert_leq(s->bytes, image->kernel_bytes - s->offset);
+		cr_assert_leq(s->bytes, s->mem_bytes);
+		cr_assert_geq(s->at.v, BOOT_KERNEL_MIN);
+		cr_assert_leq(s->at.v, MACHINE_LOW_END);
+		cr_assert_leq(s->mem_bytes, MACHINE_LOW_END - s->at.v);
+		cr_assert_leq(s->at.v + s->mem_bytes, image->end);
+		entry |= image->entry >= s->at.v && image->entry < s->at.v + s->bytes;
+		for (unsigned j = 0; j < i; j++) {
+			const struct boot_segment *o = &image->segment[j];
+			cr_assert(o->at.v + o->mem_bytes <= s->at.v ||
+				  s->at.v + s->mem_bytes <= o->at.v);
+		}
+	}
+	cr_assert(entry);
+}
+
+enum boot_outcome boot_try(const struct boot_buffer *b, struct boot_memory *memory)
+{
+	static const uint8_t initrd[6000] = {1};
+	struct boot_image image = {.kernel = b->bytes,
+				   .kernel_bytes = b->size,
+				   .kernel_name = "mutant",
+				   .initrd = initrd,
+				   .initrd_bytes = sizeof(initrd),
+				   .initrd_name = "rd"};
+	struct boot_plan plan;
+	char error[BOOT_ERROR_MAX] = "";
+	int err = boot_image_check(&image, error);
+	if (err) {
+		cr_assert(err == -ENOEXEC || err == -EFBIG);
+		cr_assert(strlen(error) && strlen(error) < BOOT_ERROR_MAX);
+		return BOOT_REFUSED;
+	}
+	check_sound(&image);
+	err = boot_image_fits(&image, &memory->machine, error);
+	cr_assert(!err || err == -E2BIG);
+	cr_assert_eq(boot_load(&image, &memory->machine, &memory->gmem, &plan, error), err, "%s",
+		     error);
+	if (err) {
+		boot_memory_clear(memory);
+		return BOOT_UNFIT;
+	}
+	for (unsigned i = 0; i < memory->machine.cpus; i++)
+		if (plan.cpu[i].runs)
+			cr_assert(machine_is_ram(&memory->machine, gpa(plan.cpu[i].regs.rip), 1));
+	boot_memory_clear(memory);
+	return BOOT_LOADED;
+}

@@ -42,6 +42,11 @@ void boot_tiny_elf(struct boot_buffer *b, bool bare, unsigned note_align);
 int boot_buffer_check(const struct boot_buffer *b, struct boot_image *image,
 		      char error[BOOT_ERROR_MAX]);
 
+/* Check, fit and load an image that may be anything; whatever passes the check must lie where it may, load, and start
+ * inside what was loaded, or the test fails. Clears the memory again. */
+enum boot_outcome { BOOT_REFUSED, BOOT_UNFIT, BOOT_LOADED };
+enum boot_outcome boot_try(const struct boot_buffer *b, struct boot_memory *memory);
+
 /* xorshift64*: the same numbers everywhere for the same seed. */
 static inline uint64_t boot_random(uint64_t *state)
 {

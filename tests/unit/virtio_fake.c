@@ -11,6 +11,16 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define GUARDED
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define GUARDED
+#endif
+#ifdef GUARDED
+#include <sanitizer/asan_interface.h>
+#endif
 
 uint64_t rnd64(struct rnd *r)
 {
@@ -37,6 +47,38 @@ static uint8_t *at_page(struct fake *f, uint64_t at)
 	return f->pool + f->place[at / PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE;
 }
 
+/* Under the address sanitizer a page that isn't pinned is poisoned: whoever touches guest memory without
+ * a pin is told of. (Its owner is the kernel as well, which nobody watches.) Returns the pins before. */
+static int count_pin(struct fake *f, unsigned page, int more)
+{
+#ifdef GUARDED
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	pthread_mutex_lock(&lock);
+	int was = atomic_fetch_add(&f->pins[page], more);
+	if (was == 0 && more > 0)
+		ASAN_UNPOISON_MEMORY_REGION(f->pool + page * PAGE_SIZE, PAGE_SIZE);
+	if (was == 1 && more < 0)
+		ASAN_POISON_MEMORY_REGION(f->pool + page * PAGE_SIZE, PAGE_SIZE);
+	pthread_mutex_unlock(&lock);
+	return was;
+#else
+	return atomic_fetch_add(&f->pins[page], more);
+#endif
+}
+
+static void guard_all(struct fake *f, bool on)
+{
+#ifdef GUARDED
+	if (on)
+		ASAN_POISON_MEMORY_REGION(f->pool, FAKE_BYTES);
+	else
+		ASAN_UNPOISON_MEMORY_REGION(f->pool, FAKE_BYTES);
+#else
+	(void)f;
+	(void)on;
+#endif
+}
+
 static void fake_unmap(struct gmem *m, const struct iovec *iov, int n)
 {
 	struct fake *f = (struct fake *)m;
@@ -44,7 +86,7 @@ static void fake_unmap(struct gmem *m, const struct iovec *iov, int n)
 		uint64_t at = (uint64_t)((uint8_t *)iov[i].iov_base - f->pool);
 		cr_assert(at < FAKE_BYTES && iov[i].iov_len && iov[i].iov_len <= PAGE_SIZE,
 			  "unmap of what map never gave");
-		int was = atomic_fetch_sub(&f->pins[at / PAGE_SIZE], 1);
+		int was = count_pin(f, (unsigned)(at / PAGE_SIZE), -1);
 		cr_assert(was > 0, "a page unpinned once too often");
 		atomic_fetch_sub(&f->pinned, 1);
 	}
@@ -53,7 +95,6 @@ static void fake_unmap(struct gmem *m, const struct iovec *iov, int n)
 static int fake_map(struct gmem *m, gpa_t a, uint64_t len, bool write, struct iovec *iov, int max)
 {
 	struct fake *f = (struct fake *)m;
-	(void)write;
 	f->maps++;
 	if (!len || a.v >= FAKE_BYTES || len > FAKE_BYTES - a.v)
 		return -EFAULT;
@@ -75,8 +116,10 @@ static int fake_map(struct gmem *m, gpa_t a, uint64_t len, bool write, struct io
 			return -ENOBUFS;
 		}
 		iov[n++] = (struct iovec){at_page(f, at), k};
-		atomic_fetch_add(&f->pins[f->place[at / PAGE_SIZE]], 1);
+		count_pin(f, f->place[at / PAGE_SIZE], 1);
 		atomic_fetch_add(&f->pinned, 1);
+		if (write)
+			f->written[at / PAGE_SIZE] = true;
 		at += k;
 	}
 	return n;
@@ -94,11 +137,24 @@ void fake_init(struct fake *f)
 	/* An odd factor, not 1: a permutation without neighbours. */
 	for (unsigned i = 0; i < FAKE_PAGES; i++)
 		f->place[i] = (uint16_t)((i * 389u + 17u) % FAKE_PAGES);
+	guard_all(f, true);
+}
+
+void fake_wipe(struct fake *f)
+{
+	cr_assert_eq(atomic_load(&f->pinned), 0, "pages stay pinned");
+	guard_all(f, false);
+	for (uint64_t i = 0; i < FAKE_PAGES; i++)
+		if (f->written[i])
+			memset(at_page(f, i * PAGE_SIZE), 0, PAGE_SIZE);
+	memset(f->written, 0, sizeof(f->written));
+	guard_all(f, true);
 }
 
 void fake_fini(struct fake *f)
 {
 	cr_assert_eq(atomic_load(&f->pinned), 0, "pages stay pinned");
+	guard_all(f, false);
 	free(f->pool);
 }
 
@@ -108,10 +164,14 @@ static void fake_copy(struct fake *f, uint64_t at, uint8_t *host, size_t n, bool
 	while (n) {
 		size_t k = PAGE_SIZE - at % PAGE_SIZE;
 		k = k > n ? n : k;
+		count_pin(f, f->place[at / PAGE_SIZE], 1);
 		if (put)
 			memcpy(at_page(f, at), host, k);
 		else
 			memcpy(host, at_page(f, at), k);
+		count_pin(f, f->place[at / PAGE_SIZE], -1);
+		if (put)
+			f->written[at / PAGE_SIZE] = true;
 		at += k;
 		host += k;
 		n -= k;
@@ -130,12 +190,18 @@ void fake_get(struct fake *f, uint64_t at, void *to, size_t n)
 
 uint16_t fake_load16(struct fake *f, uint64_t at)
 {
-	return atomic_load_explicit((_Atomic uint16_t *)at_page(f, at), memory_order_acquire);
+	count_pin(f, f->place[at / PAGE_SIZE], 1);
+	uint16_t v = atomic_load_explicit((_Atomic uint16_t *)at_page(f, at), memory_order_acquire);
+	count_pin(f, f->place[at / PAGE_SIZE], -1);
+	return v;
 }
 
 void fake_store16(struct fake *f, uint64_t at, uint16_t v)
 {
+	count_pin(f, f->place[at / PAGE_SIZE], 1);
 	atomic_store_explicit((_Atomic uint16_t *)at_page(f, at), v, memory_order_release);
+	count_pin(f, f->place[at / PAGE_SIZE], -1);
+	f->written[at / PAGE_SIZE] = true;
 }
 
 /* ---- driver ------------------------------------------------------------------------------- */

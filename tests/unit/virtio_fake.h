@@ -28,7 +28,8 @@ struct fake {
 	uint8_t *pool;
 	uint16_t place[FAKE_PAGES]; /* guest page to page of the pool */
 	atomic_int pins[FAKE_PAGES];
-	atomic_int pinned; /* sum of pins */
+	atomic_int pinned;               /* sum of pins */
+	atomic_bool written[FAKE_PAGES]; /* guest pages that may be other than zero */
 	/* The next `skip` maps work, the `fail` after them return `error`. */
 	int skip, fail, error;
 	struct rnd *chaos; /* if set, one in `odds` maps fails with EAGAIN, or rarely EFAULT */
@@ -37,6 +38,7 @@ struct fake {
 };
 void fake_init(struct fake *f);
 void fake_fini(struct fake *f); /* asserts that nothing is pinned */
+void fake_wipe(struct fake *f); /* the same, and all of it reads as zero again */
 void fake_put(struct fake *f, uint64_t at, const void *from, size_t n);
 void fake_get(struct fake *f, uint64_t at, void *to, size_t n);
 uint16_t fake_load16(struct fake *f, uint64_t at);
