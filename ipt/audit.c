@@ -1,5 +1,6 @@
 /* The checker of the invariants in ipt.h: words, zones, registry. */
 #include "ipt/audit.h"
+#include "ipt/bad.h"
 #include "ipt/forward.h"
 #include "ipt/region.h"
 #include "ipt/registry.h"
@@ -106,6 +107,8 @@ static void audit_zone(struct audit *a, unsigned zi, uint8_t *seen)
 
 		if (!(allowed & 1u << word_state(w)))
 			audit_fail(a, "I1: frame %u has word %#lx", f, (unsigned long)w);
+		else if (listed && f < t->frames && bad_any(t) && bad_read(t, f) != IPT_GOOD)
+			audit_fail(a, "I9: frame %u is bad and on a free list", f);
 		else if ((word_state(w) == IPT_FREE) != listed)
 			audit_fail(a, "I1: frame %u is %son a free list and its word is %#lx", f,
 				   listed ? "" : "not ", (unsigned long)w);
@@ -156,6 +159,11 @@ static void audit_word(struct audit *a, uint32_t f, uint64_t w, uint32_t (*count
 
 	if (word_state(w) == IPT_SHARED)
 		return; /* audit_chains looks at it */
+	if (w == WORD_RETIRED && f < t->frames) {
+		if (bad_read(t, f) == IPT_GOOD)
+			audit_fail(a, "I9: frame %u is retired and not bad", f);
+		return;
+	}
 	if (!registry_slot(t, vmid(vm), VM_NONE)) {
 		audit_fail(a, "I4: frame %u belongs to VM %u, which is not registered", f, vm);
 		return;

@@ -20,4 +20,8 @@ void ipt_counts(struct ipt *t, struct ipt_counts *out)
 	}
 	out->radix_pages = load_relaxed32(&t->header->pages_used);
 	out->repairs = load_relaxed32(&t->header->repairs);
+	out->bad = ipt_bad_frames(t);
+	uint32_t in_use = out->frames[IPT_FREE] + out->frames[IPT_LIMBO] + out->frames[IPT_SHARED] +
+			  out->frames[IPT_PRIVATE];
+	out->retired = out->bad && in_use < t->frames ? t->frames - in_use : 0;
 }

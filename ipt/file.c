@@ -1,5 +1,6 @@
 /* Files: pages that VMs see by their regions. A file is a VM to the registry and the forward map; its
  * gfns are page numbers, and nobody works for it. */
+#include "ipt/bad.h"
 #include "ipt/map.h"
 #include "ipt/move.h"
 #include "ipt/template.h"
@@ -62,7 +63,8 @@ static int drop_locked(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, ui
 	forward_unmap(t, file.v, page, n, frames);
 	slot_count(t, file, IPT_PRIVATE, IPT_LIMBO, n);
 	int err = ops->settle(ctx);
-	if (!err && frames_pinned(t, f, n))
+	if (!err && frames_pinned(t, f, n) &&
+	    !(n == 1 && bad_holds(t, f, load_relaxed32(&t->side[f]))))
 		err = -EBUSY;
 	undo_end(t);
 	if (!err)

@@ -7,6 +7,8 @@
  *   cluster  16 frames, aligned in both gfn and frame (64 KiB): one index element for all of them
  *   block    2^order free or allocated frames, naturally aligned, order 0 to IPT_MAX_ORDER
  *   limbo    a frame that left the free lists for a VM but backs no gfn (yet, or any more)
+ *   bad      of a frame: its memory is said to be damaged; whoever frees it, it's never given out again
+ *   retired  a bad frame that was freed, or was free: limbo of nobody, for good
  *   shared   of a frame: it belongs to no VM; those who see it have aliases
  *   slot     a word of the array beyond the pool's frames, for what a VM has at a gfn without owning a
  *            frame: an alias (of a shared frame), a tomb (void, whatever the ancestors have), or one that is
@@ -40,6 +42,7 @@
  *   I7  slot s is an ALIAS of f  <=>  s is in the chain of f, once;
  *       f is SHARED  <=>  its chain is not empty
  *   I8  a granule or block is in use  <=>  one slot, OUT or spare, has claimed it; every OUT slot has a claim
+ *   I9  a free frame isn't bad; a retired one is (I1: it counts as limbo, but of no VM)
  *
  * Concurrency
  *   Readers (lookup, owner) take no lock; writers lock the stripe of the key. Locks are process-shared
@@ -397,9 +400,33 @@ int ipt_viewers(struct ipt *t, frame_t f, ipt_viewer_fn *fn, void *ctx);
 /* ---- pins: I/O in flight ------------------------------------------------------------------ */
 
 /* Look (vm, gfn) up and count one more user of the frame, so that it is neither freed nor moved until
- * ipt_unpin. -ENOENT if void or out, -EOVERFLOW at 65535 pins. No lock. */
+ * ipt_unpin. -ENOENT if void or out, -EOVERFLOW at 65535 pins, -EHWPOISON if its bytes are lost. No lock. */
 int ipt_pin(struct ipt *t, vmid_t vm, gfn_t gfn, frame_t *out);
 void ipt_unpin(struct ipt *t, frame_t f);
+
+/* ---- bad frames ------------------------------------------------------------------------------
+ *
+ * A frame whose memory is damaged (or is to be taken for that: vmm/inject.h). It stays where it is mapped, so that
+ * those who see it can be told, but it can't be pinned, and so neither moves nor goes out nor is merged. When it is
+ * freed it is retired: no allocation gives it again, until the table ends.
+ */
+enum ipt_health {
+	IPT_GOOD,
+	IPT_RETIRING, /* what it holds is kept elsewhere: who looks waits until it is replaced */
+	IPT_LOST,     /* nobody has what it held */
+};
+/* What is the frame like? GOOD outside the pool. No lock; two loads while no frame is bad. */
+enum ipt_health ipt_health(struct ipt *t, frame_t f);
+/* A mapped, shared or limbo frame is bad from now on, as h says (RETIRING or LOST; a RETIRING one may become LOST).
+ * From then on ipt_pin fails for LOST ones and waits for RETIRING ones. Whoever took bytes of it, unpinned, and finds it
+ * GOOD after that has good ones, if they are destroyed after this call. -EINVAL: no frame of the pool; -EBUSY: pinned;
+ * -ESTALE: it is free; -EALREADY: it is LOST, or as h says. No lock. */
+int ipt_spoil(struct ipt *t, frame_t f, enum ipt_health h);
+/* A free frame is bad, and retired. -EINVAL; -ESTALE: it isn't free (any more); -ERANGE: it lies far beyond all that was
+ * ever used, and keeping a record of it would cost too much. Takes its zone's lock. */
+int ipt_retire_free(struct ipt *t, frame_t f);
+/* Frames that are bad, the retired ones among them. */
+uint32_t ipt_bad_frames(struct ipt *t);
 
 /* ---- ages ----------------------------------------------------------------------------------
  *
@@ -429,10 +456,13 @@ struct ipt_counts {
 	uint64_t cluster_elements, single_elements; /* of the index; 0 for radix */
 	uint64_t radix_pages;                       /* 4 KiB table pages; 0 for the index */
 	uint32_t repairs; /* times a dead holder's stripe or zone was rebuilt */
+	uint32_t
+		bad; /* frames, in use or retired; and those that are retired, exact if nobody is at work */
+	uint32_t retired;
 };
 void ipt_counts(struct ipt *t, struct ipt_counts *out);
 
-/* Check I1 to I8 over everything. Takes every lock in turn, so may run beside others only if they
+/* Check I1 to I9 over everything. Takes every lock in turn, so may run beside others only if they
  * are quiet (it reports in-between states otherwise). Returns the number of violations; each is told
  * to `say` as one line of text (may be NULL). */
 typedef void ipt_say_fn(void *ctx, const char *line);

@@ -6,6 +6,7 @@
  * is still the one that was read: ipt_free changes its generation, and does so only without pins. Once
  * counted the frame can't be freed; whether it is still mapped is looked at once more.
  */
+#include "ipt/bad.h"
 #include "ipt/forward.h"
 #include "ipt/registry.h"
 #include <assert.h>
@@ -41,9 +42,15 @@ int ipt_pin(struct ipt *t, vmid_t vm, gfn_t g, frame_t *out)
 		 * us and ipt_free sees the other. */
 		if (!atomic_compare_exchange_strong(&t->side[f.v], &side, side + 1))
 			continue;
-		if (still_maps(t, f.v, vm, g.v))
+		/* Of us and ipt_spoil, which marks first and then looks for pins, one sees the other. */
+		enum ipt_health h = bad_any(t) ? bad_read(t, f.v) : IPT_GOOD;
+		if (h == IPT_GOOD && still_maps(t, f.v, vm, g.v))
 			return 0;
 		ipt_unpin(t, f);
+		if (h == IPT_LOST) {
+			*out = INVALID_FRAME;
+			return -EHWPOISON;
+		}
 	}
 }
 

@@ -1,5 +1,6 @@
 /* Freeing what a dead VM owned. */
 #include "ipt/reap.h"
+#include "ipt/bad.h"
 #include "ipt/chain.h"
 #include "ipt/map.h"
 #include "ipt/space.h"
@@ -83,7 +84,9 @@ void reap_slots(struct ipt *t, vmid_t vm)
 /* Is frame f free of pins, or has become so? */
 static bool unpinned(struct ipt *t, uint32_t f, bool orphaned)
 {
-	if (!(load_relaxed32(&t->side[f]) & SIDE_PINS))
+	uint32_t side = load_relaxed32(&t->side[f]);
+
+	if (!(side & SIDE_PINS) || bad_holds(t, f, side))
 		return true;
 	if (orphaned)
 		atomic_fetch_and_explicit(&t->side[f], ~SIDE_PINS, memory_order_acq_rel);

@@ -106,7 +106,8 @@ int table_layout(struct table_layout *l, const struct ipt_config *c)
 			     PAGE_SIZE);
 	l->packed = l->arenas + round_up(TABLE_ARENAS * sizeof(struct arena), PAGE_SIZE);
 	l->blocks = l->packed + round_up((uint64_t)c->packed_pages * 8, PAGE_SIZE);
-	l->forward = l->blocks + round_up(((uint64_t)c->blocks + 63) / 64 * 8, PAGE_SIZE);
+	l->bad = l->blocks + round_up(((uint64_t)c->blocks + 63) / 64 * 8, PAGE_SIZE);
+	l->forward = l->bad + round_up((uint64_t)c->frames / 4 + 8, PAGE_SIZE);
 	if (c->kind == IPT_INDEX)
 		index_layout(l, c);
 	else
@@ -160,6 +161,7 @@ static int map_parts(struct ipt *t)
 	t->arenas = (struct arena *)(base + t->layout.arenas);
 	t->packed = (_Atomic uint64_t *)(base + t->layout.packed);
 	t->blocks = (_Atomic uint64_t *)(base + t->layout.blocks);
+	t->bad = (_Atomic uint64_t *)(base + t->layout.bad);
 	t->words = (_Atomic uint64_t *)(base + t->layout.words);
 	t->side = (_Atomic uint32_t *)(base + t->layout.side);
 	t->forward = base + t->layout.forward;
@@ -322,9 +324,10 @@ int ipt_bytes(struct ipt *t, struct ipt_bytes *out)
 
 	out->array = populated_bytes(t, l->words, slots < l->side ? slots : l->side);
 	out->side = populated_bytes(t, l->side, l->links);
-	out->slots = populated_bytes(t, slots, l->side) + populated_bytes(t, l->links, l->forward);
+	out->slots = populated_bytes(t, slots, l->side) + populated_bytes(t, l->links, l->bad);
 	out->forward =
 		populated_bytes(t, l->forward, l->end) + populated_bytes(t, l->stripes, l->zones);
-	out->other = populated_bytes(t, 0, l->stripes) + populated_bytes(t, l->zones, l->words);
+	out->other = populated_bytes(t, 0, l->stripes) + populated_bytes(t, l->zones, l->words) +
+		     populated_bytes(t, l->bad, l->forward);
 	return 0;
 }

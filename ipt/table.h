@@ -2,7 +2,7 @@
  * The table's memory: what the memfd holds, and one process's view of it.
  *
  *   header | VM slots | names | regions | stripes | zones | chains | array | side | links | arenas | space |
- *   forward area
+ *   bad frames | forward area
  *
  * Every part begins on a page. The layout follows from the configuration alone; all of it is zero
  * until used, and zero is a valid state of each part (no VM, an empty stripe, frames that were never
@@ -19,7 +19,7 @@
 #define TABLE_LINE 64 /* bytes of a cache line */
 
 #define TABLE_MAGIC         UINT64_C(0x31454c4241545049) /* "IPTABLE1" */
-#define TABLE_LAYOUT        UINT32_C(8)
+#define TABLE_LAYOUT        UINT32_C(9)
 #define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
 #define TABLE_MAX_STRIPES   512
 #define TABLE_CHAINS        64 /* locks of chains of aliases */
@@ -110,6 +110,8 @@ struct table_header {
 	_Atomic uint32_t vm_high; /* highest id ever used */
 	_Atomic uint32_t vm_low;  /* every id from 1 up to here, not including, is in use */
 	_Atomic uint32_t repairs;
+	_Atomic uint32_t
+		bad; /* frames with a mark in `bad`, see bad.h; counted before it is made */
 	/* A freeze under way, from the moment on at which it can't be undone: the template's id << 32
 	 * | the VM's new id, else 0; and the template's name. See ipt_vm_freeze. */
 	_Atomic uint64_t freeze;
@@ -141,7 +143,7 @@ struct table_header {
 /* Byte offsets and sizes within the memfd. */
 struct table_layout {
 	uint64_t vms, names, regions, stripes, zones, chains, words, side, links, arenas, packed,
-		blocks, forward, end;
+		blocks, bad, forward, end;
 	uint32_t slot_first, slot_end; /* numbers of the slots, see slot.h */
 	uint32_t nstripes;
 	uint32_t zone_frames;             /* frames to a zone, the last may have fewer */
@@ -170,6 +172,7 @@ struct ipt {
 	_Atomic uint64_t
 		*packed; /* bitmaps: the granules of a page in a word; 64 blocks in a word */
 	_Atomic uint64_t *blocks;
+	_Atomic uint64_t *bad; /* 2 bits a frame: bad.h */
 	struct table_header *header;
 	struct table_layout layout;
 	struct ipt_config config;

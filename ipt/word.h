@@ -96,6 +96,9 @@ static inline uint64_t word_limbo(uint32_t vm)
 	return IPT_LIMBO | (uint64_t)vm << WORD_VM_SHIFT;
 }
 
+/* A frame that nobody is to have any more (bad.h): limbo of no VM. */
+#define WORD_RETIRED ((uint64_t)IPT_LIMBO)
+
 static inline uint64_t word_spare(uint32_t vm)
 {
 	return IPT_SPARE | (uint64_t)vm << WORD_VM_SHIFT;

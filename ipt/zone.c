@@ -1,5 +1,6 @@
 /* The frame allocator. See zone.h. */
 #include "ipt/zone.h"
+#include "ipt/bad.h"
 #include "ipt/debug.h"
 #include "ipt/fail.h"
 #include "ipt/registry.h"
@@ -430,12 +431,29 @@ static int side_close(struct ipt *t, uint32_t f)
 	uint32_t s = load_relaxed32(&t->side[f]);
 
 	do {
-		if (s & SIDE_PINS)
+		if (s & SIDE_PINS && !bad_holds(t, f, s))
 			return -EBUSY;
 	} while (!atomic_compare_exchange_weak_explicit(
-		&t->side[f], &s, (s & ~(SIDE_AGE | SIDE_MOVED)) + SIDE_GEN, memory_order_acq_rel,
-		memory_order_relaxed));
+		&t->side[f], &s, (s & ~(SIDE_AGE | SIDE_MOVED | SIDE_PINS)) + SIDE_GEN,
+		memory_order_acq_rel, memory_order_relaxed));
 	return 0;
+}
+
+/* Put those of [f, end), whose words are 0 or RETIRED, that are 0 on the lists. How many aren't. */
+static uint32_t free_good(struct ipt *t, unsigned zi, uint32_t f, uint32_t end)
+{
+	uint32_t retired = 0;
+
+	while (f < end) {
+		uint32_t from = f;
+
+		while (f < end && load_relaxed64(&t->words[f]) != WORD_RETIRED)
+			f++;
+		range_free(t, zi, from, f);
+		retired += f < end;
+		f += f < end;
+	}
+	return retired;
 }
 
 void zone_free(struct ipt *t, unsigned zi, vmid_t vm, uint32_t f, uint32_t n)
@@ -444,14 +462,18 @@ void zone_free(struct ipt *t, unsigned zi, vmid_t vm, uint32_t f, uint32_t n)
 	uint64_t owned = slots ? word_spare(vm.v) : word_limbo(vm.v);
 
 	zone_lock(t, zi);
+	bool any_bad = !slots && bad_any(t);
 	for (uint32_t i = f; i < f + n; i++) {
 		assert(load_relaxed64(&t->words[i]) == owned && "freed by two at once");
 		(void)owned;
-		store_release64(&t->words[i], 0);
+		bool bad = any_bad && bad_read(t, i) != IPT_GOOD;
+		store_release64(&t->words[i], bad ? WORD_RETIRED : 0);
 		ipt_step();
 	}
-	range_free(t, zi, f, f + n);
-	add_relaxed32(&t->zones[zi].free, n);
+	uint32_t retired = any_bad ? free_good(t, zi, f, f + n) : 0;
+	if (!any_bad)
+		range_free(t, zi, f, f + n);
+	add_relaxed32(&t->zones[zi].free, n - retired);
 	ipt_step();
 	add_relaxed32(vm_frames(&t->vms[vm.v], slots ? IPT_SPARE : IPT_LIMBO), -n);
 	zone_unlock(t, zi);
@@ -485,6 +507,30 @@ int ipt_free(struct ipt *t, vmid_t vm, frame_t first, uint32_t count)
 		f = end;
 	}
 	return 0;
+}
+
+int ipt_retire_free(struct ipt *t, frame_t fr)
+{
+	uint32_t f = fr.v;
+
+	if (f >= t->frames)
+		return -EINVAL;
+	unsigned zi = zone_of(t, f);
+	struct zone *z = &t->zones[zi];
+	zone_lock(t, zi);
+	uint32_t mark = load_relaxed32(&z->mark);
+	int err = f >= mark && f - mark > ZONE_GOAL_REACH ? -ERANGE : 0;
+	if (!err && take_goal(t, zi, f, 0) == NO_BLOCK)
+		err = -ESTALE;
+	if (!err) {
+		bad_mark(t, f, IPT_LOST);
+		ipt_step();
+		store_release64(&t->words[f], WORD_RETIRED);
+		ipt_step();
+		add_relaxed32(&z->free, UINT32_MAX); /* minus one */
+	}
+	zone_unlock(t, zi);
+	return err;
 }
 
 uint32_t ipt_free_frames(struct ipt *t)
