@@ -105,7 +105,7 @@ static void check_sums(struct audit *a, const struct claims *c)
 		audit_fail(a, "I8: %lu granules are claimed, %lu in use, %lu counted",
 			   (unsigned long)c->ngranules, (unsigned long)used,
 			   (unsigned long)info.granules_used);
-	used = bits_in(t, t->blocks, l->blocks, l->forward);
+	used = bits_in(t, t->blocks, l->blocks, l->bad);
 	if (used != c->nblocks || info.blocks_used != c->nblocks)
 		audit_fail(a, "I8: %lu blocks are claimed, %lu in use, %u counted",
 			   (unsigned long)c->nblocks, (unsigned long)used, info.blocks_used);

@@ -103,7 +103,7 @@ static void transfer(struct blk *b, struct virtq_chain *c, uint32_t type, uint64
 		skip = 0;
 		bytes -= k;
 	}
-	blk_step(r);
+	blk_begin(r);
 }
 
 static void flush(struct blk *b, struct virtq_chain *c)
@@ -111,7 +111,7 @@ static void flush(struct blk *b, struct virtq_chain *c)
 	b->stats.flushes++;
 	struct request *r = b->read_only ? NULL : blk_request(b, c, T_FLUSH, 0);
 	if (r)
-		blk_step(r);
+		blk_begin(r);
 	else
 		blk_answer(c, b->read_only ? S_OK : S_IOERR, 0);
 }

@@ -81,8 +81,12 @@ struct request {
 	unsigned next, ranges; /* DISCARD, WRITE_ZEROES: range[next..ranges) are still to do */
 	bool by_hand;          /* zeroes are being written */
 	bool unflushed;        /* WRITE_ZEROES: fallocate did a part, and it knows no RWF_DSYNC */
-	uint64_t done_bytes;   /* IN, OUT: moved so far */
-	struct iovec *iov;     /* IN, OUT: what is left of the data; a copy of the chain's */
+	bool waits;            /* an injected delay is under way */
+	bool faulty;           /* the status that it ends with is that of the injected fault */
+	struct virtio_disk_fault fault;
+	struct __kernel_timespec delay;
+	uint64_t done_bytes; /* IN, OUT: moved so far */
+	struct iovec *iov;   /* IN, OUT: what is left of the data; a copy of the chain's */
 	int iovs;
 	max_align_t rest[]; /* struct iovec[], or struct range[] */
 };
@@ -91,6 +95,8 @@ struct request {
 
 /* A request for the loop, with `rest` bytes at its end. NULL: no memory. */
 struct request *blk_request(struct blk *b, struct virtq_chain *c, uint32_t type, size_t rest);
+/* Begin r, which is in bounds: at once, or as injected faults have it. */
+void blk_begin(struct request *r);
 /* Submit what comes next of r. */
 void blk_step(struct request *r);
 /* Begin the next range of a DISCARD or WRITE_ZEROES, or finish it. */

@@ -117,6 +117,62 @@ void blk_step(struct request *r)
 	}
 }
 
+/* ---- injected faults (faults.h) ----------------------------------------------------------- */
+
+/* Cut a write down to its first sectors. */
+static void tear(struct request *r)
+{
+	uint64_t left = (uint64_t)r->fault.sectors * SECTOR;
+	if (left >= r->now.bytes)
+		left = r->now.bytes - SECTOR; /* it has one at least */
+	r->now.bytes = left;
+	for (int i = 0; i < r->iovs; i++) {
+		if (r->iov[i].iov_len > left)
+			r->iov[i].iov_len = left;
+		left -= r->iov[i].iov_len;
+		if (!left)
+			r->iovs = r->iov[i].iov_len ? i + 1 : i;
+	}
+}
+
+/* The delay is over, or there was none. */
+static void begin_late(struct request *r)
+{
+	static const uint8_t status[] = {S_OK, S_IOERR, S_UNSUPP};
+	r->waits = false;
+	if (r->fault.torn && r->type == T_OUT) {
+		r->faulty = true;
+		tear(r);
+	}
+	if ((r->fault.status != VIRTIO_DISK_OK && !r->faulty) || (r->faulty && !r->now.bytes))
+		blk_finish(r, status[r->fault.status]);
+	else
+		blk_step(r);
+}
+
+void blk_begin(struct request *r)
+{
+	struct virtio_dev *d = &r->b->dev;
+	if (!d->faults) {
+		blk_step(r);
+		return;
+	}
+	d->faults->disk(d->faults->ctx, d,
+			r->type == T_IN    ? VIRTIO_DISK_READ
+			: r->type == T_OUT ? VIRTIO_DISK_WRITE
+					   : VIRTIO_DISK_FLUSH,
+			r->now.at, r->now.bytes, &r->fault);
+	struct io_uring_sqe *sqe = r->fault.delay_ms ? loop_sqe(d->env.loop, &r->op) : NULL;
+	if (!sqe) {
+		begin_late(r);
+		return;
+	}
+	r->waits = true;
+	r->delay.tv_sec = r->fault.delay_ms / 1000;
+	r->delay.tv_nsec = r->fault.delay_ms % 1000 * 1000000LL;
+	io_uring_prep_timeout(sqe, &r->delay, 0, 0);
+}
+
 void blk_next_range(struct request *r)
 {
 	const struct blk *b = r->b;
@@ -180,6 +236,13 @@ static void fallocate_failed(struct request *r, int error)
 static void done_locked(struct request *r, int res)
 {
 	struct blk *b = r->b;
+	if (r->waits) {
+		if (b->dev.draining)
+			blk_finish(r, S_IOERR);
+		else
+			begin_late(r);
+		return;
+	}
 	/* A thread that ends has its operations cancelled: ours goes on by another. */
 	if ((res == -EINTR || res == -EAGAIN || res == -ECANCELED) && r->again++ < AGAIN_MAX) {
 		blk_step(r);
@@ -210,7 +273,10 @@ static void done_locked(struct request *r, int res)
 		*(r->type == T_IN ? &b->stats.bytes_read : &b->stats.bytes_written) +=
 			(uint64_t)res;
 		if (advance(r, (uint64_t)res))
-			blk_finish(r, S_OK);
+			blk_finish(r, r->faulty && r->fault.status == VIRTIO_DISK_EIO ? S_IOERR
+				      : r->faulty && r->fault.status == VIRTIO_DISK_UNSUPPORTED
+					      ? S_UNSUPP
+					      : S_OK);
 		else
 			blk_step(r);
 	}

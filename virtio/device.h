@@ -20,6 +20,7 @@
 #ifndef VIRTIO_DEVICE_H
 #define VIRTIO_DEVICE_H
 
+#include "virtio/faults.h"
 #include "virtio/virtio.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -104,6 +105,7 @@ struct virtio_dev {
 	bool paused;  /* pops nothing until virtio_resume */
 	bool stalled; /* a pop or a used ring met -EAGAIN, or a console's sink was full */
 	unsigned said;
+	const struct virtio_faults *faults; /* NULL: none */
 
 	/* any thread, no lock */
 	atomic_uint notified; /* queues to look at, by bit */

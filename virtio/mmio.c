@@ -65,9 +65,38 @@ static void lower_irq(struct virtio_dev *d, uint32_t acknowledged)
 		d->env.irq(d->env.irq_ctx, false);
 }
 
+/* The driver wasn't told: what is used next is a reason to tell it again, whatever it was told before. */
+static void forget_told(struct virtio_dev *d)
+{
+	for (unsigned i = 0; i < d->queues; i++)
+		d->q[i].told_valid = false;
+}
+
 void virtio_interrupt(struct virtio_dev *d)
 {
+	if (d->faults) {
+		enum virtio_irq_fault f = d->faults->interrupt(d->faults->ctx, d);
+		if (f == VIRTIO_IRQ_DROP)
+			forget_told(d);
+		if (f != VIRTIO_IRQ_TELL)
+			return;
+	}
 	raise_irq(d, VIRTIO_MMIO_INT_VRING);
+}
+
+void virtio_interrupt_now(struct virtio_dev *d)
+{
+	pthread_mutex_lock(&d->lock);
+	if (virtio_live(d))
+		raise_irq(d, VIRTIO_MMIO_INT_VRING);
+	pthread_mutex_unlock(&d->lock);
+}
+
+void virtio_set_faults(struct virtio_dev *d, const struct virtio_faults *f)
+{
+	pthread_mutex_lock(&d->lock);
+	d->faults = f;
+	pthread_mutex_unlock(&d->lock);
 }
 
 void virtio_config_changed(struct virtio_dev *d)
