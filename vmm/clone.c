@@ -20,6 +20,7 @@ static void forget_the_past(struct vm *vm)
 	loop_unpost(vm->loop, &vm->pause.look);
 	loop_unpost(vm->loop, &vm->reclaiming);
 	pause_init(vm);
+	inject_init(vm);
 }
 
 int clone_prepare(struct vm *vm, char *error)

@@ -33,4 +33,7 @@ int command_limit(int argc, char **argv);
 /* fail_requests.c */
 int command_fail(int argc, char **argv);
 
+/* inject_command.c: faults for guests; scenario_command.c: many of them, over time */
+int command_inject(int argc, char **argv);
+
 #endif

@@ -22,6 +22,8 @@
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
 #endif
 
+static uint64_t features; /* of this kernel's userfaultfd, once one was opened */
+
 int fault_open(char *error)
 {
 	/* The device first: it gives full faults to whoever may open it. The system call needs
@@ -53,6 +55,7 @@ int fault_open(char *error)
 		return errorf(error, rc, "userfaultfd: this kernel refuses the API: %s",
 			      strerror(-rc));
 	}
+	features = api.features;
 	return fd;
 }
 
@@ -136,6 +139,41 @@ int fault_protect(int uffd, void *base, uint64_t bytes, bool protect)
 	return 0;
 }
 
+/* Since 6.6. */
+#ifndef UFFDIO_POISON
+struct uffdio_poison {
+	struct uffdio_range range;
+	__u64 mode;
+	__s64 updated;
+};
+#define UFFDIO_POISON _IOWR(0xAA, 0x08, struct uffdio_poison)
+#endif
+#ifndef UFFD_FEATURE_POISON
+#define UFFD_FEATURE_POISON (1 << 14)
+#endif
+
+int fault_can_poison(char *error)
+{
+	int fd = fault_open(error);
+	if (fd < 0)
+		return fd;
+	close(fd);
+	if (features & UFFD_FEATURE_POISON)
+		return 0;
+	return errorf(error, -EOPNOTSUPP,
+		      "this kernel can't tell a guest of lost memory (UFFDIO_POISON); it takes "
+		      "Linux 6.6 or newer");
+}
+
+static int poison(const struct memory *m, uint64_t hva)
+{
+	struct uffdio_poison p = {.range = {.start = hva, .len = PAGE_SIZE}};
+	while (ioctl(m->uffd, UFFDIO_POISON, &p) < 0)
+		if (errno != EAGAIN) /* which is a change of mappings under way */
+			return errno == EEXIST ? 0 : -errno;
+	return 0;
+}
+
 static int wake(const struct memory *m, uint64_t hva)
 {
 	/* All that wait in the 2 MiB around: an extent answers several vCPUs at once, and one woken
@@ -195,6 +233,8 @@ static int resolve(struct memory *m, gfn_t g, bool write, bool mapped, enum faul
 		/* A page of a file: the pool has it now, the window not yet. */
 		return write ? memory_own(m, g) : memory_show(m, g);
 	}
+	if (ipt_health(m->table, p.frame) != IPT_GOOD)
+		return -EHWPOISON;
 	if (p.kind == IPT_AWAY) {
 		*kind = FAULT_FETCHED;
 		if (!reclaim_has_turn(reclaim_desk(m->reclaim, m->vm)))
@@ -238,6 +278,9 @@ static int serve(struct memory *m, uint64_t hva, bool write, bool mapped)
 	if (g.v == INVALID_GFN.v)
 		return -EFAULT;
 	int rc = resolve(m, g, write, mapped, &kind);
+	/* Its bytes are lost: who touched it is told by a signal. Or they are being replaced: he tries again. */
+	if (rc == -EHWPOISON)
+		rc = memory_is_lost(m, g) ? poison(m, hva) : 0;
 	if (rc)
 		return rc;
 	rc = wake(m, hva);

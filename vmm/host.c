@@ -3,6 +3,7 @@
 #include "vmm/balloon.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
+#include "vmm/host_inject.h"
 #include "vmm/host_keep.h"
 #include <errno.h>
 #include <poll.h>
@@ -221,6 +222,7 @@ static void on_news(struct host_source *s, uint32_t events)
 			continue;
 		host_vm_told(vm, false);
 		balloon_news(vm);
+		host_inject_news(vm);
 		h->events.news(h->events.ctx, vm);
 		if (atomic_load_explicit(&vm->mailbox->hungry, memory_order_seq_cst))
 			host_set_tick(h, true);

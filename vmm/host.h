@@ -58,6 +58,7 @@ struct host_vm {
 	bool told_pause;
 	uint32_t told_refusals;             /* mailbox.pause_refused before */
 	struct balloon_wait *balloon_waits; /* balloon_requests.c */
+	struct inject_wait *injecting;      /* host_inject.c */
 	bool said_starved;
 	bool draining; /* the process is gone, its last console bytes aren't out yet */
 	enum vm_end end;

@@ -5,6 +5,7 @@
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
+#include "vmm/host_inject.h"
 #include "vmm/host_keep.h"
 #include "vmm/ring.h"
 #include "vmm/store.h"
@@ -254,6 +255,7 @@ void host_vm_lost(struct host_vm *vm)
 	vm->draining = true;
 	host_vm_told(vm, true);
 	balloon_news(vm);
+	host_inject_news(vm);
 	host_clone_ended(vm);
 	int rc = host_vm_reap(vm);
 	if (rc && rc != -EBUSY)

@@ -1,6 +1,7 @@
 #include "vmm/kvm.h"
 #include "ipt/fail.h"
 #include "vmm/error.h"
+#include "vmm/mce.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -31,6 +32,9 @@ static void cpuid_adapt(struct kvm_host *k)
 	e = cpuid_find(k->cpuid, 0x80000001, 0);
 	if (e)
 		e->ecx &= ~(UINT32_C(1) << 2); /* no SVM in guests */
+	e = mce_is_amd(k) ? cpuid_find(k->cpuid, 0x80000007, 0) : NULL;
+	if (e)
+		mce_adapt_cpuid(e);
 }
 
 /* The MSRs that KVM says belong to a VM's state. */
@@ -202,6 +206,7 @@ static int vcpu_create(struct kvm_vm *vm, unsigned cpu, const char *name, char *
 	if (run == MAP_FAILED)
 		return step(-1, name, "mmap of the vCPU", error);
 	v->run = run;
+	mce_set_up(vm->host, v->fd);
 	if (!v->cpuid)
 		v->cpuid = vcpu_cpuid(vm->host, v->fd, cpu, vm->cpus);
 	if (!v->cpuid)

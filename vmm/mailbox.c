@@ -16,6 +16,7 @@ const char *vm_end_name(enum vm_end e)
 		[END_REBOOT] = "reboot",       [END_TRIPLE] = "triple-fault",
 		[END_KVM_ERROR] = "kvm-error", [END_HOST_ERROR] = "host-error",
 		[END_ORDERED] = "ordered",     [END_CRASHED] = "crashed",
+		[END_POWER_CUT] = "power-cut",
 	};
 	return (unsigned)e < sizeof names / sizeof *names ? names[e] : "unknown";
 }

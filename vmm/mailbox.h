@@ -12,6 +12,7 @@
 #define VMM_MAILBOX_H
 
 #include "vmm/histogram.h"
+#include "vmm/inject.h"
 #include "vmm/machine.h"
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -34,6 +35,7 @@ enum vm_end {
 	END_KVM_ERROR,  /* KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY, or KVM_RUN failed */
 	END_HOST_ERROR, /* set-up or service failed on the host */
 	END_ORDERED,    /* powered off by the host's order */
+	END_POWER_CUT,  /* an injected fault: it ended at once */
 	END_CRASHED,
 };
 
@@ -49,6 +51,7 @@ enum vm_order {
 	ORDER_MERGE = 1 << 7,   /* the merger's board may have a request for this VM: merge.h */
 	ORDER_RECLAIM = 1 << 8, /* its desk of the reclaimer's board may have a batch: reclaim.h */
 	ORDER_BALLOON = 1 << 9, /* the balloon is to hold balloon.wanted pages */
+	ORDER_INJECT = 1 << 10, /* a fault is wanted: inject.wanted */
 };
 
 enum fault_kind {
@@ -107,6 +110,7 @@ struct mailbox {
 	_Atomic uint64_t published_frames; /* own ones that became shared */
 	_Atomic uint64_t given_frames;     /* freed, since the guest gave what they held */
 	struct mailbox_balloon balloon;
+	struct inject_box inject;
 
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
 	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */

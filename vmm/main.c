@@ -29,6 +29,7 @@ static const char help[] =
 	"  exec        run a command in a guest\n"
 	"  reclaim     take pages of a guest out of memory\n"
 	"  limit       the most of a guest that may be in memory\n"
+	"  inject      let something go wrong for a guest: memory, disks, interrupts, clocks\n"
 	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
 	"  audit       check its table\n"
 	"  fail        set failpoints, for tests\n";
@@ -81,6 +82,7 @@ static const struct {
 	{"reclaim", command_reclaim},
 	{"limit", command_limit},
 	{"fail", command_fail},
+	{"inject", command_inject},
 };
 
 int main(int argc, char **argv)

@@ -143,6 +143,12 @@ void memory_note_own(struct memory *m, gfn_t g)
 	touch(m, cluster_of(m, g), 1);
 }
 
+bool memory_is_lost(const struct memory *m, gfn_t g)
+{
+	struct ipt_place p;
+	return ipt_place(m->table, m->vm, g, 1, &p) && ipt_health(m->table, p.frame) == IPT_LOST;
+}
+
 static void count_work(const struct memory *m)
 {
 	struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);

@@ -92,6 +92,8 @@ const struct machine_bank *memory_bank(const struct memory *m, gfn_t g);
 int memory_populate_locked(struct memory *m, gfn_t g);
 /* The cluster of a gfn that is ours has frames, if memory_populate didn't give them. */
 void memory_note_own(struct memory *m, gfn_t g);
+/* Are the bytes of what the VM sees at g lost (ipt_spoil)? */
+bool memory_is_lost(const struct memory *m, gfn_t g);
 /* Take memory.lock, and let it go again. In between frames that the table says are an ancestor's stay what they are
  * (reclaimer.c: settle). */
 void memory_enter(struct memory *m);
@@ -157,6 +159,8 @@ int fault_open(char *error);
 /* Can this kernel share frames: map them write-protected when they are read, so that a write faults? (Linux 6.4,
  * UFFDIO_CONTINUE_MODE_WP.) Tries it, the first time. 0, or -errno with words. */
 int fault_can_share(char *error);
+/* Can this kernel make a touch of a page a SIGBUS (Linux 6.6, UFFDIO_POISON)? 0, or -errno with words. */
+int fault_can_poison(char *error);
 /* Register [base, base+bytes) for missing faults; a shared piece of the pool for minor and write-protect faults
  * besides. -errno. */
 int fault_register(int uffd, void *base, uint64_t bytes, bool shared);

@@ -66,6 +66,10 @@ static int find_frames(struct pmem_view *v)
 		frame_t f = ipt_lookup(v->table, v->file->id, gfn(v->flush.first + i));
 		if (!frame_valid(f))
 			return -EIO; /* who put the page into the set had found it there */
+		if (ipt_health(v->table, f) != IPT_GOOD) { /* what the guest wrote is lost */
+			v->flush.count = i ? i : 1;
+			return i ? 0 : -EIO;
+		}
 		uint8_t *at = pool_at(v->pool, f);
 		struct iovec *last = v->flush.pieces ? &v->flush.iov[v->flush.pieces - 1] : NULL;
 		if (last && (uint8_t *)last->iov_base + last->iov_len == at)
@@ -99,6 +103,16 @@ static int check_size(const struct pmem_view *v)
 	return (v->flush.first + v->flush.count) * PAGE_SIZE > (uint64_t)st.st_size ? -ENXIO : 0;
 }
 
+/* Was a page of the run destroyed after it was looked up, and before it was said to be written? */
+static bool run_is_lost(const struct pmem_view *v)
+{
+	for (uint64_t i = 0; i < v->flush.count; i++)
+		if (ipt_health(v->table, ipt_lookup(v->table, v->file->id,
+						    gfn(v->flush.first + i))) != IPT_GOOD)
+			return true;
+	return false;
+}
+
 /* Take the next run out of `dirty`: false if there is none. */
 static bool take_run(struct pmem_view *v)
 {
@@ -110,6 +124,8 @@ static bool take_run(struct pmem_view *v)
 		if (!rc && v->protect)
 			rc = v->protect(v->ctx, gfn_add(v->first, v->flush.first), v->flush.count);
 		keep_pinned_dirty(v);
+		if (!rc && run_is_lost(v))
+			rc = -EIO;
 		if (!rc)
 			rc = check_size(v);
 		v->flush.any = true;

@@ -4,6 +4,7 @@
 #include "vmm/exec.h"
 #include "vmm/fail_requests.h"
 #include "vmm/fleet.h"
+#include "vmm/inject_requests.h"
 #include "vmm/reclaim_requests.h"
 #include "vmm/stats.h"
 #include <stdio.h>
@@ -60,8 +61,12 @@ static void take_owner(struct control_request *r, const json_t *o)
 			       ipt_config(t)->frames);
 		return;
 	}
-	json_t *a = json_pack("{s:I, s:s, s:i}", "frame", n, "state", states[owner.state], "pins",
-			      (int)owner.pins);
+	enum ipt_health health = ipt_health(t, frame((uint32_t)n));
+	bool retired = health != IPT_GOOD && owner.state == IPT_LIMBO && !owner.vm.v;
+	json_t *a = json_pack("{s:I, s:s, s:i}", "frame", n, "state",
+			      retired ? "retired" : states[owner.state], "pins", (int)owner.pins);
+	if (health != IPT_GOOD)
+		json_object_set_new(a, "damaged", json_true());
 	if (owner.vm.v) {
 		json_object_set_new(a, "vm", json_string(vm_name(t, owner.vm, &info)));
 		json_object_set_new(a, "vm_id", json_integer(owner.vm.v));
@@ -195,6 +200,7 @@ static const struct request_kind kinds[] = {
 	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
 	{"exec", exec_take},           {"renew", take_renew},         {"balloon", take_balloon},
 	{"reclaim", take_reclaim},     {"limit", take_limit},         {"fail", take_fail},
+	{"inject", take_inject},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)

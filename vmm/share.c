@@ -44,7 +44,7 @@ static bool has_page(const struct pool *p, frame_t f)
 static bool is_pinned(const struct memory *m, frame_t f)
 {
 	struct ipt_owner o;
-	return ipt_owner(m->table, f, &o) == 0 && o.pins;
+	return ipt_owner(m->table, f, &o) == 0 && o.pins && ipt_health(m->table, f) == IPT_GOOD;
 }
 
 void memory_free(struct memory *m, frame_t first, uint32_t n)
@@ -196,7 +196,7 @@ static int own_shared(struct memory *m, gfn_t g, const struct ipt_place *p)
 	bool copy = has_page(m->pool, p->frame);
 	uint32_t n = copy ? 1 : blank_around(m, g, p->frame, &first);
 	int rc = take_over(m, first, frame(p->frame.v - (uint32_t)(g.v - first.v)), n, copy);
-	if (rc == -EAGAIN && n > 1)
+	if ((rc == -EAGAIN || rc == -EHWPOISON) && n > 1)
 		rc = take_over(m, g, p->frame, 1, copy);
 	if (!rc)
 		note(m, g);
@@ -219,6 +219,8 @@ static int own_locked(struct memory *m, gfn_t g)
 		if (p.kind == IPT_AWAY)
 			return -EEXIST; /* again, already */
 	}
+	if (ipt_health(m->table, p.frame) != IPT_GOOD)
+		return -EHWPOISON;
 	if (d && d->view->share) {
 		int rc = show_locked(m, g);
 		return rc ? rc : dax_write(m, d, g);
@@ -372,6 +374,9 @@ static int show_locked(struct memory *m, gfn_t g)
 	bool moved = is_moved(m, &p);
 	if (!moved && has_page(m->pool, p.frame))
 		return show_around(m, g, memory_bank(m, g));
+	/* It has no page since it is damaged? (Which is said first: ipt_spoil.) */
+	if (ipt_health(m->table, p.frame) != IPT_GOOD)
+		return -EHWPOISON;
 	/* A page that is read before anybody wrote to it is made in the pool, of zeroes. Those around may be in
 	 * already, and finding that out again costs a call a page. */
 	int rc = has_page(m->pool, p.frame) ? 0 : pool_fill(m->pool, p.frame, 1);
@@ -525,6 +530,8 @@ static int copy_run(struct memory *m, const gfn_t *pages, unsigned n, frame_t f)
 		int rc = -EFAULT;
 		if (ipt_place(m->table, m->vm, pages[i], 1, &p) && is_shared(&p))
 			rc = copy_page(m->pool, frame_add(f, i), p.frame);
+		if (!rc && ipt_health(m->table, p.frame) != IPT_GOOD)
+			rc = -EHWPOISON; /* perhaps destroyed before it was copied */
 		if (rc)
 			return rc;
 	}

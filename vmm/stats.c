@@ -50,6 +50,8 @@ static json_t *pool_stats(struct host *h)
 	put(o, "frames_limbo", c.frames[IPT_LIMBO]);
 	put(o, "frames_private", c.frames[IPT_PRIVATE]);
 	put(o, "frames_shared", c.frames[IPT_SHARED]);
+	put(o, "frames_bad", c.bad);
+	put(o, "frames_retired", c.retired);
 	put(o, "total_bytes", (uint64_t)p->frames << PAGE_SHIFT);
 	put(o, "populated_bytes", pool_populated_bytes(p));
 	return o;

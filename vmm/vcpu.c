@@ -171,6 +171,7 @@ static void *vcpu_main(void *arg)
 	unsigned cpu = start->cpu;
 	free(start);
 	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
+	inject_thread(vm, cpu);
 	if (cpu == 0 && vm->frozen.cpus && !wake(vm)) {
 		atomic_store_explicit(&vm->vcpu_gone[0], true, memory_order_release);
 		return NULL;
@@ -197,6 +198,8 @@ static void *vcpu_main(void *arg)
 			pause_wait(vm, cpu);
 			continue;
 		}
+		if (!inject_may_enter(vm, cpu))
+			continue;
 		int rc = fail_call(KVM_RUN, ioctl(v->fd, KVM_RUN, 0));
 		if (rc < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;

@@ -101,6 +101,7 @@ static void *ender(void *arg)
 	struct vm *vm = arg;
 	vcpu_stop_all(vm, STOP_MS);
 	sample(vm);
+	inject_end(vm);
 	board_destroy(vm);
 	board_flush(vm, FLUSH_MS);
 	loop_stop(vm->loop);
@@ -249,6 +250,8 @@ static void take_orders(struct vm *vm)
 			after_faults(vm, fault_retry(&vm->memory, &vm->starved));
 		reclaim(vm);
 	}
+	if (orders & ORDER_INJECT)
+		inject_obey(vm);
 	if (orders & ORDER_POWER_OFF)
 		vm_end(vm, END_ORDERED, "powered off by the host");
 }
@@ -385,6 +388,7 @@ static int set_up(struct vm *vm, char *error)
 	if (rc)
 		return rc;
 	pause_init(vm);
+	inject_init(vm);
 	vm->on_fault.done = on_fault;
 	vm->on_link.done = on_link;
 	vm->ending.run = begin_ending;
@@ -416,6 +420,13 @@ void vm_name_process(const char *prefix, const char *name)
 _Noreturn void vm_give_up(struct vm *vm, const char *words)
 {
 	note_end(vm, END_HOST_ERROR, words);
+	vm_set_state(vm, VM_ENDED);
+	_exit(1);
+}
+
+_Noreturn void vm_cut_power(struct vm *vm)
+{
+	note_end(vm, END_POWER_CUT, "its power was cut (an injected fault)");
 	vm_set_state(vm, VM_ENDED);
 	_exit(1);
 }

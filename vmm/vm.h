@@ -115,6 +115,7 @@ struct vm {
 	struct loop_op on_fault, on_link;
 	struct fault_queue starved;
 	struct vm_pause pause;
+	struct inject_state inject;
 	struct kvm_state frozen; /* of a template, and of a clone until it runs */
 	struct learn
 		*learn; /* what clones of the same template write to at first; NULL: nobody asks */
@@ -141,6 +142,9 @@ void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
 
 /* Fill in the virtio slots that board_create will make, so that FDT and ACPI describe them. */
 void vm_machine_devices(struct machine *m, unsigned disks);
+
+/* The VM is over, at once: nothing is flushed, no console byte is waited for. Never returns. */
+_Noreturn void vm_cut_power(struct vm *vm);
 
 /* What the state of the VM is, for the host to see. */
 void vm_set_state(struct vm *vm, enum vm_state state);
