@@ -33,7 +33,8 @@ int command_limit(int argc, char **argv);
 /* fail_requests.c */
 int command_fail(int argc, char **argv);
 
-/* inject_command.c: faults for guests; scenario_command.c: many of them, over time */
+/* inject_command.c: faults for guests; scenario_requests.c: many of them, over time */
 int command_inject(int argc, char **argv);
+int command_scenario(int argc, char **argv);
 
 #endif

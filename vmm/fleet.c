@@ -3,6 +3,7 @@
 #include "vmm/container.h"
 #include "vmm/event.h"
 #include "vmm/requests.h"
+#include "vmm/scenario_run.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -305,6 +306,7 @@ static void ended(void *ctx, struct host_vm *vm)
 		screen_finish(&g->line);
 	if (f->events.ended)
 		f->events.ended(f->events.ctx, vm);
+	scenario_run_ended(f, vm);
 	if (g) {
 		if (!g->is_clone)
 			batch_lost(g->batch, vm, g->up, g->line.ready);
@@ -461,6 +463,7 @@ void fleet_close(struct fleet *f)
 	const int fds[] = {f->on_signal.fd, f->on_timeout.fd, f->on_grace.fd, f->on_resume.fd};
 	if (f->control)
 		control_destroy(f->control);
+	scenario_run_close(f);
 	struct host_vm *vm;
 	for (unsigned i = 0; f->host && (vm = host_vm_at(f->host, i)); i++)
 		if (vm->user)

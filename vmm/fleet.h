@@ -44,6 +44,7 @@ struct fleet {
 	struct control *control;
 	struct host_source on_signal, on_timeout, on_grace, on_resume;
 	struct fleet_leaving *leaving; /* who waits for guests' ends */
+	struct scenario_run *scenario; /* NULL: none is under way; scenario_run.h */
 	enum fleet_stop stop;
 	unsigned count, ready, clean; /* guests started in all, those that were ready, those that
 					 powered off by themselves */

@@ -30,6 +30,7 @@ static const char help[] =
 	"  reclaim     take pages of a guest out of memory\n"
 	"  limit       the most of a guest that may be in memory\n"
 	"  inject      let something go wrong for a guest: memory, disks, interrupts, clocks\n"
+	"  scenario    let faults happen over time, as a file says\n"
 	"  renew       give a guest a new generation id: it reseeds its random numbers\n"
 	"  audit       check its table\n"
 	"  fail        set failpoints, for tests\n";
@@ -83,6 +84,7 @@ static const struct {
 	{"limit", command_limit},
 	{"fail", command_fail},
 	{"inject", command_inject},
+	{"scenario", command_scenario},
 };
 
 int main(int argc, char **argv)

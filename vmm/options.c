@@ -46,6 +46,10 @@ static const char run_help[] =
 	"      --stats FILE      write numbers as JSON: when all are ready, and at the end\n"
 	"      --fail NAME=PROGRAM  set a failpoint (docs/FAULTS.md); repeat for more\n"
 	"      --fail-seed N     of what failpoints do by per cent (0)\n"
+	"      --scenario FILE   let faults happen to the guests over time, as the file says "
+	"(docs/FAULTS.md)\n"
+	"      --seed N          another seed for it than the file's\n"
+	"      --report FILE     write what was injected, and what the guests did, as JSON\n"
 	"      --timeout SECONDS power all off and exit 3 if guests still run after that\n"
 	"      --detach          run the guests in the running host (invisor host start), print\n"
 	"                        their names and return; without --pool, --table, --merge, "
@@ -271,6 +275,17 @@ static int run_one(void *ctx, int option, char *value, char *error)
 	case 'H':
 		o->host = value;
 		return 0;
+	case 'F':
+		o->scenario = value;
+		return 0;
+	case 'Y':
+		o->report = value;
+		return 0;
+	case 'Z':
+		o->has_seed = true;
+		if (!number_parse(value, 0, INT64_MAX, &o->seed))
+			return bad(error, "--seed", value, "is no whole number from 0 on");
+		return 0;
 	}
 	return options_run_one(ctx, option, value, error);
 }
@@ -281,6 +296,7 @@ static int check_detach(const struct run_options *o, char *error)
 			    : o->table != IPT_INDEX ? "--table"
 			    : o->stats              ? "--stats"
 			    : o->timeout_seconds    ? "--timeout"
+			    : o->scenario           ? "--scenario"
 			    : o->merge_percent      ? "--merge"
 			    : o->pack_bytes         ? "--pack"
 			    : o->swap_file          ? "--swap"
@@ -291,6 +307,9 @@ static int check_detach(const struct run_options *o, char *error)
 			      "%s: not with --detach; the host that runs has its own (see invisor "
 			      "host --help)",
 			      wrong);
+	if (!o->scenario && (o->report || o->has_seed))
+		return errorf(error, -EINVAL, "%s: goes with --scenario",
+			      o->report ? "--report" : "--seed");
 	if (!o->detach && (o->wait || o->host))
 		return errorf(error, -EINVAL, "%s: goes with --detach",
 			      o->wait ? "--wait" : "--host");
@@ -323,6 +342,9 @@ int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
 		{"detach", 0, NULL, 'D'},
 		{"wait", 1, NULL, 'W'},
 		{"host", 1, NULL, 'H'},
+		{"scenario", 1, NULL, 'F'},
+		{"report", 1, NULL, 'Y'},
+		{"seed", 1, NULL, 'Z'},
 		{"help", 0, NULL, 'h'},
 		{NULL, 0, NULL, 0},
 	};

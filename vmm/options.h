@@ -34,6 +34,9 @@ struct run_options {
 	uint64_t pmem_bytes; /* of the pool that all guests' pmem may come to; set by setup */
 	enum ipt_kind table;
 	const char *stats;
+	const char *scenario, *report; /* files; NULL: none */
+	uint64_t seed;                 /* of the scenario, if has_seed; else its own */
+	bool has_seed;
 	uint64_t timeout_seconds; /* 0: none */
 	unsigned merge_percent;   /* of a CPU; 0: no merging */
 	const char *share_domain; /* NULL: the default one */

@@ -6,6 +6,7 @@
 #include "vmm/fleet.h"
 #include "vmm/inject_requests.h"
 #include "vmm/reclaim_requests.h"
+#include "vmm/scenario_requests.h"
 #include "vmm/stats.h"
 #include <stdio.h>
 #include <string.h>
@@ -201,6 +202,7 @@ static const struct request_kind kinds[] = {
 	{"exec", exec_take},           {"renew", take_renew},         {"balloon", take_balloon},
 	{"reclaim", take_reclaim},     {"limit", take_limit},         {"fail", take_fail},
 	{"inject", take_inject},
+	{"scenario", take_scenario},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)

@@ -1,9 +1,13 @@
 #include "vmm/run.h"
 #include "vmm/container.h"
 #include "vmm/fleet.h"
+#include "vmm/scenario_requests.h"
+#include "vmm/scenario_run.h"
 #include "vmm/stats.h"
 #include "vmm/terminal.h"
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -12,6 +16,8 @@ struct run {
 	struct fleet fleet;
 	struct host_source on_input;
 	json_t *at_ready, *ended; /* with --stats */
+	struct scenario
+		*scenario; /* checked and planned; NULL: none, or it is the fleet's by now */
 };
 
 static void all_ready(void *ctx)
@@ -65,6 +71,76 @@ static void take_input(struct run *r)
 			  "own Ctrl-C");
 }
 
+/* ---- a scenario ---------------------------------------------------------------------------- */
+
+/* What a guest will be, by the name that it will have. */
+struct expected {
+	const struct run_setup *setup;
+	struct vm_config config;
+};
+
+static const struct vm_config *find_expected(void *ctx, const char *name)
+{
+	struct expected *e = ctx;
+	const struct run_options *o = &e->setup->options;
+	char one[IPT_NAME_LEN];
+	unsigned i = 0, n = o->count;
+	do
+		snprintf(one, sizeof one, n == 1 ? "%.26s" : "%.26s-%u", o->name, ++i);
+	while (strcmp(one, name) && i < n);
+	if (strcmp(one, name))
+		return NULL;
+	snprintf(e->config.machine.name, sizeof e->config.machine.name, "%s", name);
+	return &e->config;
+}
+
+/* Read, check and plan it, before anything is made. */
+static int prepare_scenario(struct run *r, char *error)
+{
+	const struct run_options *o = &r->setup.options;
+	if (!o->scenario)
+		return 0;
+	json_t *root = scenario_read(o->scenario, error);
+	struct expected *e = root ? calloc(1, sizeof *e) : NULL;
+	int rc = !root ? -EINVAL : e ? 0 : errorf(error, -ENOMEM, "no memory");
+	if (!rc) {
+		*e = (struct expected){&r->setup, r->setup.config};
+		rc = scenario_parse(&r->scenario, root, o->scenario, find_expected, e, error);
+	}
+	if (!rc) {
+		rc = scenario_plan(r->scenario, o->has_seed ? o->seed : r->scenario->seed);
+		if (rc)
+			errorf(error, rc, "%.100s: steps: %s", o->scenario,
+			       rc == -E2BIG ? "more than 10000 faults in all" : strerror(-rc));
+	}
+	json_decref(root);
+	free(e);
+	return rc;
+}
+
+static void start_scenario(struct run *r)
+{
+	struct scenario *s = r->scenario;
+	r->scenario = NULL;
+	int rc = s ? scenario_run_start(&r->fleet, s, r->setup.options.scenario, false, NULL, NULL)
+		   : 0;
+	if (rc)
+		fleet_say("--scenario: %s", strerror(-rc));
+}
+
+static int write_report(struct run *r)
+{
+	json_t *report = scenario_run_report(&r->fleet);
+	const char *path = r->setup.options.report;
+	int rc = report && path ? stats_write(report, path) : 0;
+	if (rc)
+		fleet_say("--report: %s: %s", path, strerror(-rc));
+	if (report && !path)
+		scenario_say(report);
+	json_decref(report);
+	return rc;
+}
+
 /* ---- the command --------------------------------------------------------------------------- */
 
 static int write_stats(struct run *r)
@@ -89,12 +165,13 @@ static int write_stats(struct run *r)
 static int run_to_the_end(struct run *r)
 {
 	take_input(r);
+	start_scenario(r);
 	int rc = fleet_run(&r->fleet);
 	if (rc)
 		fleet_say("the host's event loop: %s", strerror(-rc));
 	terminal_restore();
 	int status = rc ? EXIT_GUEST : fleet_status(&r->fleet);
-	if (write_stats(r) && status == EXIT_CLEAN)
+	if ((write_stats(r) | write_report(r)) && status == EXIT_CLEAN)
 		status = EXIT_GUEST;
 	return status;
 }
@@ -110,6 +187,8 @@ int run_command(int argc, char **argv)
 		return run_detached(&r.setup.options);
 	if (!rc)
 		rc = run_setup_open(&r.setup, error);
+	if (!rc)
+		rc = prepare_scenario(&r, error);
 	if (rc) {
 		fleet_say("%s", error);
 		return EXIT_BAD_INPUT;
@@ -125,6 +204,7 @@ int run_command(int argc, char **argv)
 		status = run_to_the_end(&r);
 	fleet_close(&r.fleet);
 	run_setup_close(&r.setup);
+	scenario_free(r.scenario);
 	json_decref(r.at_ready);
 	json_decref(r.ended);
 	return status;
