@@ -168,10 +168,19 @@ int fault_can_poison(char *error)
 static int poison(const struct memory *m, uint64_t hva)
 {
 	struct uffdio_poison p = {.range = {.start = hva, .len = PAGE_SIZE}};
-	while (ioctl(m->uffd, UFFDIO_POISON, &p) < 0)
-		if (errno != EAGAIN) /* which is a change of mappings under way */
+	for (int tries = 0;;) {
+		if (ioctl(m->uffd, UFFDIO_POISON, &p) == 0)
+			return 0;
+		if (errno == EAGAIN) /* a change of mappings is under way */
+			continue;
+		if (errno != EEXIST || tries++)
 			return errno == EEXIST ? 0 : -errno;
-	return 0;
+		/* The page's entry may still say that it was write-protected, which stays when a page is punched out of
+		 * the file; without protection the entry is empty. */
+		int rc = fault_protect(m->uffd, (void *)hva, PAGE_SIZE, false);
+		if (rc)
+			return rc;
+	}
 }
 
 static int wake(const struct memory *m, uint64_t hva)

@@ -20,7 +20,7 @@ struct done {
 	struct scenario_run *run;
 	bool asked, answered;
 	unsigned busy;
-	double actual_ms;
+	json_int_t actual_ms;
 	vmid_t vm;
 	struct inject_result result;
 	uint64_t seen, hits;
@@ -61,13 +61,16 @@ static double now_ms(const struct scenario_run *r)
 
 /* ---- what came of it ----------------------------------------------------------------------- */
 
-/* How often what is armed has happened by now. Places are used again, so this is looked at often. */
-static void refresh(struct scenario_run *r)
+/* How often what is armed has happened by now. Places are used again, so this is looked at often. `gone` is a VM that has
+ * just ended, or NULL. */
+static void refresh(struct scenario_run *r, const struct host_vm *gone)
 {
 	for (uint32_t i = 0; i < r->next; i++) {
 		struct done *d = &r->did[i];
-		const struct host_vm *vm =
-			d->result.id ? host_vm_by_id(r->fleet->host, d->vm) : NULL;
+		const struct host_vm *vm = !d->result.id ? NULL
+					   : gone && gone->id.v == d->vm.v
+						   ? gone
+						   : host_vm_by_id(r->fleet->host, d->vm);
 		for (unsigned k = 0; vm && k < INJECT_SLOTS; k++) {
 			const struct inject_slot *s = &vm->mailbox->inject.slot[k];
 			if (s->id == d->result.id) {
@@ -129,7 +132,7 @@ void scenario_run_ended(struct fleet *f, struct host_vm *vm)
 	struct scenario_run *r = f->scenario;
 	if (!r)
 		return;
-	refresh(r);
+	refresh(r, vm);
 	for (unsigned i = 0; i < r->guests; i++)
 		if (!r->guest[i].end && !strcmp(r->guest[i].name, vm->config.machine.name))
 			r->guest[i].end = describe(vm, true);
@@ -142,7 +145,7 @@ static json_t *report_event(struct scenario_run *r, uint32_t i)
 	json_t *o = json_pack("{s:i, s:i, s:I, s:s}", "step", (int)e->step, "occurrence",
 			      (int)e->occurrence, "planned_ms", (json_int_t)e->at_ms, "vm",
 			      r->scenario->step[e->step].vm);
-	json_object_set_new(o, "actual_ms", d->asked ? json_real(d->actual_ms) : json_null());
+	json_object_set_new(o, "actual_ms", d->asked ? json_integer(d->actual_ms) : json_null());
 	json_object_set_new(o, "what", inject_json(&e->fault));
 	if (d->answered)
 		inject_put_result(o, r->fleet->host, &d->result);
@@ -162,7 +165,7 @@ json_t *scenario_run_report(struct fleet *f)
 	if (!r)
 		return NULL;
 	json_t *events = json_array(), *guests = json_array();
-	refresh(r);
+	refresh(r, NULL);
 	for (uint32_t i = 0; i < r->scenario->events; i++)
 		json_array_append_new(events, report_event(r, i));
 	for (unsigned i = 0; i < r->guests; i++) {
@@ -210,7 +213,7 @@ static bool fire(struct scenario_run *r, uint32_t i)
 		d->result.frame = UINT32_MAX;
 	}
 	d->asked = true;
-	d->actual_ms = at;
+	d->actual_ms = (json_int_t)at;
 	return true;
 }
 
@@ -230,7 +233,7 @@ static bool has_begun(struct scenario_run *r)
 
 static void finish(struct scenario_run *r)
 {
-	refresh(r);
+	refresh(r, NULL);
 	r->over = true;
 	if (r->scenario->stop)
 		fleet_stop(r->fleet, FLEET_BUTTON, EXIT_CLEAN);
@@ -250,7 +253,7 @@ static void on_timer(struct host_source *s, uint32_t events)
 	}
 	if (!r->zero_ns)
 		r->zero_ns = clock_ns();
-	refresh(r);
+	refresh(r, NULL);
 	while (r->next < sc->events && (double)sc->event[r->next].at_ms <= now_ms(r)) {
 		if (!fire(r, r->next)) {
 			arm(r, clock_ns() + BUSY_MS * UINT64_C(1000000));
