@@ -308,6 +308,27 @@ static void move_tsc(struct vm *vm, unsigned cpu)
 	ioctl(fd, KVM_SET_DEVICE_ATTR, &attr);
 }
 
+/*
+ * KVM says that it found lost memory: did the guest? When an access that KVM waited for asynchronously is ready, it looks
+ * by itself whether the page is there (virt/kvm/async_pf.c; arch/x86/kvm/x86.c, kvm_arch_async_page_ready), on this thread
+ * but while the guest is somewhere else; and the exception by which the guest is told to wait may not be delivered yet,
+ * which a machine check would overwrite. So the first signal is passed over. Where it was the guest's access, it comes
+ * again, from the same place.
+ */
+static bool is_the_guests(int vcpu, uint64_t hva)
+{
+	static _Thread_local uint64_t passed_hva, passed_rip;
+	struct kvm_vcpu_events events;
+	struct kvm_regs regs;
+	if (ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events) < 0 || ioctl(vcpu, KVM_GET_REGS, &regs) < 0)
+		return true;
+	bool again = !events.exception.injected && !events.exception.pending && passed_hva == hva &&
+		     passed_rip == regs.rip;
+	passed_hva = events.exception.injected || again ? 0 : hva;
+	passed_rip = regs.rip;
+	return again;
+}
+
 /* This vCPU has touched lost memory. */
 static void check_machine(struct vm *vm, unsigned cpu, uint64_t hva)
 {
@@ -351,7 +372,7 @@ static bool sit_out(struct vm *vm, unsigned cpu)
 bool inject_may_enter(struct vm *vm, unsigned cpu)
 {
 	uint64_t hva = mce_taken();
-	if (hva)
+	if (hva && is_the_guests(vm->kvm.vcpu[cpu].fd, hva))
 		check_machine(vm, cpu, hva);
 	if (!(atomic_load_explicit(&vm->inject.attention, memory_order_acquire) >> cpu & 1))
 		return true;

@@ -80,7 +80,7 @@ static void go(struct control_request *r, struct host_vm *vm, const struct injec
 {
 	struct host *h = control_host(r);
 	struct injecting *i = malloc(sizeof *i);
-	json_t *answer = f->kind == INJECT_CLEAR ? json_object() : inject_json(f);
+	json_t *answer = json_object();
 	if (!i) {
 		json_decref(answer);
 		control_refuse(r, "inject: no memory");
@@ -89,6 +89,8 @@ static void go(struct control_request *r, struct host_vm *vm, const struct injec
 	*i = (struct injecting){r, h, answer};
 	if (vm)
 		json_object_set_new(answer, "vm", json_string(vm->config.machine.name));
+	if (f->kind != INJECT_CLEAR) /* not beside the rest: it may have an "error" */
+		json_object_set_new(answer, "what", inject_json(f));
 	/* Before it may be answered, and gone. */
 	control_on_gone(r, nobody_waits, i);
 	int rc = host_inject(h, vm, f, injected, i);
