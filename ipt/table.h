@@ -110,8 +110,6 @@ struct table_header {
 	_Atomic uint32_t vm_high; /* highest id ever used */
 	_Atomic uint32_t vm_low;  /* every id from 1 up to here, not including, is in use */
 	_Atomic uint32_t repairs;
-	_Atomic uint32_t
-		bad; /* frames with a mark in `bad`, see bad.h; counted before it is made */
 	/* A freeze under way, from the moment on at which it can't be undone: the template's id << 32
 	 * | the VM's new id, else 0; and the template's name. See ipt_vm_freeze. */
 	_Atomic uint64_t freeze;
@@ -137,6 +135,8 @@ struct table_header {
 	/* Odd while what one VM has becomes another's, or a VM gets another parent. In a line that is
 	 * hardly ever written, as every look-up reads it. */
 	_Alignas(TABLE_LINE) _Atomic uint32_t lineage;
+	/* Frames with a mark in `bad` (bad.h); counted before it is made. Every pin reads it. */
+	_Atomic uint32_t bad;
 	_Alignas(TABLE_LINE) uint8_t end[];
 };
 

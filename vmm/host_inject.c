@@ -221,6 +221,12 @@ static int order(struct host_vm *vm, const struct inject *f, const struct inject
 		 host_injected_fn *told, void *ctx)
 {
 	struct inject_box *b = &vm->mailbox->inject;
+	if (vm->mailbox->state == VM_STARTING) {
+		struct inject_result r = *so_far;
+		conclude(&r, INJECT_REFUSED, "the guest is just starting; try again");
+		told(ctx, &r);
+		return 0;
+	}
 	struct inject_wait *w = calloc(1, sizeof *w);
 	if (!w)
 		return -ENOMEM;

@@ -51,7 +51,7 @@ typedef const struct vm_config *scenario_vm_fn(void *ctx, const char *name);
  * -ENOMEM. */
 int scenario_parse(struct scenario **out, const json_t *root, const char *name,
 		   scenario_vm_fn *find, void *ctx, char *error);
-/* The same of a file, of 1 MiB at most. *root (may be NULL) gets what it holds. */
+/* What a file of 1 MiB at most holds; NULL with words that name the line if it is no JSON. */
 json_t *scenario_read(const char *path, char *error);
 /* Make the list of events. -ENOMEM; -E2BIG: more than SCENARIO_EVENTS. */
 int scenario_plan(struct scenario *s, uint64_t seed);
