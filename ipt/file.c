@@ -63,8 +63,9 @@ static int drop_locked(struct ipt *t, vmid_t file, uint64_t page, uint32_t f, ui
 	forward_unmap(t, file.v, page, n, frames);
 	slot_count(t, file, IPT_PRIVATE, IPT_LIMBO, n);
 	int err = ops->settle(ctx);
-	if (!err && frames_pinned(t, f, n) &&
-	    !(n == 1 && bad_holds(t, f, load_relaxed32(&t->side[f]))))
+	bool repaired = n == 1 && bad_holds(t, f, load_relaxed32(&t->side[f])) &&
+			bad_read(t, f) == IPT_RETIRING;
+	if (!err && frames_pinned(t, f, n) && !repaired)
 		err = -EBUSY;
 	undo_end(t);
 	if (!err)

@@ -350,7 +350,8 @@ int ipt_vm_region(struct ipt *t, vmid_t vm, gfn_t first, uint64_t count, vmid_t 
 int ipt_file_map(struct ipt *t, vmid_t vm, vmid_t file, uint64_t first, frame_t frame,
 		 uint32_t count, uint32_t *done);
 
-/* The file's n pages (all in one group of 16) at frames from f on are void again, and these frames free. `settle` and
+/* The file's n pages (all in one group of 16) at frames from f on are void again, and these frames free (or retired, if
+ * it is one that is RETIRING; a LOST one counts as pinned). `settle` and
  * `clean` of ops as in ipt_template_out; if one fails all is as it was, and that is returned. -ESTALE: the frames aren't
  * there (any more); -EBUSY: one is pinned. Registry lock. */
 int ipt_file_drop(struct ipt *t, vmid_t file, uint64_t page, frame_t f, uint32_t n,

@@ -113,6 +113,10 @@ BOTH_KINDS(ipt_bad, a_files_page_is_dropped_and_its_frame_retired)
 	cr_assert_eq(ipt_file_drop(t, file, 16, f, 16, &ops, &cleaned), -EBUSY, "with others");
 	cr_assert_eq(ipt_file_drop(t, file, 18, frame_add(f, 2), 1, &ops, &cleaned), 0);
 	cr_assert_eq(cleaned, 1);
+	cr_assert_eq(ipt_spoil(t, frame_add(f, 4), IPT_LOST), 0);
+	cr_assert_eq(ipt_file_drop(t, file, 20, frame_add(f, 4), 1, &ops, &cleaned), -EBUSY,
+		     "the file may not have what was lost");
+	cr_assert_eq(ipt_lookup(t, a, gfn(4096 + 20)).v, f.v + 4);
 	cr_assert(!frame_valid(ipt_lookup(t, a, gfn(4096 + 18))));
 	cr_assert_eq(ipt_lookup(t, a, gfn(4096 + 19)).v, f.v + 3);
 	help_audit(t);
