@@ -201,8 +201,7 @@ static const struct request_kind kinds[] = {
 	{"pause", take_pause},         {"resume", take_resume},       {"clone", take_clone},
 	{"exec", exec_take},           {"renew", take_renew},         {"balloon", take_balloon},
 	{"reclaim", take_reclaim},     {"limit", take_limit},         {"fail", take_fail},
-	{"inject", take_inject},
-	{"scenario", take_scenario},
+	{"inject", take_inject},       {"scenario", take_scenario},
 };
 
 void requests_handle(struct control_request *r, const json_t *object)
