@@ -48,7 +48,11 @@ class Checkpoint:
 
     def __init__(self, host):
         # The workers are named a moment after their forks.
-        if not until(lambda: sorted(host.processes().values()) == ["invisor", "merger", "reclaimer"]):
+        def named():
+            names = sorted(host.processes().values())
+            return names.count("invisor") == 1 and "merger" in names and "reclaimer" in names
+
+        if not until(named):
             raise Wrong("processes of a host at rest: %s" % host.processes())
         self.pid = host.process.pid
         self.descriptors = descriptors(self.pid)
