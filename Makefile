@@ -8,7 +8,7 @@ CC       ?= gcc
 CFLAGS   ?= -O2 -g
 WARN     := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wvla -Werror
 CPPFLAGS += -D_GNU_SOURCE -I.
-LIBS     := -luring -llz4 -lfdt -ljansson -lncursesw -ltinfo -lpthread -lm
+LIBS     := -luring -lseccomp -llz4 -lfdt -ljansson -lncursesw -ltinfo -lpthread -lm
 ALL_CFLAGS = -std=gnu17 $(CFLAGS) $(WARN) $(CPPFLAGS) -fno-strict-aliasing -MMD -MP -pthread
 ifneq ($(SANITIZE),)
 ALL_CFLAGS += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer

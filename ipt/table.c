@@ -2,6 +2,7 @@
 #include "ipt/table.h"
 #include "ipt/cluster.h"
 #include "ipt/fail.h"
+#include "ipt/sealed.h"
 #include "ipt/single.h"
 #include "ipt/zone.h"
 #include <errno.h>
@@ -202,8 +203,8 @@ int ipt_create(struct ipt **out, const struct ipt_config *config)
 	memset(t, 0, sizeof(*t));
 	t->layout = layout;
 	t->config = *config;
-	t->fd = fail_call(IPT_CREATE, memfd_create("invisor-table", MFD_CLOEXEC));
-	if (t->fd < 0 || ftruncate(t->fd, (off_t)layout.end))
+	t->fd = fail_call(IPT_CREATE, sealed_memfd("invisor-table", layout.end));
+	if (t->fd < 0)
 		err = -errno;
 	if (!err)
 		err = map_parts(t);

@@ -48,6 +48,15 @@ static int adopt_sets(struct vm *vm, const int *fds, char *error)
 	return rc;
 }
 
+/* The descriptor behind those; 0: none came. */
+static int swap_file(const struct vm *vm, const int fds[LINK_FDS_MAX])
+{
+	unsigned at = LINK_FDS;
+	for (unsigned i = 0; i < vm->config.pmems; i++)
+		at += vm->links.pmem[i]->share;
+	return fds[at] > 0 ? fds[at] : 0;
+}
+
 static int become(struct vm *vm, const struct birth *b, char *error)
 {
 	memory_become(&vm->memory, vm->links.id, vm->links.mailbox, vm->learn);
@@ -81,6 +90,7 @@ _Noreturn void clone_born(struct vm *vm, struct birth *b, const int fds[LINK_FDS
 	fail_be(FAIL_VM, b->request.name);
 	if (!rc)
 		rc = adopt_sets(vm, fds + LINK_FDS, error);
+	vm->store.own_fd = swap_file(vm, fds);
 	if (!rc)
 		rc = become(vm, b, error);
 	madvise(b, sizeof *b, MADV_DONTNEED);

@@ -1,7 +1,9 @@
 #include "vmm/control.h"
 #include "ipt/fail.h"
+#include "vmm/clock.h"
 #include "vmm/container.h"
 #include "vmm/error.h"
+#include "vmm/event.h"
 #include "vmm/rundir.h"
 #include <errno.h>
 #include <stdarg.h>
@@ -10,6 +12,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 enum phase {
@@ -33,12 +36,15 @@ struct control_request {
 	bool wants_room; /* stream: the last send took less than it was given */
 	void (*gone)(void *ctx);
 	void *ctx;         /* of `gone` and of the stream */
+	uint64_t since_ns; /* connected, CLOCK_MONOTONIC */
 	bool busy, doomed; /* a callback runs: the request is freed when it returns */
 };
 
 struct control {
 	struct control_config config;
 	struct host_source listening;
+	struct host_source on_time; /* a timer that runs while requests are being heard */
+	bool timing;
 	char path[sizeof((struct sockaddr_un *)0)->sun_path];
 	struct control_request *client[CONTROL_CLIENTS_MAX];
 };
@@ -337,6 +343,37 @@ static void on_client(struct host_source *s, uint32_t events)
 	}
 }
 
+/* ---- who may ask, and for how long --------------------------------------------------------- */
+
+static void set_timer(struct control *c, bool on)
+{
+	const time_t s = on ? 1 : 0;
+	if (c->timing != on)
+		timerfd_settime(c->on_time.fd, 0, &(struct itimerspec){{s, 0}, {s, 0}}, NULL);
+	c->timing = on;
+}
+
+/* Who connects and doesn't say what he wants keeps others out. */
+static void on_time(struct host_source *s, uint32_t events)
+{
+	struct control *c = container(struct control, on_time, s);
+	uint64_t now = clock_ns();
+	bool more = false;
+	(void)events;
+	event_drain(s->fd);
+	for (unsigned i = 0; i < CONTROL_CLIENTS_MAX; i++) {
+		struct control_request *r = c->client[i];
+		if (!r || r->phase != HEARING)
+			continue;
+		if (now - r->since_ns >= c->config.hear_ms * UINT64_C(1000000))
+			control_refuse(r, "the request didn't come within %u ms",
+				       c->config.hear_ms);
+		else
+			more = true;
+	}
+	set_timer(c, more);
+}
+
 static bool may_ask(int fd)
 {
 	struct ucred peer;
@@ -345,13 +382,12 @@ static bool may_ask(int fd)
 	       (peer.uid == 0 || peer.uid == geteuid());
 }
 
-/* There is no memory for the connection. What has come of its request by now is taken out, or closing would reset the
- * connection, and the words be lost. */
-static void turn_away(int fd)
+/* Nothing but words. What has come of its request by now is taken out, or closing would reset the connection, and the
+ * words be lost. */
+static void turn_away(int fd, const char *words)
 {
-	static const char words[] = "{\"error\":\"the host has no memory for this connection\"}\n";
 	char dropped[512];
-	if (send(fd, words, sizeof words - 1, MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+	if (send(fd, words, strlen(words), MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
 		while (recv(fd, dropped, sizeof dropped, MSG_DONTWAIT) > 0)
 			;
 }
@@ -371,19 +407,22 @@ static void on_listening(struct host_source *s, uint32_t events)
 		fail_call(CONTROL_ACCEPT, accept4(s->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
 	if (fd < 0)
 		return;
-	struct control_request *r =
-		may_ask(fd) ? fail_null(CONTROL_MEMORY, calloc(1, sizeof *r)) : NULL;
+	bool may = may_ask(fd);
+	struct control_request *r = may ? fail_null(CONTROL_MEMORY, calloc(1, sizeof *r)) : NULL;
 	if (r) {
-		*r = (struct control_request){
-			.control = c, .source = {fd, on_client}, .watched = EPOLLIN};
+		*r = (struct control_request){.control = c,
+					      .source = {fd, on_client},
+					      .watched = EPOLLIN,
+					      .since_ns = clock_ns()};
+		set_timer(c, true);
 		if (host_add_source(c->config.host, &r->source, EPOLLIN) == 0) {
 			c->client[place] = r;
 			return;
 		}
 		free(r);
 	}
-	if (may_ask(fd))
-		turn_away(fd);
+	turn_away(fd, may ? "{\"error\":\"the host has no memory for this connection\"}\n"
+			  : "{\"error\":\"this host is another user's\"}\n");
 	close(fd);
 }
 
@@ -423,8 +462,14 @@ int control_create(struct control **out, const struct control_config *config, ch
 	struct control *c = calloc(1, sizeof *c);
 	if (!c)
 		return errorf(error, -ENOMEM, "no memory for the control socket");
-	*c = (struct control){.config = *config, .listening = {-1, on_listening}};
-	rc = open_socket(c, path);
+	*c = (struct control){
+		.config = *config,
+		.listening = {-1, on_listening},
+		.on_time = {timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), on_time}};
+	c->config.hear_ms = config->hear_ms ? config->hear_ms : CONTROL_HEAR_MS;
+	rc = c->on_time.fd < 0 ? -errno : host_add_source(config->host, &c->on_time, EPOLLIN);
+	if (!rc)
+		rc = open_socket(c, path);
 	if (rc) {
 		control_destroy(c);
 		return errorf(error, rc, "control socket %.150s: %s", path, strerror(-rc));
@@ -441,6 +486,10 @@ void control_destroy(struct control *c)
 	if (c->listening.fd >= 0) {
 		host_remove_source(c->config.host, &c->listening);
 		close(c->listening.fd);
+	}
+	if (c->on_time.fd >= 0) {
+		host_remove_source(c->config.host, &c->on_time);
+		close(c->on_time.fd);
 	}
 	if (*c->path)
 		unlink(c->path);

@@ -14,6 +14,7 @@ struct control_request; /* one connection with its request */
 
 #define CONTROL_REQUEST_MAX 65536 /* bytes of one request, its newline included */
 #define CONTROL_CLIENTS_MAX 64    /* connections at once; more wait in the backlog */
+#define CONTROL_HEAR_MS     10000
 
 struct control_config {
 	struct host *host;
@@ -21,10 +22,11 @@ struct control_config {
 	/* Take a request (an object, valid during the call): control_reply, control_refuse or
 	 * control_stream, now or at any time later. */
 	void (*handler)(struct control_request *r, const json_t *object);
-	void *ctx; /* the handler's, by control_ctx */
+	void *ctx;        /* the handler's, by control_ctx */
+	unsigned hear_ms; /* a request must have come within, to the second; 0: CONTROL_HEAR_MS */
 };
 
-/* Serve. Sockets of hosts that died are removed on the way. -errno with words. */
+/* Serve the user that this process is of, and root. Sockets of hosts that died are removed on the way. -errno with words. */
 int control_create(struct control **out, const struct control_config *config, char *error);
 /* Close all connections; those that wait for their answer, and streams, are told that they are gone. */
 void control_destroy(struct control *c);

@@ -8,6 +8,7 @@
 #include "vmm/size.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,7 +29,8 @@
 
 static const char host_help[] =
 	"usage: invisor host start [--pool SIZE] [--max-vms N] [--table KIND] [--merge SHARE]\n"
-	"                          [--pack SIZE] [--swap FILE,SIZE] [--foreground]\n"
+	"                          [--pack SIZE] [--swap FILE,SIZE] [--sandbox MODE]\n"
+	"                          [--foreground]\n"
 	"       invisor host stop [--kill] [--host SOCKET]\n"
 	"       invisor host status [--json] [--host SOCKET]\n"
 	"The long-running host, under which invisor run --detach starts guests: one a run "
@@ -49,6 +51,7 @@ static const char host_help[] =
 	"the\n"
 	"                  pool, when that is short (off)\n"
 	"  --swap FILE,SIZE  and into this file, which is made if there is none (off)\n"
+	"  --sandbox MODE  on, log or off: see invisor run --help (on)\n"
 	"  --fail NAME=PROGRAM  set a failpoint (docs/FAULTS.md); repeat for more; --fail-seed N\n"
 	"  --foreground    stay on the terminal; Ctrl-C powers the guests off and ends it\n"
 	"stop          power the guests off (by their power button, then by order, then kill), "
@@ -79,6 +82,7 @@ static int start_one(void *ctx, int option, char *value, char *error)
 	case 'g':
 	case 'K':
 	case 'w':
+	case 'B':
 	case 'f':
 	case 'x':
 		rc = options_run_one(&o, option, value, error);
@@ -90,6 +94,9 @@ static int start_one(void *ctx, int option, char *value, char *error)
 		} else if (option == 'w') {
 			s->host.swap_file = o.swap_file;
 			s->host.swap_bytes = o.swap_bytes;
+		} else if (option == 'B') {
+			s->host.sandbox = o.sandbox;
+			s->host.first_id = o.first_id;
 		} else if (option == 'g')
 			s->merge = (int)o.merge_percent;
 		else if (option == 't')
@@ -108,13 +115,28 @@ static int start_one(void *ctx, int option, char *value, char *error)
 	return -EINVAL;
 }
 
+/* The host will have another working directory than the command that starts it. */
+static int find_swap_file(struct start *s, char *error)
+{
+	static char path[PATH_MAX];
+	char here[PATH_MAX];
+	const char *file = s->host.swap_file;
+	if (!file || *file == '/')
+		return 0;
+	if (!getcwd(here, sizeof here) ||
+	    (size_t)snprintf(path, sizeof path, "%s/%s", here, file) >= sizeof path)
+		return errorf(error, -ENAMETOOLONG, "--swap: %.100s: too long a name", file);
+	s->host.swap_file = path;
+	return 0;
+}
+
 static int parse_start(struct start *s, int argc, char **argv, char *error)
 {
 	static const struct option longs[] = {
 		{"pool", 1, NULL, 'p'},      {"max-vms", 1, NULL, 'M'},    {"table", 1, NULL, 't'},
 		{"merge", 1, NULL, 'g'},     {"foreground", 0, NULL, 'F'}, {"help", 0, NULL, 'h'},
 		{"pack", 1, NULL, 'K'},      {"swap", 1, NULL, 'w'},       {"fail", 1, NULL, 'f'},
-		{"fail-seed", 1, NULL, 'x'}, {NULL, 0, NULL, 0},
+		{"fail-seed", 1, NULL, 'x'}, {"sandbox", 1, NULL, 'B'},    {NULL, 0, NULL, 0},
 	};
 	static const struct options_spec spec = {.command = "host",
 						 .help = host_help,
@@ -125,6 +147,8 @@ static int parse_start(struct start *s, int argc, char **argv, char *error)
 			    .merge = -1,
 			    .report = -1};
 	int rc = options_parse(&spec, s, argc, argv, error);
+	if (!rc)
+		rc = find_swap_file(s, error);
 	if (rc)
 		return rc;
 	char why[ERROR_MAX]; /* not asked for, so it may as well be missing */

@@ -3,6 +3,7 @@
 #include "vmm/error.h"
 #include "vmm/memory.h"
 #include "vmm/reclaim.h"
+#include "vmm/sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -22,6 +23,18 @@
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
 #endif
 
+static int kept = -1;
+
+int fault_device(void)
+{
+	return kept;
+}
+
+void fault_keep_device(void)
+{
+	if (kept < 0)
+		kept = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+}
 static uint64_t features; /* of this kernel's userfaultfd, once one was opened */
 
 int fault_open(char *error)
@@ -29,11 +42,13 @@ int fault_open(char *error)
 	/* The device first: it gives full faults to whoever may open it. The system call needs
 	 * CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1 for faults that KVM takes in the kernel
 	 * (Documentation/admin-guide/mm/userfaultfd.rst). */
-	int fd = -1, refused = fail_point(FAIL_UFFD_OPEN);
-	int device = refused ? -1 : open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	int fd = -1, refused = fail_point(FAIL_UFFD_OPEN), device = refused ? -1 : kept;
+	if (device < 0 && !refused && !sandbox_confined())
+		device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 	if (device >= 0) {
 		fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-		close(device);
+		if (device != kept)
+			close(device);
 	}
 	if (fd < 0 && !refused)
 		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);

@@ -426,6 +426,8 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 						      .pack_bytes = o->pack_bytes,
 						      .swap_file = o->swap_file,
 						      .swap_bytes = o->swap_bytes,
+						      .sandbox = o->sandbox,
+						      .first_id = o->first_id,
 						      .max_vms = o->count + FLEET_CLONES};
 	}
 	f->config.host.nodes = f->config.host.colours = 1;
@@ -438,6 +440,8 @@ int fleet_open(struct fleet *f, const struct fleet_config *config,
 				       .said = said,
 				       .ctx = f};
 	int rc = host_create(&f->host, &f->config.host, &he, error);
+	if (!rc && host_notice(f->host))
+		fleet_say("%s", host_notice(f->host));
 	if (!rc)
 		f->config.host = *host_settings(f->host);
 	if (!rc)

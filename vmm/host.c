@@ -297,8 +297,10 @@ int host_create(struct host **out, const struct host_config *config,
 		return errorf(error, -ENOMEM, "no memory for the host");
 	h->config = *config;
 	h->events = *events;
+	h->sandbox = SANDBOX_NONE;
 	h->pool.fd = h->kvm.fd = h->epoll = h->news_fd = h->on_tick.fd = -1;
 	raise_descriptor_limit();
+	fault_keep_device();
 	/* A file that would grow past the limit of a process is an error like any other (setrlimit(2)). */
 	signal(SIGXFSZ, SIG_IGN);
 	prctl(PR_SET_CHILD_SUBREAPER, 1); /* of clones whose template's process is gone */
@@ -308,6 +310,8 @@ int host_create(struct host **out, const struct host_config *config,
 		errorf(error, rc, "the failpoints' memory: %s", strerror(-rc));
 	if (!rc)
 		rc = kvm_open(&h->kvm, error);
+	if (!rc)
+		rc = sandbox_create(&h->sandbox, h->config.sandbox, h->config.first_id, error);
 	if (!rc)
 		rc = find_or_make_table(h, error);
 	if (!rc) {
@@ -373,6 +377,7 @@ void host_destroy(struct host *h)
 		ipt_detach(h->table);
 	pool_destroy(&h->pool);
 	kvm_close(&h->kvm);
+	sandbox_destroy(&h->sandbox);
 	if (h->on_tick.fd >= 0)
 		close(h->on_tick.fd);
 	if (h->news_fd >= 0)
@@ -380,6 +385,11 @@ void host_destroy(struct host *h)
 	if (h->epoll >= 0)
 		close(h->epoll);
 	free(h);
+}
+
+const char *host_notice(const struct host *h)
+{
+	return sandbox_notice(&h->sandbox);
 }
 
 struct ipt *host_table(struct host *h)

@@ -8,6 +8,7 @@
 #define VMM_HOST_H
 
 #include "ipt/ipt.h"
+#include "vmm/sandbox.h"
 #include "vmm/vm.h"
 #include <sys/epoll.h>
 #include <sys/types.h>
@@ -79,6 +80,8 @@ struct host_config {
 	uint64_t pack_bytes;   /* of packed memory */
 	const char *swap_file; /* NULL: none */
 	uint64_t swap_bytes;
+	enum sandbox_mode sandbox; /* of all processes but the host's */
+	uid_t first_id;            /* 0: SANDBOX_FIRST_ID */
 	/* VMs outlive this host's death, and those of one that died are adopted (docs/ARCHITECTURE.md). */
 	bool keeps;
 };
@@ -107,6 +110,8 @@ struct host_events {
 /* Pool, table and KVM. -errno with words. */
 int host_create(struct host **out, const struct host_config *config,
 		const struct host_events *events, char *error);
+/* What the sandbox lacks here, in words for the user; NULL: nothing. */
+const char *host_notice(const struct host *h);
 /* VMs of a host that died become this one's; how many, templates included. Before host_run, once the caller has nothing left
  * that can fail: from then on host_destroy ends them. */
 unsigned host_adopt(struct host *h);

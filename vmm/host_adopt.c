@@ -238,7 +238,7 @@ static int adopt_vm(struct host *h, struct kept_record *r)
 	vm->agent_fd = take_fd(r, k->agent);
 	vm->pidfd = take_fd(r, r->head.pidfd);
 	vm->mailbox = shared_attach(vm->mailbox_fd, sizeof *vm->mailbox);
-	if (!vm->mailbox)
+	if (!vm->mailbox || madvise(vm->mailbox, sizeof *vm->mailbox, MADV_DONTFORK) < 0)
 		rc = -errno;
 	host_adopt_find(vm);
 	if (!rc)

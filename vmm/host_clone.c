@@ -10,7 +10,10 @@
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/host_keep.h"
+#include "vmm/proc.h"
+#include "vmm/store.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -147,6 +150,37 @@ static int name_clone(const struct clone_job *job, struct vm_config *c, char *er
 	return n < (int)size ? 0 : errorf(error, -ENAMETOOLONG, "%.40s...: too long a name", name);
 }
 
+/* A description of the swap file, for a clone that can't open one. -ENODEV: there is no such file. */
+static int lend_swap_file(const struct host *h)
+{
+	const struct store *s = host_store(h);
+	return s ? store_describe(s) : -ENODEV;
+}
+
+/* What /proc says of a clone, which it can't open itself. Without it the clone does without. */
+static void lend_self(const struct clone_job *job, const struct host_vm *clone)
+{
+	const struct host *h = clone->host;
+	const struct link_request request = {.op = LINK_SELF};
+	const char *const names[] = {"maps", "pagemap"};
+	unsigned n = 0, wanted = h->merger || h->reclaimer ? 2 : 1;
+	int fds[2];
+	char path[64];
+	if (h->sandbox.mode == SANDBOX_OFF || clone->pidfd < 0 ||
+	    proc_kin(clone->pidfd, clone->pid, job->template->pid) != PROC_CHILD)
+		return;
+	for (; n < wanted; n++) {
+		snprintf(path, sizeof path, "/proc/%d/%s", (int)clone->pid, names[n]);
+		fds[n] = open(path, O_RDONLY | O_CLOEXEC);
+		if (fds[n] < 0)
+			break;
+	}
+	if (n)
+		link_send(clone->link_fd, &request, sizeof request, fds, n);
+	while (n)
+		close(fds[--n]);
+}
+
 /* Ask for one more. -EAGAIN: the template's link is full. */
 static int ask(struct clone_job *job, char *error)
 {
@@ -173,7 +207,14 @@ static int ask(struct clone_job *job, char *error)
 		int fds[LINK_FDS_MAX];
 		memcpy(fds, ends, sizeof ends);
 		unsigned n = LINK_FDS + host_vm_pmem_fds(clone, fds + LINK_FDS);
-		rc = link_send(job->template->link_fd, &request, sizeof request, fds, n);
+		int swap = lend_swap_file(job->host);
+		if (swap >= 0)
+			fds[n++] = swap;
+		rc = swap == -ENODEV || swap >= 0
+			     ? link_send(job->template->link_fd, &request, sizeof request, fds, n)
+			     : swap;
+		if (swap >= 0)
+			close(swap);
 		if (rc && rc != -EAGAIN)
 			errorf(error, rc, "%s: its template can't be asked: %s", request.name,
 			       rc == -EPIPE || rc == -EBADF ? "its process ended" : strerror(-rc));
@@ -203,6 +244,8 @@ static void step(struct clone_job *job)
 		if (clone && !job->failed && clone->mailbox &&
 		    !atomic_load_explicit(&clone->mailbox->run_started_ns, memory_order_acquire))
 			break;
+		if (clone && !job->failed)
+			lend_self(job, clone); /* now, since until now it was in a hurry */
 		job->running++;
 	}
 	if (job->failed ? job->answered == job->made : job->running == job->request.count)
@@ -287,14 +330,25 @@ static int supervise(struct host_vm *vm, struct host_vm *of)
 	return rc || !e->cloned ? rc : e->cloned(e->ctx, vm, of);
 }
 
-static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
+/* Returns whether the pidfd is taken. */
+static bool frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 {
 	struct clone_job *job = vm->job;
 	struct host_vm *t = job->template;
 	struct host *h = job->host;
 	bool unwatched = !a->status && pidfd < 0;
+	bool lies = (a->template_id && a->template_id != vm->id.v) ||
+		    (!a->status && !unwatched && proc_kin(pidfd, a->pid, vm->pid) == PROC_STRANGER);
 	vm->job = NULL;
 	job->source = t; /* from now on it doesn't matter what becomes of vm */
+	if (lies) {
+		fail(job, "%s: its answer is about another process or VM", vm->config.machine.name);
+		t->job = NULL;
+		finish(job);
+		bury(t);
+		host_kill(vm);
+		return false;
+	}
 	if (a->template_id) {
 		t->id = vmid(a->template_id);
 		vm->id = vmid(a->id);
@@ -304,7 +358,7 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 		t->job = NULL;
 		finish(job);
 		bury(t);
-		return;
+		return false;
 	}
 	t->pid = a->pid;
 	t->pidfd = pidfd;
@@ -318,10 +372,11 @@ static void frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 		t->job = NULL;
 		finish(job);
 		host_vm_abandon(t);
-		return;
+		return true;
 	}
 	retire_the_last(h, t);
 	step(job);
+	return true;
 }
 
 /* ---- what links say ------------------------------------------------------------------------ */
@@ -331,11 +386,13 @@ static bool cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 {
 	struct clone_job *job = t->job;
 	struct host_vm *clone = job->clones[job->answered];
-	if (a->id != clone->id.v || (!a->status && pidfd < 0)) {
+	enum proc_kin kin = !a->status && pidfd >= 0 ? proc_kin(pidfd, a->pid, t->pid) : PROC_GONE;
+	if (a->id != clone->id.v || (!a->status && pidfd < 0) || kin == PROC_STRANGER) {
 		/* That process can't be watched. It ends with its link, as those do that were asked for. */
 		fail(job, "%s: %s", clone->config.machine.name,
-		     pidfd < 0 ? "the host has too many files open"
-			       : "its template answered for another");
+		     !a->status && pidfd < 0 ? "the host has too many files open"
+		     : kin == PROC_STRANGER  ? "its template named a process that isn't its own"
+					     : "its template answered for another");
 		host_kill(t);
 		return false;
 	}
@@ -416,8 +473,8 @@ void host_clone_link(struct host_vm *vm)
 		if (cloned(vm, &a, fds[0]))
 			fds[0] = -1;
 	} else if (takes && !vm->is_template && vm->job->source == vm) {
-		frozen(vm, &a, fds[0]);
-		fds[0] = a.status ? fds[0] : -1;
+		if (frozen(vm, &a, fds[0]))
+			fds[0] = -1;
 	} else if (n > 0 && vm->adopted) {
 		host_adopt_answer(vm, &a);
 	}

@@ -21,12 +21,24 @@ struct host_merger {
 };
 
 /* In the merger's process. */
+static void confine(void *w)
+{
+	host_worker_confine(w, SECCOMP_MERGER);
+}
+
 static void run(struct host_worker *w, int link)
 {
 	struct host_merger *g = container(struct host_merger, worker, w);
 	struct host *h = w->host;
+	const struct merger_links links = {.table = h->table,
+					   .pool = &h->pool,
+					   .board = g->board,
+					   .link = link,
+					   .percent = h->config.merge_percent,
+					   .confine = confine,
+					   .worker = w};
 	fail_be(FAIL_MERGER, NULL);
-	merger_process(h->table, h->pool.fd, g->board, link, h->config.merge_percent);
+	merger_process(&links);
 }
 
 static void heard(struct host_worker *w, uint32_t id)

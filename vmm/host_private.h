@@ -12,6 +12,7 @@ struct host {
 	struct host_config config;
 	struct host_events events;
 	struct kvm_host kvm;
+	struct sandbox sandbox;
 	struct pool pool;
 	struct ipt *table;
 	struct pmem_file *pmem_files; /* that VMs have as persistent memory */

@@ -20,11 +20,21 @@ struct host_reclaimer {
 };
 
 /* In the reclaimer's process. */
+static void confine(void *w)
+{
+	host_worker_confine(w, SECCOMP_RECLAIMER);
+}
+
 static void run(struct host_worker *w, int link)
 {
 	struct host_reclaimer *g = container(struct host_reclaimer, worker, w);
-	const struct reclaimer_links links = {w->host->table, g->board, &g->store, &w->host->pool,
-					      link};
+	const struct reclaimer_links links = {.table = w->host->table,
+					      .board = g->board,
+					      .store = &g->store,
+					      .pool = &w->host->pool,
+					      .link = link,
+					      .confine = confine,
+					      .worker = w};
 	fail_be(FAIL_RECLAIMER, NULL);
 	reclaimer_process(&links);
 }

@@ -1,5 +1,6 @@
 /* A VM as the host sees it: its process's start, its console, its end. */
 #include "ipt/fail.h"
+#include "ipt/sealed.h"
 #include "vmm/agent.h"
 #include "vmm/balloon.h"
 #include "vmm/clock.h"
@@ -7,6 +8,7 @@
 #include "vmm/fds.h"
 #include "vmm/host_inject.h"
 #include "vmm/host_keep.h"
+#include "vmm/proc.h"
 #include "vmm/ring.h"
 #include "vmm/store.h"
 #include <errno.h>
@@ -194,8 +196,13 @@ static void note_end(struct host_vm *vm)
 	bool said = atomic_load_explicit(&mb->state, memory_order_acquire) == VM_ENDED;
 	if (!said || vm->end == END_NONE) {
 		vm->end = END_CRASHED;
-		if (vm->wait_status < 0) /* its parent was its template, which doesn't tell */
+		if (vm->wait_status <
+		    0) /* its parent was its template, and the kernel doesn't tell */
 			snprintf(mb->words, sizeof mb->words, "its process was killed");
+		else if (WIFSIGNALED(vm->wait_status) && WTERMSIG(vm->wait_status) == SIGSYS)
+			snprintf(mb->words, sizeof mb->words,
+				 "its process made a system call that its sandbox forbids, and was "
+				 "killed (the kernel's log says which)");
 		else if (WIFSIGNALED(vm->wait_status))
 			snprintf(mb->words, sizeof mb->words,
 				 "its process was killed by signal %d (%s)",
@@ -265,17 +272,24 @@ void host_vm_lost(struct host_vm *vm)
 	/* else the caller takes no more for now, and host_console_resume goes on with it */
 }
 
+/* The wait status of a process that ended; -1: unknown. By the pidfd: what pid a clone has is its template's word. */
+static int reap_process(int pidfd)
+{
+	siginfo_t i = {.si_pid = 0};
+	if (waitid(P_PIDFD, (id_t)pidfd, &i, WEXITED | WNOHANG) < 0 || !i.si_pid)
+		return proc_exit_status(pidfd); /* its parent was its template */
+	return i.si_code == CLD_EXITED   ? W_EXITCODE(i.si_status, 0)
+	       : i.si_code == CLD_DUMPED ? W_EXITCODE(0, i.si_status) | WCOREFLAG
+					 : W_EXITCODE(0, i.si_status);
+}
+
 static void on_exit_of_vm(struct host_source *s, uint32_t events)
 {
 	struct host_vm *vm = container(struct host_vm, on_exit, s);
 	struct host *h = vm->host;
 	bool is_template = vm->is_template;
-	siginfo_t info = {.si_pid = 0};
 	(void)events;
-	vm->wait_status = -1;
-	if (waitid(P_PIDFD, (id_t)vm->pidfd, &info, WEXITED) == 0)
-		vm->wait_status = info.si_code == CLD_EXITED ? W_EXITCODE(info.si_status, 0)
-							     : W_EXITCODE(0, info.si_status);
+	vm->wait_status = reap_process(vm->pidfd);
 	host_remove_source(h, &vm->on_exit);
 	close(vm->pidfd);
 	vm->pidfd = -1;
@@ -331,9 +345,27 @@ size_t host_console_input(struct host_vm *vm, const char *bytes, size_t n)
 
 /* ---- a VM's start -------------------------------------------------------------------------- */
 
+static struct mailbox *map_mailbox(int fd)
+{
+	void *at = mmap(NULL, sizeof(struct mailbox), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	return at == MAP_FAILED ? NULL : at;
+}
+
+/* What is the VM's and isn't there by the fork. */
+static struct mailbox *attach(const struct host_vm *vm, int mailbox)
+{
+	struct mailbox *mb = map_mailbox(mailbox);
+	for (unsigned i = 0; mb && i < vm->config.pmems; i++)
+		if (pmem_attach(vm->pmem[i]))
+			mb = NULL;
+	if (!mb)
+		_exit(1);
+	return mb;
+}
+
 /* ends: what host_vm_make made for it. */
 static _Noreturn void child(struct host *h, const struct host_vm *vm, const int ends[LINK_FDS],
-			    pid_t parent)
+			    pid_t parent, uid_t user)
 {
 	/* With a keeper it is the link's end that tells: there may be another host. */
 	if (!h->keeper)
@@ -343,8 +375,11 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	int keep[10 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
-	unsigned n = 0;
+	struct mailbox *mailbox = attach(vm, ends[1]);
+	sandbox_streams(&h->sandbox);
+	int keep[11 + SANDBOX_FDS + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
+	unsigned n = sandbox_fds(&h->sandbox, keep);
+	keep[n++] = fault_device();
 	keep[n++] = h->kvm.fd;
 	keep[n++] = h->pool.fd;
 	keep[n++] = ipt_fd(h->table);
@@ -368,7 +403,7 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 				 .id = vm->id,
 				 .pool = &h->pool,
 				 .kvm = &h->kvm,
-				 .mailbox = vm->mailbox,
+				 .mailbox = mailbox,
 				 .pmem = vm->pmem,
 				 .link_fd = ends[0],
 				 .news_fd = h->news_fd,
@@ -376,7 +411,10 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 				 .agent_fd = ends[3],
 				 .merging = host_merge_board(h),
 				 .store = host_store(h),
-				 .reclaim = host_reclaim_board(h)};
+				 .reclaim = host_reclaim_board(h),
+				 .sandbox = &h->sandbox,
+				 .user = user,
+				 .relatives = h->config.max_vms};
 	vm_process(&vm->config, &links);
 }
 
@@ -394,16 +432,16 @@ static int remember(struct host *h, struct host_vm *vm)
 	return 0;
 }
 
-/* The mailbox, shared by a descriptor: a clone's process isn't a child of ours. */
+/* The mailbox, shared by a descriptor: a clone's process isn't a child of ours, and children of ours don't have what is
+ * mapped here for others. */
 static int make_mailbox(struct host_vm *vm, int *end)
 {
-	*end = fail_call(VM_MAILBOX, memfd_create("invisor-mailbox", MFD_CLOEXEC));
-	if (*end < 0 || ftruncate(*end, sizeof *vm->mailbox) < 0)
+	*end = fail_call(VM_MAILBOX, sealed_memfd("invisor-mailbox", sizeof *vm->mailbox));
+	if (*end < 0)
 		return -errno;
-	void *at = mmap(NULL, sizeof *vm->mailbox, PROT_READ | PROT_WRITE, MAP_SHARED, *end, 0);
-	if (at == MAP_FAILED)
+	vm->mailbox = map_mailbox(*end);
+	if (!vm->mailbox || madvise(vm->mailbox, sizeof *vm->mailbox, MADV_DONTFORK) < 0)
 		return -errno;
-	vm->mailbox = at;
 	return 0;
 }
 
@@ -569,10 +607,11 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 	}
 	host_keep_vm(vm);
 	pid_t parent = getpid();
+	uid_t user = sandbox_next_id(&h->sandbox);
 	fflush(NULL);
 	vm->pid = fail_call(VM_FORK, fork());
 	if (vm->pid == 0)
-		child(h, vm, ends, parent);
+		child(h, vm, ends, parent, user);
 	if (vm->pid < 0)
 		rc = -errno;
 	close_all(ends, LINK_FDS);

@@ -1,6 +1,7 @@
 #include "vmm/host_worker.h"
 #include "ipt/fail.h"
 #include "vmm/clock.h"
+#include "vmm/error.h"
 #include "vmm/fds.h"
 #include "vmm/host_private.h"
 #include <errno.h>
@@ -16,14 +17,18 @@
 #define LIVES_S  10
 #define FAILS_IN 5
 
+/* Private memory that it may get, beside what it has when it begins. */
+#define SPARE_BYTES (64 * MiB)
+#define SPARE_FRAME UINT64_C(64)
+
 void host_worker_init(struct host_worker *w, struct host *h)
 {
 	*w = (struct host_worker){.host = h, .pidfd = -1, .link_fd = -1};
 }
 
-static _Noreturn void child(struct host_worker *w, int link, pid_t parent)
+static _Noreturn void child(struct host_worker *w, int link, pid_t parent, uid_t user)
 {
-	int keep[WORKER_KEEP + 1];
+	int keep[SANDBOX_FDS + WORKER_KEEP + 1];
 	sigset_t none;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
@@ -31,11 +36,31 @@ static _Noreturn void child(struct host_worker *w, int link, pid_t parent)
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGINT, SIG_IGN); /* the terminal's Ctrl-C is for the host */
-	memcpy(keep, w->keep, w->keeps * sizeof *keep);
-	keep[w->keeps] = link;
-	fds_close_all_but(keep, w->keeps + 1);
+	sandbox_streams(&w->host->sandbox);
+	unsigned n = sandbox_fds(&w->host->sandbox, keep);
+	memcpy(keep + n, w->keep, w->keeps * sizeof *keep);
+	n += w->keeps;
+	keep[n++] = link;
+	fds_close_all_but(keep, n);
+	w->user = user;
 	w->run(w, link);
 	_exit(1);
+}
+
+void host_worker_confine(const struct host_worker *w, enum seccomp_kind kind)
+{
+	const struct host *h = w->host;
+	uint64_t data = sandbox_data_bytes();
+	const struct sandbox_limits limits = {
+		.data_bytes = data ? data + SPARE_BYTES + h->pool.frames * SPARE_FRAME : 0,
+		.lock_bytes = 64 * KiB,
+		.files = 64,
+		.tasks = 4};
+	char error[ERROR_MAX];
+	if (sandbox_enter(&h->sandbox, kind, w->user, &limits, error)) {
+		dprintf(STDERR_FILENO, "invisor: %s: %s\n", seccomp_kind_name(kind), error);
+		_exit(1);
+	}
 }
 
 /* Somebody may have done so before: a handle is never another process's. */
@@ -100,10 +125,11 @@ int host_worker_start(struct host_worker *w)
 	if (rc)
 		return rc;
 	pid_t parent = getpid();
+	uid_t user = sandbox_next_id(&w->host->sandbox);
 	fflush(NULL);
 	w->pid = fail_call(WORKER_FORK, fork());
 	if (w->pid == 0)
-		child(w, link[1], parent);
+		child(w, link[1], parent, user);
 	rc = w->pid < 0 ? -errno : 0;
 	close(link[1]);
 	w->link_fd = link[0];

@@ -23,10 +23,13 @@ struct host_worker {
 	bool due;                /* it couldn't be started, and is to be at the host's next tick */
 	unsigned starts, failed; /* failed: in a row */
 	uint64_t started_ns;
+	uid_t user; /* in its process: who it is to be in the sandbox */
 };
 
 /* Before anything else: it doesn't run. */
 void host_worker_init(struct host_worker *w, struct host *h);
+/* In its process, once it has all it needs: into the sandbox, or the process ends with words. */
+void host_worker_confine(const struct host_worker *w, enum seccomp_kind kind);
 /* -errno. */
 int host_worker_start(struct host_worker *w);
 void host_worker_stop(struct host_worker *w);

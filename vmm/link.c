@@ -73,7 +73,8 @@ ssize_t link_receive(int fd, void *message, size_t bytes, int fds[LINK_FDS_MAX])
 	struct msghdr msg = {.msg_iov = &iov,
 			     .msg_iovlen = 1,
 			     .msg_control = control.bytes,
-			     .msg_controllen = sizeof control.bytes};
+			     /* CMSG_SPACE is rounded up, and one more would fit. */
+			     .msg_controllen = CMSG_LEN(LINK_FDS_MAX * sizeof(int))};
 	ssize_t n;
 	for (unsigned i = 0; i < LINK_FDS_MAX; i++)
 		fds[i] = -1;

@@ -18,7 +18,9 @@ enum link_op {
 	LINK_ORDERS, /* the mailbox has orders */
 	LINK_FREEZE, /* to a VM; fds: the template's end of a link of its own */
 	LINK_CLONE,  /* to a template; fds: the clone's link, mailbox (memfd), console, agent, and
-			* the sets (memfd) of each of its views of files that is shared */
+			* the sets (memfd) of each of its views of files that is shared, and, if there is
+			* a swap file, a description of it */
+	LINK_SELF,   /* to a clone; fds: its /proc/PID/maps, and pagemap if that may be needed */
 };
 
 struct link_request {

@@ -62,7 +62,7 @@ struct memory {
 	const struct store *store;
 	struct store_io *io; /* this process's way to the swap file, when it has needed it */
 	struct reclaim_board *reclaim;
-	int pagemap;         /* of this process; -1: not open yet */
+	int pagemap, maps;   /* /proc/self/pagemap and maps; -1: not open yet */
 	uint32_t reclaim_at; /* the run of the batch that is next */
 	uint64_t own_hand;   /* the cluster that is next, when the pool is empty */
 	uint64_t stalled_ns; /* since then a fault waits for memory; 0: none does */
@@ -106,6 +106,19 @@ int memory_make_room(struct memory *m);
 void memory_note_void(struct memory *m, gfn_t first, uint64_t count);
 /* With memory.lock held: frames wanted for 2^order gfns, those that continue a neighbour's of our own. */
 frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
+
+/* ---- self.c: what /proc says of this process ------------------------------------------------ */
+
+/* Open what a process in a sandbox can't open any more; pagemap only if it will be needed. */
+void memory_open_self(struct memory *m, bool pagemap);
+/* The host has opened them for us. Takes them. */
+void memory_take_self(struct memory *m, int pagemap, int maps);
+/* /proc/self/pagemap, for as long as the process lives; -1: it can't be opened, or isn't there yet. */
+int memory_pagemap(struct memory *m);
+/* How many mappings this process has; UINT32_MAX: unknown. */
+uint32_t memory_count_mappings(struct memory *m);
+/* How many it may have (vm.max_map_count); 0: unknown. */
+uint32_t memory_allowed_mappings(void);
 
 /* ---- mappings.c, give.c: giving memory back -------------------------------------------------- */
 
@@ -156,6 +169,10 @@ void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n);
 /* A userfaultfd that can report faults of the kernel too (KVM's). -errno with words that say which
  * permission is missing. */
 int fault_open(char *error);
+/* Open /dev/userfaultfd once for all, in the host: processes in the sandbox can't, and clones need it. And that
+ * descriptor; -1: there is no such device, or it isn't kept. */
+void fault_keep_device(void);
+int fault_device(void);
 /* Can this kernel share frames: map them write-protected when they are read, so that a write faults? (Linux 6.4,
  * UFFDIO_CONTINUE_MODE_WP.) Tries it, the first time. 0, or -errno with words. */
 int fault_can_share(char *error);

@@ -80,9 +80,16 @@ void merge_settle(struct merge_board *b, struct ipt *table);
  * more, and the VM can't go on. Loop's thread. */
 int merge_take(struct memory *m, struct merge_board *b);
 
-/* The merger's process, forked by the host: never returns. `pool` is its descriptor, `percent` of a CPU is the most
- * that is spent, VMs' part included. It ends when the link's other end is closed. */
-_Noreturn void merger_process(struct ipt *table, int pool, struct merge_board *b, int link,
-			      unsigned percent);
+struct merger_links {
+	struct ipt *table;
+	const struct pool *pool; /* its mapping goes, its descriptor becomes one for reading only */
+	struct merge_board *board;
+	int link;
+	unsigned percent;              /* of a CPU, the most that is spent, VMs' part included */
+	void (*confine)(void *worker); /* into the sandbox, once all is made; may end the process */
+	void *worker;
+};
+/* The merger's process, forked by the host: never returns. It ends when the link's other end is closed. */
+_Noreturn void merger_process(const struct merger_links *links);
 
 #endif

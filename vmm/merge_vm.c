@@ -237,7 +237,7 @@ static int settle(struct job *j, uint32_t i, uint32_t n, frame_t target, int pag
 static int merge(struct job *j, frame_t target)
 {
 	struct memory *m = j->m;
-	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	int pagemap = memory_pagemap(m);
 	if (pagemap < 0)
 		return -EBUSY;
 	int rc = watch(j);
@@ -250,7 +250,6 @@ static int merge(struct job *j, frame_t target)
 		if (!rc && refused && i < j->n)
 			rc = make_private(j, i++, 1);
 	}
-	close(pagemap);
 	atomic_fetch_add_explicit(&m->mailbox->merged_frames,
 				  (unsigned)__builtin_popcountll(j->done), memory_order_relaxed);
 	return rc;

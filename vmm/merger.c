@@ -12,6 +12,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -114,19 +115,24 @@ static int reopen(int pool)
 	return fd;
 }
 
-_Noreturn void merger_process(struct ipt *table, int pool, struct merge_board *b, int link,
-			      unsigned percent)
+_Noreturn void merger_process(const struct merger_links *l)
 {
 	static struct merger m;
 	prctl(PR_SET_NAME, "merger");
-	m = (struct merger){
-		.scan = {.table = table, .pool = reopen(pool), .board = b, .ask = ask, .ctx = &m},
-		.link = link,
-		.percent = percent,
-		.since_ns = clock_ns(),
-		.cpu_ns = clock_cpu_ns()};
+	/* It writes to no page. */
+	munmap(l->pool->base, (size_t)l->pool->frames << PAGE_SHIFT);
+	m = (struct merger){.scan = {.table = l->table,
+				     .pool = reopen(l->pool->fd),
+				     .board = l->board,
+				     .ask = ask,
+				     .ctx = &m},
+			    .link = l->link,
+			    .percent = l->percent,
+			    .since_ns = clock_ns(),
+			    .cpu_ns = clock_cpu_ns()};
 	if (merge_scan_create(&m.scan))
 		_exit(1);
-	merge_settle(b, table);
+	l->confine(l->worker);
+	merge_settle(l->board, l->table);
 	run(&m);
 }

@@ -43,6 +43,12 @@ static const char run_help[] =
 	"      --mem-min SIZE    memory of each guest that stays in the pool (0)\n"
 	"      --mem-limit SIZE  and the most of it that may be there (all)\n"
 	"      --mem-shares N    its share when there is less than guests want (1000)\n"
+	"      --sandbox MODE    on; log: what system calls guests' processes make beyond what "
+	"they may "
+	"is\n"
+	"                        only written to the kernel's log; off (on; with ,ID they get ids "
+	"from\n"
+	"                        that on, not 1879048192): docs/SECURITY.md\n"
 	"      --stats FILE      write numbers as JSON: when all are ready, and at the end\n"
 	"      --fail NAME=PROGRAM  set a failpoint (docs/FAULTS.md); repeat for more\n"
 	"      --fail-seed N     of what failpoints do by per cent (0)\n"
@@ -113,6 +119,22 @@ static int parse_swap(struct run_options *o, char *value, char *error)
 		return bad(error, "--swap", value, "is no FILE,SIZE; write /var/tmp/swap,4G");
 	*comma = 0;
 	o->swap_file = value;
+	return 0;
+}
+
+static int parse_sandbox(struct run_options *o, char *value, char *error)
+{
+	char *comma = strchr(value, ',');
+	uint64_t id = 0;
+	if (comma)
+		*comma = 0;
+	if (sandbox_parse(value, &o->sandbox) ||
+	    (comma && !number_parse(comma + 1, 1, UINT32_MAX - SANDBOX_IDS, &id)))
+		return errorf(
+			error, -EINVAL,
+			"--sandbox: '%.60s%s%.60s' is neither on, log nor off, with ,ID or without",
+			value, comma ? "," : "", comma ? comma + 1 : "");
+	o->first_id = (uid_t)id;
 	return 0;
 }
 
@@ -199,6 +221,8 @@ int options_run_one(void *ctx, int option, char *value, char *error)
 		return 0;
 	case 'w':
 		return parse_swap(o, value, error);
+	case 'B':
+		return parse_sandbox(o, value, error);
 	case 'I':
 		if (!size_parse(value, &o->mem_min))
 			return bad(error, "--mem-min", value, "is no size; write 64M");
@@ -292,16 +316,17 @@ static int run_one(void *ctx, int option, char *value, char *error)
 
 static int check_detach(const struct run_options *o, char *error)
 {
-	const char *wrong = o->pool_bytes           ? "--pool"
-			    : o->table != IPT_INDEX ? "--table"
-			    : o->stats              ? "--stats"
-			    : o->timeout_seconds    ? "--timeout"
-			    : o->scenario           ? "--scenario"
-			    : o->merge_percent      ? "--merge"
-			    : o->pack_bytes         ? "--pack"
-			    : o->swap_file          ? "--swap"
-			    : o->fails              ? "--fail"
-						    : NULL;
+	const char *wrong = o->pool_bytes               ? "--pool"
+			    : o->table != IPT_INDEX     ? "--table"
+			    : o->stats                  ? "--stats"
+			    : o->timeout_seconds        ? "--timeout"
+			    : o->scenario               ? "--scenario"
+			    : o->merge_percent          ? "--merge"
+			    : o->pack_bytes             ? "--pack"
+			    : o->swap_file              ? "--swap"
+			    : o->sandbox || o->first_id ? "--sandbox"
+			    : o->fails                  ? "--fail"
+							: NULL;
 	if (o->detach && wrong)
 		return errorf(error, -EINVAL,
 			      "%s: not with --detach; the host that runs has its own (see invisor "
@@ -339,6 +364,7 @@ int options_parse_run(struct run_options *o, int argc, char **argv, char *error)
 		{"merge", 1, NULL, 'g'},
 		{"pack", 1, NULL, 'K'},
 		{"swap", 1, NULL, 'w'},
+		{"sandbox", 1, NULL, 'B'},
 		{"detach", 0, NULL, 'D'},
 		{"wait", 1, NULL, 'W'},
 		{"host", 1, NULL, 'H'},

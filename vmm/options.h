@@ -7,6 +7,7 @@
 
 #include "ipt/ipt.h"
 #include "vmm/error.h"
+#include "vmm/sandbox.h"
 #include "vmm/vm.h"
 #include <getopt.h>
 
@@ -43,6 +44,8 @@ struct run_options {
 	uint64_t pack_bytes;      /* of packed memory; 0: none */
 	const char *swap_file;    /* NULL: none */
 	uint64_t swap_bytes;
+	enum sandbox_mode sandbox;   /* of the processes of VMs and workers */
+	uid_t first_id;              /* that they get; 0: sandbox.h's */
 	uint64_t mem_min, mem_limit; /* bytes; 0: none */
 	uint32_t mem_shares;         /* 0: as all others */
 	bool reclaims; /* pages can go out of memory: set if the host that they are for does that */
@@ -76,7 +79,7 @@ struct options_spec {
 /* What options_parse_run does, for any command. */
 int options_parse(const struct options_spec *spec, void *ctx, int argc, char **argv, char *error);
 /* A spec's `one` for the options of run, by its letters: n count, N name, k kernel, i initrd, a append,
- * m mem, c cpus, d disk, P pmem, p pool, t table, s stats, T timeout, g merge, S share-domain, K pack, w swap, I mem-min, L mem-limit, R mem-shares,
+ * m mem, c cpus, d disk, P pmem, p pool, t table, s stats, T timeout, g merge, S share-domain, K pack, w swap, B sandbox, I mem-min, L mem-limit, R mem-shares,
  * f fail, x fail-seed (both at once, in this process). ctx is a struct
  * run_options. */
 int options_run_one(void *ctx, int option, char *value, char *error);

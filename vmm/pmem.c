@@ -1,6 +1,7 @@
 /* Files that guests have as persistent memory, and their views: see pmem.h. */
 #include "vmm/pmem.h"
 #include "ipt/fail.h"
+#include "ipt/sealed.h"
 #include "vmm/error.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -164,12 +165,27 @@ static int map_sets(struct pmem_view *v)
 	return 0;
 }
 
+/* The host's mapping: VMs' processes have nothing to do with others' (pmem_attach). */
+static int map_hosts_sets(struct pmem_view *v)
+{
+	int rc = map_sets(v);
+	if (!rc && madvise(v->sets, 2 * pageset_bytes(v->pages), MADV_DONTFORK) < 0)
+		rc = -errno;
+	return rc;
+}
+
 static int make_sets(struct pmem_view *v)
 {
-	v->sets_fd = fail_call(PMEM_SETS, memfd_create("invisor-pmem", MFD_CLOEXEC));
-	if (v->sets_fd < 0 || ftruncate(v->sets_fd, (off_t)(2 * pageset_bytes(v->pages))) < 0)
+	v->sets_fd =
+		fail_call(PMEM_SETS, sealed_memfd("invisor-pmem", 2 * pageset_bytes(v->pages)));
+	if (v->sets_fd < 0)
 		return -errno;
-	return map_sets(v);
+	return map_hosts_sets(v);
+}
+
+int pmem_attach(struct pmem_view *v)
+{
+	return v->share ? map_sets(v) : 0;
 }
 
 struct pmem_file *pmem_file_adopt(struct pmem_file **files, vmid_t id, const char *path,
@@ -211,7 +227,7 @@ int pmem_view_adopt(struct pmem_file *f, struct ipt *table, const struct pool *p
 				.first = first,
 				.pages = pages,
 				.sets_fd = sets};
-	int rc = v->share ? map_sets(v) : 0;
+	int rc = v->share ? map_hosts_sets(v) : 0;
 	if (rc) {
 		free(v);
 		return rc;

@@ -105,6 +105,8 @@ int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *po
 	      gfn_t first, const struct pmem_use *use, struct pmem_view **out, char *error);
 /* A view for a clone of the VM that has `of`, which inherited the region already: with sets of its own. */
 int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *error);
+/* In the VM's process, just forked from the host: its own mapping of its sets. -errno. */
+int pmem_attach(struct pmem_view *v);
 /* What a host before us made of a file, and of a VM's view of it: `sets` (-1: it isn't shared) and the file's descriptors are
  * taken. NULL without memory; -errno. The file has no users yet, and is to be left if it gets none. */
 struct pmem_file *pmem_file_adopt(struct pmem_file **files, vmid_t id, const char *path,

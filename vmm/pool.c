@@ -1,5 +1,6 @@
 #include "vmm/pool.h"
 #include "ipt/fail.h"
+#include "ipt/sealed.h"
 #include "vmm/error.h"
 #include "vmm/shared.h"
 #include <errno.h>
@@ -13,16 +14,14 @@ int pool_create(struct pool *p, uint32_t frames, char *error)
 {
 	uint64_t bytes = (uint64_t)frames << PAGE_SHIFT;
 	*p = (struct pool){.fd = -1, .frames = frames};
-	p->fd = fail_call(POOL_CREATE, memfd_create("invisor-pool", MFD_CLOEXEC));
+	p->fd = fail_call(POOL_CREATE, sealed_memfd("invisor-pool", bytes));
 	if (p->fd < 0)
 		return errorf(error, -errno, "pool: memfd_create: %s", strerror(errno));
-	if (ftruncate(p->fd, (off_t)bytes) == 0) {
-		void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-				  p->fd, 0);
-		if (base != MAP_FAILED) {
-			p->base = base;
-			return 0;
-		}
+	void *base =
+		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, p->fd, 0);
+	if (base != MAP_FAILED) {
+		p->base = base;
+		return 0;
 	}
 	int rc = -errno;
 	close(p->fd);

@@ -1,7 +1,11 @@
 #include "vmm/proc.h"
+#include <errno.h>
 #include <inttypes.h>
+#include <linux/types.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 static uint64_t key_kib(const char *path, const char *key)
 {
@@ -16,6 +20,52 @@ static uint64_t key_kib(const char *path, const char *key)
 	if (f)
 		fclose(f);
 	return value;
+}
+
+/* linux/pidfd.h since 6.13; exit_code since 6.15. */
+struct pidfd_info {
+	__u64 mask, cgroup;
+	__u32 pid, tgid, ppid, ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid;
+	__s32 exit_code;
+};
+#define GET_INFO  _IOWR(0xFF, 11, struct pidfd_info)
+#define INFO_PID  (UINT64_C(1) << 0)
+#define INFO_EXIT (UINT64_C(1) << 3)
+
+int proc_exit_status(int pidfd)
+{
+	struct pidfd_info i = {.mask = INFO_EXIT};
+	return ioctl(pidfd, GET_INFO, &i) == 0 && i.mask & INFO_EXIT ? i.exit_code : -1;
+}
+
+static enum proc_kin kin(uint64_t of, pid_t parent)
+{
+	return of == (uint64_t)parent || of == (uint64_t)getpid() ? PROC_CHILD : PROC_STRANGER;
+}
+
+/* Kernels before 6.13. */
+static enum proc_kin read_kin(int pidfd, pid_t pid, pid_t parent)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
+	uint64_t is = key_kib(path, "Pid");
+	if (is == UINT64_MAX) /* -1 */
+		return PROC_GONE;
+	if (is != (uint64_t)pid)
+		return PROC_STRANGER;
+	snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+	uint64_t of = key_kib(path, "PPid");
+	return of ? kin(of, parent) : PROC_GONE;
+}
+
+enum proc_kin proc_kin(int pidfd, pid_t pid, pid_t parent)
+{
+	struct pidfd_info i = {.mask = INFO_PID};
+	if (ioctl(pidfd, GET_INFO, &i) < 0)
+		return errno == ESRCH ? PROC_GONE : read_kin(pidfd, pid, parent);
+	if (!(i.mask & INFO_PID))
+		return PROC_GONE;
+	return i.pid == (__u32)pid ? kin(i.ppid, parent) : PROC_STRANGER;
 }
 
 uint64_t proc_meminfo_kib(const char *key)

@@ -20,6 +20,13 @@ struct proc_slab {
 };
 
 void proc_memory(pid_t pid, struct proc_memory *out);
+/* The wait status of a process that ended and isn't our child, by its pidfd; -1: the kernel doesn't tell (before 6.15), or
+ * it hasn't ended. */
+int proc_exit_status(int pidfd);
+/* What `pid`, with that pidfd, is to `parent`, who says to have made it; one whose parent died is ours. Who names another
+ * process than its own may be in others' hands. */
+enum proc_kin { PROC_STRANGER, PROC_CHILD, PROC_GONE };
+enum proc_kin proc_kin(int pidfd, pid_t pid, pid_t parent);
 /* A line of /proc/meminfo, such as "MemTotal", in KiB. */
 uint64_t proc_meminfo_kib(const char *key);
 /* False, and zeroes, if /proc/slabinfo (root's) can't be read or has no cache of that name. */

@@ -145,8 +145,10 @@ struct reclaimer_links {
 	struct ipt *table;
 	struct reclaim_board *board;
 	const struct store *store;
-	const struct pool *pool; /* its descriptor */
-	int link;                /* to the host: a VM's id, to be rung; 0: feed the hungry */
+	const struct pool *pool;       /* its descriptor */
+	int link;                      /* to the host: a VM's id, to be rung; 0: feed the hungry */
+	void (*confine)(void *worker); /* into the sandbox, once all is made; may end the process */
+	void *worker;
 };
 /* Never returns. It ends when the link's other end is closed. */
 _Noreturn void reclaimer_process(const struct reclaimer_links *links);

@@ -36,14 +36,6 @@ struct scan {
 #define SCAN_RUNS        64
 #define PAGEMAP_PRESENT_ (UINT64_C(1) << 63)
 
-/* This process's own, opened when it is needed. */
-static int pagemap(struct memory *m)
-{
-	if (m->pagemap < 0)
-		m->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	return m->pagemap;
-}
-
 struct present {
 	uint64_t bits[RECLAIM_PAGES / 64];
 };
@@ -95,10 +87,10 @@ static int read_present(int fd, uintptr_t at, uint32_t n, struct present *out)
 static int find_present(struct memory *m, const uint8_t *at, uint32_t n, struct present *out)
 {
 	static bool old_kernel;
-	int fd = pagemap(m);
+	int fd = memory_pagemap(m);
 	*out = (struct present){{0}};
 	if (fd < 0)
-		return -errno;
+		return -EBADF;
 	int rc = old_kernel ? -ENOTTY : scan_present(fd, (uintptr_t)at, n, out);
 	if (rc == -ENOTTY || rc == -EINVAL) {
 		old_kernel = true;

@@ -16,6 +16,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -421,6 +422,9 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 	r.fact = calloc(r.clock.vms, sizeof *r.fact);
 	if (!r.note || !r.stall || !r.fact || reclaim_turns_create(&r.turns, r.clock.vms))
 		_exit(1);
+	/* It reads by the pool's descriptor. */
+	munmap(links->pool->base, (size_t)links->pool->frames << PAGE_SHIFT);
+	links->confine(links->worker);
 	r.stalls_ns = clock_ns();
 	inherit(&r);
 	ring_host(&r,

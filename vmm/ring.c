@@ -6,7 +6,21 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define FIRST_BYTES 1024
+#define FIRST_BYTES 4096
+
+/* Pages of their own, which processes that are forked from this one don't get: what a guest said is no other's business. */
+static char *more_pages(char *had, size_t old, size_t bytes)
+{
+	char *at =
+		had ? mremap(had, old, bytes, MREMAP_MAYMOVE)
+		    : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (at == MAP_FAILED)
+		return NULL;
+	if (had || madvise(at, bytes, MADV_DONTFORK) == 0)
+		return at;
+	munmap(at, bytes);
+	return NULL;
+}
 
 struct ring_shared {
 	_Atomic uint64_t written; /* once the bytes are there */
@@ -28,6 +42,7 @@ int ring_open(struct ring *r, int fd)
 	struct ring_shared *s = shared_attach(fd, sizeof *s);
 	if (!s)
 		return -errno;
+	madvise(s, sizeof *s, MADV_DONTFORK);
 	*r = (struct ring){
 		.bytes = s->bytes, .room = RING_BYTES, .written = s->written, .shared = s};
 	return 0;
@@ -41,7 +56,7 @@ static void grow(struct ring *r, size_t n)
 		room *= 2;
 	if (room == r->room || r->written > r->room)
 		return;
-	char *more = realloc(r->bytes, room);
+	char *more = more_pages(r->bytes, r->room, room);
 	if (!more)
 		return;
 	r->bytes = more;
@@ -89,7 +104,7 @@ void ring_free(struct ring *r)
 {
 	if (r->shared)
 		munmap(r->shared, sizeof *r->shared);
-	else
-		free(r->bytes);
+	else if (r->bytes)
+		munmap(r->bytes, r->room);
 	*r = (struct ring){.bytes = NULL};
 }

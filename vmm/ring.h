@@ -1,5 +1,5 @@
 /* The last bytes of a stream: what was written long ago is overwritten. Bytes are named by their
- * position in the whole stream, from 0 on. */
+ * position in the whole stream, from 0 on. A process that is forked from the ring's must not use it: it doesn't have it. */
 #ifndef VMM_RING_H
 #define VMM_RING_H
 

@@ -505,7 +505,7 @@ int memory_adopt(struct memory *m, char *error)
 {
 	m->shares = true;
 	m->own_hand = m->stalled_ns = 0;
-	m->pagemap = -1; /* the template's process has closed it */
+	m->pagemap = m->maps = -1; /* the template's process has closed them */
 	store_io_forget(m->io);
 	m->io = NULL;
 	m->uffd = fault_open(error);

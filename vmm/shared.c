@@ -1,4 +1,5 @@
 #include "vmm/shared.h"
+#include "ipt/sealed.h"
 #include <errno.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -12,10 +13,10 @@ static void *map(int fd, size_t bytes)
 
 void *shared_create(const char *name, size_t bytes, int *fd)
 {
-	*fd = memfd_create(name, MFD_CLOEXEC);
+	*fd = sealed_memfd(name, bytes);
 	if (*fd < 0)
 		return NULL;
-	void *at = ftruncate(*fd, (off_t)bytes) == 0 ? map(*fd, bytes) : NULL;
+	void *at = map(*fd, bytes);
 	if (!at) {
 		int error = errno;
 		close(*fd);

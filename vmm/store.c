@@ -1,6 +1,7 @@
 /* The store as a whole, and compressed memory. See store.h. */
 #include "vmm/store.h"
 #include "ipt/fail.h"
+#include "ipt/sealed.h"
 #include "vmm/error.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -18,11 +19,8 @@ static int create_mem(struct store *s, uint64_t bytes, char *error)
 			      "compressed memory: %" PRIu64
 			      " bytes; whole pages of 4 KiB, at most 256 GiB, are possible",
 			      bytes);
-	s->mem_fd = fail_call(STORE_CREATE, memfd_create("invisor-packed", MFD_CLOEXEC));
+	s->mem_fd = fail_call(STORE_CREATE, sealed_memfd("invisor-packed", bytes));
 	if (s->mem_fd < 0)
-		return errorf(error, -errno, "compressed memory: memfd_create: %s",
-			      strerror(errno));
-	if (ftruncate(s->mem_fd, (off_t)bytes) < 0)
 		return errorf(error, -errno, "compressed memory: %" PRIu64 " MiB: %s", bytes / MiB,
 			      strerror(errno));
 	s->mem_pages = (uint32_t)(bytes >> PAGE_SHIFT);

@@ -29,6 +29,7 @@ struct store {
 	int mem_fd; /* -1: no compressed memory */
 	uint32_t mem_pages;
 	int file_fd; /* -1: no swap file. Holds the lock that keeps other hosts out. */
+	int own_fd; /* a description of the file for this process alone; 0: it opens one when it needs it */
 	uint32_t file_blocks;
 	bool direct; /* the file is read and written past the host's page cache */
 	bool sparse; /* its file system can't reserve space: a write may find none left */
@@ -99,6 +100,8 @@ struct store_block {
 	int rc;       /* out: 0 or -errno */
 };
 
+/* A description of the file of its own, for s->own_fd of a process that can't open one itself. -ENODEV, -errno. */
+int store_describe(const struct store *s);
 /* `who` is the VM's id: no two at a time (-EBUSY). With words: -EBUSY, -ENODEV (no swap file), -ENOMEM, -errno of
  * io_uring_queue_init (-ENOSYS or -EPERM: the kernel forbids io_uring), open, fcntl. */
 int store_io_create(struct store_io **out, const struct store *s, uint32_t who, char *error);

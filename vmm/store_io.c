@@ -30,7 +30,8 @@
 
 struct store_io {
 	struct io_uring ring;
-	int fd; /* the file, by a description of this process */
+	int fd;    /* the file, by a description of this process */
+	bool lent; /* it is the store's own_fd */
 	uint32_t file_blocks;
 	pid_t pid;
 	uint8_t *arena;
@@ -43,13 +44,23 @@ struct store_io {
 
 /* ---- making and letting go ------------------------------------------------------------------ */
 
-static int open_file(struct store_io *io, const struct store *s, uint32_t who, char *error)
+int store_describe(const struct store *s)
 {
 	char path[32];
+	if (s->file_fd < 0)
+		return -ENODEV;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", s->file_fd);
-	io->fd = fail_call(STORE_OPEN, open(path, O_RDWR | O_CLOEXEC | (s->direct ? O_DIRECT : 0)));
+	int fd = open(path, O_RDWR | O_CLOEXEC | (s->direct ? O_DIRECT : 0));
+	return fd < 0 ? -errno : fd;
+}
+
+static int open_file(struct store_io *io, const struct store *s, uint32_t who, char *error)
+{
+	int refused = fail_point(FAIL_STORE_OPEN);
+	io->lent = s->own_fd > 0 && !refused;
+	io->fd = refused ? -refused : io->lent ? s->own_fd : store_describe(s);
 	if (io->fd < 0)
-		return errorf(error, -errno, "swap file: %s", strerror(errno));
+		return errorf(error, io->fd, "swap file: %s", strerror(-io->fd));
 	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = who, .l_len = 1};
 	if (fcntl(io->fd, F_OFD_SETLK, &lock) < 0) {
 		int rc = errno == EACCES || errno == EAGAIN ? -EBUSY : -errno;
@@ -113,6 +124,10 @@ void store_io_destroy(struct store_io *io)
 		return;
 	if (io->arena)
 		munmap(io->arena, ARENA);
+	/* The description stays; the lock goes, unless something may still be under way. */
+	struct flock none = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+	if (io->lent && !io->broken)
+		fcntl(io->fd, F_OFD_SETLK, &none);
 	store_io_forget(io);
 }
 
@@ -123,7 +138,7 @@ void store_io_forget(struct store_io *io)
 	/* The arena isn't here after a fork; other things may be in its place. */
 	if (io->ring.ring_fd >= 0)
 		io_uring_queue_exit(&io->ring);
-	if (io->fd >= 0)
+	if (io->fd >= 0 && !io->lent)
 		close(io->fd);
 	free(io);
 }

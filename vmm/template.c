@@ -168,8 +168,9 @@ static void leave_the_vm(struct vm *vm, int link)
 	for (unsigned i = 0; i < vm->kvm.cpus; i++)
 		munmap(vm->kvm.vcpu[i].run, (size_t)vm->kvm.host->run_bytes);
 	munmap(vm->links.mailbox, sizeof *vm->links.mailbox);
-	int keep[10 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
+	int keep[11 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
 	unsigned n = 0;
+	keep[n++] = fault_device();
 	keep[n++] = link;
 	keep[n++] = vm->links.pool->fd;
 	keep[n++] = ipt_fd(vm->links.table);

@@ -176,6 +176,12 @@ static void *vcpu_main(void *arg)
 		atomic_store_explicit(&vm->vcpu_gone[0], true, memory_order_release);
 		return NULL;
 	}
+	int rc = sandbox_narrow(SECCOMP_VCPU);
+	if (rc) {
+		vm_end(vm, END_HOST_ERROR, "seccomp for vCPU %u: %s", cpu, strerror(-rc));
+		atomic_store_explicit(&vm->vcpu_gone[cpu], true, memory_order_release);
+		return NULL;
+	}
 	if (cpu == 0) {
 		atomic_store_explicit(&vm->links.mailbox->run_started_ns, clock_ns(),
 				      memory_order_release);
@@ -200,7 +206,7 @@ static void *vcpu_main(void *arg)
 		}
 		if (!inject_may_enter(vm, cpu))
 			continue;
-		int rc = fail_call(KVM_RUN, ioctl(v->fd, KVM_RUN, 0));
+		rc = fail_call(KVM_RUN, ioctl(v->fd, KVM_RUN, 0));
 		if (rc < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;
 		if (rc < 0 && errno == EFAULT && dax_was_remapping(&vm->memory, &remaps))

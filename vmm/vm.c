@@ -24,6 +24,12 @@
 #define REST_MS \
 	2000 /* without work for the loop, after which a VM gives back what it can do without */
 
+/* Limits of its process. */
+#define SPARE_BYTES  (64 * MiB) /* of private memory, beside the window and what it began with */
+#define LOCKED_BYTES (64 * MiB) /* swap I/O pins 256 KiB a VM, and goes on without */
+#define FILES_MOST   256
+#define TASKS_BESIDE 16 /* the loop's thread, ender, template, workers of io_uring and KVM */
+
 /* virtio 1.2 section 5 */
 #define ID_BLK     2
 #define ID_CONSOLE 3
@@ -272,6 +278,9 @@ static void on_link(struct loop_op *op, int res, uint32_t flags)
 		} else if (request.op == LINK_FREEZE && fds[0] >= 0) {
 			pause_for_freeze(vm, &request, fds[0]);
 			fds[0] = -1;
+		} else if (request.op == LINK_SELF && fds[0] >= 0) {
+			memory_take_self(&vm->memory, fds[1], fds[0]);
+			fds[0] = fds[1] = -1;
 		}
 		link_close(fds);
 	}
@@ -361,12 +370,31 @@ int vm_watch(struct vm *vm, char *error)
 	return 0;
 }
 
+/* The swap file can't be opened once we are in the sandbox. */
+static int keep_store(struct vm *vm, char *error)
+{
+	if (!vm->links.store)
+		return 0;
+	vm->store = *vm->links.store;
+	vm->links.store = &vm->store;
+	if (vm->store.file_fd < 0)
+		return 0;
+	vm->store.own_fd = store_describe(&vm->store);
+	return vm->store.own_fd > 0 ? 0
+				    : errorf(error, vm->store.own_fd, "%s: the swap file: %s",
+					     vm->config.machine.name, strerror(-vm->store.own_fd));
+}
+
 static int set_up(struct vm *vm, char *error)
 {
 	const struct machine *m = &vm->config.machine;
 	struct boot_plan plan = {0};
 	int rc = memory_create(&vm->memory, vm->links.table, vm->links.id, m, vm->links.pool,
 			       vm->links.mailbox, error);
+	if (rc)
+		return rc;
+	memory_open_self(&vm->memory, vm->links.store || vm->links.merging);
+	rc = keep_store(vm, error);
 	if (rc)
 		return rc;
 	vm->memory.store = vm->links.store;
@@ -448,6 +476,20 @@ _Noreturn void vm_run(struct vm *vm)
 	_exit(vm->links.mailbox->end == END_POWER_OFF ? 0 : 1);
 }
 
+/* Nothing but what the guest asks for is done from now on. */
+static int confine(struct vm *vm, uint64_t data_before, char *error)
+{
+	const struct machine *m = &vm->config.machine;
+	uint64_t clones = (uint64_t)vm->links.relatives + 1;
+	const struct sandbox_limits limits = {
+		.data_bytes = data_before ? data_before + machine_window_bytes(m) + SPARE_BYTES : 0,
+		.lock_bytes = LOCKED_BYTES,
+		.files = FILES_MOST,
+		/* Each has a vCPU's threads, the loop's, the ender, KVM's and io_uring's. */
+		.tasks = clones * (m->cpus + TASKS_BESIDE)};
+	return sandbox_enter(vm->links.sandbox, SECCOMP_VM, vm->links.user, &limits, error);
+}
+
 _Noreturn void vm_process(const struct vm_config *config, const struct vm_links *links)
 {
 	/* The process is this VM and nothing else. In as few pages as it fits: each clone has its own. */
@@ -457,8 +499,11 @@ _Noreturn void vm_process(const struct vm_config *config, const struct vm_links 
 	vm.links = *links;
 	be_a_vm_process();
 	vm_name_process("vm", config->machine.name);
+	uint64_t data = sandbox_data_bytes();
 	fail_be(FAIL_VM, config->machine.name);
 	int rc = set_up(&vm, error);
+	if (!rc)
+		rc = confine(&vm, data, error);
 	if (rc)
 		vm_give_up(&vm, *error ? error : strerror(-rc));
 	vm_run(&vm);

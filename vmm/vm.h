@@ -16,7 +16,9 @@
 #include "vmm/memory.h"
 #include "vmm/outlet.h"
 #include "vmm/pmem.h"
+#include "vmm/sandbox.h"
 #include "vmm/serial.h"
+#include "vmm/store.h"
 #include <pthread.h>
 
 #define VM_MAX_DISKS    8
@@ -66,6 +68,9 @@ struct vm_links {
 	struct merge_board *merging; /* NULL: nothing is merged; merge.h */
 	const struct store *store; /* where pages go that are taken out of memory; NULL: none are */
 	struct reclaim_board *reclaim; /* NULL: likewise */
+	const struct sandbox *sandbox; /* to be entered before the guest runs */
+	uid_t user;                    /* to be there */
+	uint32_t relatives;            /* VMs that may come to be of this one by cloning, at most */
 };
 
 struct vm;
@@ -100,6 +105,8 @@ struct vm {
 	struct vm_config config; /* a copy, so that a clone can have a name of its own */
 	struct vm_links links;
 	struct memory memory;
+	struct store
+		store; /* what links.store is: a copy, with a description of the swap file for this process */
 	struct kvm_vm kvm;
 	struct loop *loop;
 	struct serial *serial;

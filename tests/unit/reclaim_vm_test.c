@@ -955,7 +955,8 @@ Test(reclaim_vm, templates_pages_go_when_nobody_is_at_them)
 {
 	struct reclaim_clock clock;
 	make(PACKED, 0);
-	const struct reclaimer_links links = {table, board, &store, &pool, -1};
+	const struct reclaimer_links links = {
+		.table = table, .board = board, .store = &store, .pool = &pool, .link = -1};
 	cr_assert_eq(reclaim_clock_create(&clock, table, board), 0);
 	struct reclaim_shared shared = {.links = &links, .clock = &clock};
 	fill_all(FIRST, 16, text);

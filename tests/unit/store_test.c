@@ -296,6 +296,12 @@ Test(store, memory_that_refuses)
 	struct rlimit r;
 	uint8_t bytes[64] = {1}, page[PAGE_SIZE];
 	begin(&s);
+	/* One that can be cut short: the store's own can't. */
+	cr_assert_eq(ftruncate(s.mem_fd, 4096), -1);
+	cr_assert_eq(errno, EPERM);
+	close(s.mem_fd);
+	s.mem_fd = memfd_create("store", 0);
+	cr_assert_eq(ftruncate(s.mem_fd, (off_t)s.mem_pages * PAGE_SIZE), 0);
 	cr_assert_eq(getrlimit(RLIMIT_FSIZE, &r), 0);
 	r.rlim_cur = 4096 + 32;
 	cr_assert_eq(setrlimit(RLIMIT_FSIZE, &r), 0);

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct host host;
@@ -200,6 +202,66 @@ Test(vmm_control, serves_many_at_once_and_the_next_when_one_leaves)
 		if (i != 3)
 			close(fd[i]);
 	turn();
+}
+
+Test(vmm_control, a_request_that_does_not_come_makes_room)
+{
+	struct timespec most = {.tv_sec = 2, .tv_nsec = 500000000};
+	control_destroy(control);
+	const struct control_config config = {.host = &host,
+					      .file = RUNDIR_HOST,
+					      .handler = handler,
+					      .ctx = &control,
+					      .hear_ms = 100};
+	char error[ERROR_MAX];
+	cr_assert_eq(control_create(&control, &config, error), 0);
+	int slow = ask("{\"do\":"), later = ask("{\"do\":\"later\"}\n");
+	turn();
+	cr_expect_null(got(slow));
+	nanosleep(&most, NULL);
+	turn();
+	const char *words = got(slow);
+	cr_expect(words && strstr(words, "within 100 ms"), "%s", words);
+	cr_expect_str_eq(got(slow), "");
+	cr_expect_null(got(later)); /* that one came in time, and waits as long as it takes */
+	control_reply(kept, json_pack("{s:i}", "n", 3));
+	cr_expect_str_eq(got(later), "{\"n\":3}\n");
+	close(slow);
+	close(later);
+}
+
+/* Even where the directory and the socket let everyone in. */
+Test(vmm_control, another_user_is_turned_away)
+{
+	int said[2];
+	char words[256] = "";
+	if (geteuid())
+		cr_skip_test("it takes root to be another user");
+	cr_assert_eq(chmod(dir, 0755) | chmod(path, 0666) | pipe(said), 0);
+	pid_t pid = fork();
+	if (pid == 0) {
+		if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+			_exit(2);
+		int fd = rundir_dial(path);
+		if (fd < 0 || send(fd, "{\"do\":\"now\"}\n", 13, MSG_NOSIGNAL) != 13)
+			_exit(3);
+		ssize_t n = recv(fd, words, sizeof words, 0);
+		_exit(n <= 0 || write(said[1], words, (size_t)n) != n || recv(fd, words, 1, 0) > 0);
+	}
+	int status = -1;
+	for (int tries = 0; tries < 500 && waitpid(pid, &status, WNOHANG) == 0; tries++) {
+		turn();
+		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+	}
+	cr_expect_eq(status, 0, "status %x", status);
+	close(said[1]);
+	cr_assert_gt(read(said[0], words, sizeof words - 1), 0);
+	cr_expect_str_eq(words, "{\"error\":\"this host is another user's\"}\n");
+	close(said[0]);
+	/* Root is let in wherever it comes from; we are it. */
+	int fd = ask("{\"do\":\"now\"}\n");
+	cr_expect_str_eq(got(fd), "{\"n\":1}\n");
+	close(fd);
 }
 
 Test(vmm_control, a_stream_carries_bytes_both_ways_with_back_pressure)
