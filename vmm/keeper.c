@@ -378,6 +378,9 @@ _Noreturn void keeper_process(int listening, int link, const char *path)
 		_exit(1);
 	for (;;) {
 		size_t n = watch();
+		if (keeper.link <
+		    0) /* the last may have been found over at any look, and isn't watched then */
+			end_if_idle();
 		if (poll(keeper.poll, n, -1) < 0 && errno != EINTR)
 			_exit(1);
 		if (keeper.poll[0].revents)

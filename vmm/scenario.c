@@ -105,7 +105,7 @@ static int parse_top(const json_t *root, struct scenario *s, char *why)
 	static const char *const members[] = {"seed", "from", "for", "stop", "steps", NULL};
 	const json_t *from = json_object_get(root, "from"), *stop = json_object_get(root, "stop");
 	const char *word = json_string_value(from);
-	int64_t n;
+	int64_t n = 0;
 	if (!json_is_object(root))
 		return errorf(why, -EINVAL, "a scenario is an object with \"steps\"");
 	int rc = inject_members(root, members, NULL, why);

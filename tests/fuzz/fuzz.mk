@@ -2,7 +2,7 @@
 #   make fuzz [TARGET="blk image"] [FUZZ_SECONDS=300]   fuzz these (all), two at a time; what is new stays in build/fuzz/found
 #   make check-fuzz [FUZZ_SECONDS=20]                   replay the corpora, then fuzz all for a while, and count
 #   make fuzz-merge [TARGET=...]                        take what was found into the corpora, as little of it as does
-FUZZ_TARGETS := virtqueue blk console rng pmem balloon serial image agent control options
+FUZZ_TARGETS := virtqueue blk console rng pmem balloon serial image agent control options scenario
 TARGET       ?= $(FUZZ_TARGETS)
 FUZZ_CC      ?= clang
 FUZZ_DIR     ?= build/fuzz
