@@ -3,7 +3,7 @@
 # Each test runs in a subshell of its own with `set -eu`, in an empty directory ($WORK), and passes if it
 # returns 0. `skip WHY` ends a test as skipped, `fail WHY` as failed; one that takes longer than TEST_LIMIT
 # seconds fails, says what it was at, and is ended with all that it started. Arguments of suite_run are patterns
-# of tests to run (all). The last line is "N passed, N failed, N skipped"; the status is 0 only if none failed
+# of tests to run (all); one that begins with - is of tests to leave out. The last line is "N passed, N failed, N skipped"; the status is 0 only if none failed
 # and at least one ran.
 
 SKIPPED=77
@@ -64,7 +64,7 @@ await() {
 	local limit status=0
 	(
 		export -n WORK # not one of them itself
-		sleep "$TEST_LIMIT"
+		sleep "$TEST_LIMIT" || exit # it was ended: so is the test
 		tell_stuck "$2"
 		kill -9 "$1"
 		# Twice: what it started while we looked.
@@ -78,15 +78,26 @@ await() {
 	return $status
 }
 
+# wanted NAME PATTERN...: is it to run?
+wanted() {
+	local name=$1 pattern any='' matches=''
+	shift
+	for pattern; do
+		case $pattern in
+		-*) case $name in *${pattern#-}*) return 1 ;; esac ;;
+		*)
+			any=1
+			case $name in *$pattern*) matches=1 ;; esac ;;
+		esac
+	done
+	[ -z "$any" ] || [ -n "$matches" ]
+}
+
 suite_run() {
 	local passed=0 failed=0 skipped=0 name status began names
 	names=$(declare -F | awk '$3 ~ /^test_/ {print $3}')
 	for name in $names; do
-		if [ $# -gt 0 ]; then
-			local wanted=0 pattern
-			for pattern in "$@"; do case $name in *$pattern*) wanted=1 ;; esac; done
-			[ $wanted = 1 ] || continue
-		fi
+		wanted "$name" "$@" || continue
 		began=$(date +%s.%N)
 		WORK=$(mktemp -d)
 		export WORK
