@@ -64,6 +64,9 @@ struct reclaim_desk {
 	/* Odd while the VM is at frames that it looked up and that may be others'; written by the VM. */
 	_Atomic uint32_t at_work;
 	_Atomic uint64_t stall_ns; /* the same since its start; written by the VM */
+	/* CPU time of the VM's process since its start, now and then, and of that for pages on their way in and out; written
+	 * by the VM. Where many wait for few CPUs, those tell of thrashing what stalls don't. */
+	_Atomic uint64_t cpu_ns, work_ns;
 	_Atomic uint64_t
 		stalled_since_ns; /* by the VM: a stall goes on, CLOCK_MONOTONIC; 0: none */
 	_Atomic uint32_t born;    /* counts the VMs that had this desk */
@@ -123,6 +126,8 @@ void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uin
 			uint32_t limit);
 /* What became of pages is counted. */
 void reclaim_count(struct reclaim_board *b, const struct evict_count *c);
+/* A VM has worked for so long on pages on their way. The VM's own thread. */
+void reclaim_worked(struct reclaim_desk *d, uint64_t ns);
 /* Is it this VM's turn to bring pages back (reclaim_turns.h)? Also where nobody takes turns. */
 bool reclaim_has_turn(const struct reclaim_desk *d);
 /* Wake the reclaimer. */

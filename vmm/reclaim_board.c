@@ -1,4 +1,5 @@
 #include "ipt/fail.h"
+#include "vmm/clock.h"
 #include "vmm/reclaim.h"
 #include "vmm/shared.h"
 #include <linux/futex.h>
@@ -10,6 +11,8 @@
 /* Of the pool: it is short below the one, and well again from the other on. */
 #define LOW_SHARE  64
 #define HIGH_SHARE 32
+
+#define CPU_LOOK_NS 1000000 /* of work, after which the process's CPU time is looked at again */
 
 static size_t bytes_of(uint32_t desks)
 {
@@ -63,7 +66,7 @@ void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uin
 	d->gives = 1;
 	d->turn = RECLAIM_NO_TURNS;
 	d->at_work = d->droppable = 0;
-	d->stall_ns = d->stalled_since_ns = 0;
+	d->stall_ns = d->stalled_since_ns = d->cpu_ns = d->work_ns = 0;
 	d->working_set = d->working_set_error = d->stall10 = d->stall60 = 0;
 	atomic_fetch_add_explicit(&d->born, 1, memory_order_release);
 	atomic_store_explicit(&d->state, RECLAIM_FREE, memory_order_release);
@@ -85,6 +88,16 @@ void reclaim_count(struct reclaim_board *b, const struct evict_count *c)
 	count(&to->refused, c->refused);
 	count(&to->full, c->full);
 	count(&to->errors, c->errors);
+}
+
+void reclaim_worked(struct reclaim_desk *d, uint64_t ns)
+{
+	if (!d)
+		return;
+	uint64_t before = atomic_load_explicit(&d->work_ns, memory_order_relaxed);
+	atomic_store_explicit(&d->work_ns, before + ns, memory_order_relaxed);
+	if (before / CPU_LOOK_NS != (before + ns) / CPU_LOOK_NS)
+		atomic_store_explicit(&d->cpu_ns, clock_process_cpu_ns(), memory_order_relaxed);
 }
 
 bool reclaim_has_turn(const struct reclaim_desk *d)

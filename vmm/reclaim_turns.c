@@ -6,6 +6,7 @@
 #define PRESSED     0.25 /* of its time a VM waits for pages: from there on it takes part */
 #define CALM        0.05 /* and below, it has what it needs */
 #define AVERAGE_S   3.0  /* over which the share is taken */
+#define WORTH_S     5e-3 /* less CPU time than that says nothing */
 #define SETTLE_S    5.0  /* a VM's turn, or a new set, says nothing before */
 #define TURN_S      2.0 /* that a turn lasts, at least; more if there is much to be brought back: */
 #define TURN_MOST_S 10.0
@@ -85,11 +86,17 @@ static void look_at_one(struct reclaim_turns *t, uint32_t id, const struct recla
 {
 	struct reclaim_turn_vm *v = &t->vm[id];
 	if (!f->live || v->born != f->born) {
-		*v = (struct reclaim_turn_vm){.born = f->born, .stalled_ns = f->stalled_ns};
+		*v = (struct reclaim_turn_vm){.born = f->born,
+					      .stalled_ns = f->stalled_ns,
+					      .cpu_ns = f->cpu_ns,
+					      .work_ns = f->work_ns};
 		return;
 	}
 	double stalled = seconds(v->stalled_ns, f->stalled_ns);
+	double worked = seconds(v->work_ns, f->work_ns), cpu = seconds(v->cpu_ns, f->cpu_ns);
 	v->stalled_ns = f->stalled_ns;
+	v->cpu_ns = f->cpu_ns;
+	v->work_ns = f->work_ns;
 	if (period <= 0)
 		return;
 	if (v->waits) { /* if it waits for no page, it wants none */
@@ -97,6 +104,8 @@ static void look_at_one(struct reclaim_turns *t, uint32_t id, const struct recla
 		return;
 	}
 	double share = stalled < period ? stalled / period : 1;
+	if (cpu > WORTH_S && worked > share * cpu)
+		share = worked < cpu ? worked / cpu : 1;
 	v->stall += (share - v->stall) * (1 - exp(-period / AVERAGE_S));
 	if (!v->member) {
 		if (v->stall >= PRESSED)

@@ -26,6 +26,8 @@ struct reclaim_fact {
 	uint32_t used;       /* of them, at most, as it seems */
 	uint32_t out;        /* and out of it */
 	uint64_t stalled_ns; /* in all */
+	uint64_t cpu_ns,
+		work_ns; /* CPU time of its process in all, and of that for pages on their way */
 };
 
 struct reclaim_turn_vm {
@@ -36,7 +38,7 @@ struct reclaim_turn_vm {
 	double had;    /* seconds of turns for each thousandth of a thousand shares */
 	uint32_t need; /* frames that it used when it didn't wait for pages; 0: not known */
 	uint64_t since_ns; /* its turn, or its waiting, began */
-	uint64_t stalled_ns;
+	uint64_t stalled_ns, cpu_ns, work_ns;
 };
 
 struct reclaim_turns {

@@ -234,6 +234,7 @@ int reclaim_take(struct memory *m, struct reclaim_board *b)
 		spent = clock_cpu_ns() - began;
 	}
 	d->answer.ns += spent;
+	reclaim_worked(d, spent);
 	if (m->reclaim_at < runs && !rc)
 		return 1;
 	atomic_store_explicit(&d->state, RECLAIM_DONE, memory_order_release);

@@ -155,7 +155,9 @@ static void collect_facts(struct reclaimer *r, uint64_t now)
 						    .frames = v->frames,
 						    .used = used < v->frames ? used : v->frames,
 						    .out = v->out,
-						    .stalled_ns = reclaim_stalled_ns(d, now)};
+						    .stalled_ns = reclaim_stalled_ns(d, now),
+						    .cpu_ns = d->cpu_ns,
+						    .work_ns = d->work_ns};
 	}
 }
 
