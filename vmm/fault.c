@@ -296,7 +296,8 @@ static void note_stall(struct memory *m, bool waiting)
 /* One fault: 0, -EAGAIN if it has to wait for frames, or another -errno. */
 static int serve(struct memory *m, uint64_t hva, bool write, bool mapped)
 {
-	uint64_t began = clock_ns(), cpu = clock_cpu_ns();
+	struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
+	uint64_t began = clock_ns(), cpu = d ? clock_cpu_ns() : 0;
 	enum fault_kind kind = write ? FAULT_GUEST_WRITE : FAULT_GUEST_READ;
 	gfn_t g = window_gfn(&m->window, hva);
 	if (g.v == INVALID_GFN.v)
@@ -315,7 +316,8 @@ static int serve(struct memory *m, uint64_t hva, bool write, bool mapped)
 		histogram_add(&m->mailbox->fetch_ns, now - began);
 		if (!m->stalled_ns)
 			fault_stall(m, began, now);
-		reclaim_worked(reclaim_desk(m->reclaim, m->vm), clock_cpu_ns() - cpu);
+		if (d)
+			reclaim_worked(d, clock_cpu_ns() - cpu);
 	}
 	return rc;
 }

@@ -92,8 +92,6 @@ void reclaim_count(struct reclaim_board *b, const struct evict_count *c)
 
 void reclaim_worked(struct reclaim_desk *d, uint64_t ns)
 {
-	if (!d)
-		return;
 	uint64_t before = atomic_load_explicit(&d->work_ns, memory_order_relaxed);
 	atomic_store_explicit(&d->work_ns, before + ns, memory_order_relaxed);
 	if (before / CPU_LOOK_NS != (before + ns) / CPU_LOOK_NS)
