@@ -20,3 +20,12 @@ void fds_close_all_but(int *keep, unsigned n)
 	}
 	close_range((unsigned)from, ~0u, 0);
 }
+
+void fds_close(int *fds, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		if (fds[i] >= 0)
+			close(fds[i]);
+		fds[i] = -1;
+	}
+}

@@ -4,5 +4,7 @@
 
 /* Close all descriptors but standard input, output, error and these (negative ones are none). Sorts keep. */
 void fds_close_all_but(int *keep, unsigned n);
+/* Close those of n that aren't negative, and make them so. */
+void fds_close(int *fds, unsigned n);
 
 #endif

@@ -177,9 +177,9 @@ static void on_tick(struct host_source *s, uint32_t events)
 	event_drain(s->fd);
 	bool more = host_feed_the_hungry(h);
 	host_tell_starved(h);
-	host_reap_strays(h);
+	host_end_reap_strays(h);
 	for (unsigned i = 0; i < h->vms; i++) {
-		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_vm_reap(h->vm[i]) : 0;
+		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_end_reap(h->vm[i]) : 0;
 		more = more || (rc && rc != -EBUSY);
 	}
 	if (h->ring_due)
@@ -455,7 +455,7 @@ void host_forget_gone(struct host *h)
 	for (unsigned i = 0; i < h->vms; i++) {
 		struct host_vm *vm = h->vm[i];
 		if (vm->phase == HOST_VM_GONE && !vm->draining && !vm->mailbox && !vm->job)
-			free(vm); /* nothing else is left since host_vm.c's finish() */
+			free(vm); /* nothing else is left since host_end_finish */
 		else
 			h->vm[kept++] = vm;
 	}

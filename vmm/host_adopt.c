@@ -276,7 +276,7 @@ void host_adopt_link_ended(struct host_vm *vm)
 		munmap(vm->mailbox, sizeof *vm->mailbox);
 	vm->mailbox = NULL;
 	vm->phase = HOST_VM_REAPING;
-	int rc = vm->id.v ? host_vm_reap(vm) : 0;
+	int rc = vm->id.v ? host_end_reap(vm) : 0;
 	if (!vm->id.v) {
 		host_vm_leave_pmem(vm);
 		vm->phase = HOST_VM_GONE;
@@ -312,7 +312,7 @@ static void reap_leftover(struct host *h, const struct ipt_vm_info *info)
 	vm->adopted = true;
 	vm->id = info->id;
 	vm->phase = HOST_VM_REAPING;
-	int rc = host_vm_reap(vm);
+	int rc = host_end_reap(vm);
 	if (rc && rc != -EBUSY)
 		host_set_tick(h, true);
 }

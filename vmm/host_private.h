@@ -1,5 +1,5 @@
 /*
- * What host.c (the loop, the pool, who is hungry) and host_vm.c (a VM's start, console and end) share.
+ * What host.c (the loop, the pool, who is hungry), host_vm.c (a VM's start and its files), host_console.c and host_end.c share.
  * All on the host's one thread.
  */
 #ifndef VMM_HOST_PRIVATE_H
@@ -53,18 +53,28 @@ int host_vm_make(struct host *h, const struct vm_config *config, bool is_templat
 		 struct host_vm **out, int ends[LINK_FDS], char *error);
 /* Its process is there: supervise it. -errno. */
 int host_vm_supervise(struct host_vm *vm);
-/* Of one that has a process but can't be supervised, or is nobody's: end it, wait for that (it is killed), and go on as
- * if it had ended. */
-void host_vm_abandon(struct host_vm *vm);
 /* It never was, or is given up: free all of it, its registration and frames too. Nobody works for it. */
 void host_vm_unmake(struct host_vm *vm);
 /* There is news of it, or it ended: tell who waits for a pause. */
 void host_vm_told(struct host_vm *vm, bool ended);
+/* host_console.c: there are bytes, or it was closed (on_console). Read it dry; false if the caller took no more for now. */
+void host_console_ready(struct host_source *s, uint32_t events);
+bool host_console_drain(struct host_vm *vm);
+/* host_end.c: its process ended (on_exit); its process is gone, or it never had one. */
+void host_end_ready(struct host_source *s, uint32_t events);
+void host_end_lost(struct host_vm *vm);
+/* Of one that has a process but can't be supervised, or is nobody's: end it, wait for that (it is killed), and go on as
+ * if it had ended. */
+void host_end_abandon(struct host_vm *vm);
+/* The process is gone and its last console bytes are out (or given up): tell, and let go of the rest. */
+void host_end_finish(struct host_vm *vm);
+/* Free what a dead VM owned: 0, or -errno and the tick tries again. */
+int host_end_reap(struct host_vm *vm);
+/* Templates that waited for the end of their clones, and then perhaps those that they were made from. */
+void host_end_reap_templates(struct host *h);
 /* Processes that became our children since whoever forked them died, and ended. Others' handles stay what they are. */
-void host_reap_strays(struct host *h);
-/* Its process is gone. */
-void host_vm_lost(struct host_vm *vm);
-/* host_clone.c: what its link says; its process ended; news of any VM. */
+void host_end_reap_strays(struct host *h);
+/* host_clone_link.c: what its link says; its process ended. host_clone.c: news of any VM. */
 void host_clone_link(struct host_vm *vm);
 void host_clone_ended(struct host_vm *vm);
 void host_clone_news(struct host *h);
@@ -107,7 +117,5 @@ uint64_t host_keep_key(struct host *h);
 void host_keep_numbers(struct host *h);
 /* A host_vm without anything but these; -1 for descriptors. NULL without memory. */
 struct host_vm *host_vm_bare(struct host *h, const struct vm_config *config, bool is_template);
-/* Free what a dead VM owned: 0, or -errno and the tick tries again. */
-int host_vm_reap(struct host_vm *vm);
 
 #endif

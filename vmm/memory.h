@@ -132,6 +132,13 @@ int memory_give(struct memory *m, gfn_t first, uint64_t count);
 
 /* ---- share.c: frames that others see too ---------------------------------------------------- */
 
+/* Is it a frame that others may see, too? */
+static inline bool memory_is_shared(const struct ipt_place *p)
+{
+	return p->kind != IPT_VOID && p->kind != IPT_OWN && p->kind != IPT_AWAY;
+}
+/* A page of the pool's to another. -errno. */
+int memory_copy_page(const struct pool *p, frame_t to, frame_t from);
 /* With memory.lock held: clean and free limbo frames. */
 void memory_free(struct memory *m, frame_t first, uint32_t n);
 #define MEMORY_RUN 64 /* pages that are dealt with at once, at most */
@@ -151,6 +158,9 @@ int memory_show_known(struct memory *m, gfn_t g);
 /* Give back what the process can do without while its guest is idle: page tables of the table and of the pool's view,
  * room for pages on their way. Loop thread. */
 void memory_rest(struct memory *m);
+
+/* ---- freeze.c: frozen, and cloned ------------------------------------------------------------ */
+
 /* From now on every frame that is mapped may be seen by others: a write must fault. vCPUs stand still. -errno
  * with words; then the VM can go on as before. */
 int memory_freeze(struct memory *m, char *error);

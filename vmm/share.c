@@ -6,12 +6,9 @@
  */
 #include "ipt/fail.h"
 #include "vmm/clock.h"
-#include "vmm/error.h"
 #include "vmm/memory.h"
 #include "vmm/reclaim.h"
-#include "vmm/store.h"
 #include <errno.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -23,7 +20,7 @@
 /* ---- copying ------------------------------------------------------------------------------- */
 
 /* By the pool's descriptor: reading and writing by its mapping would give every clone page tables for it. */
-static int copy_page(const struct pool *p, frame_t to, frame_t from)
+int memory_copy_page(const struct pool *p, frame_t to, frame_t from)
 {
 	uint8_t page[PAGE_SIZE];
 	ssize_t n =
@@ -126,7 +123,7 @@ static int replace(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool
 	if (rc)
 		return rc == -ENOMEM ? -EAGAIN : rc;
 	if (copy)
-		rc = copy_page(m->pool, f, from);
+		rc = memory_copy_page(m->pool, f, from);
 	if (!rc)
 		rc = ipt_map_over(m->table, m->vm, first, f, n, lose, lost);
 	if (rc) {
@@ -163,11 +160,6 @@ static void note(struct memory *m, gfn_t g)
 		m->learner = -1;
 }
 
-static bool is_shared(const struct ipt_place *p)
-{
-	return p->kind != IPT_VOID && p->kind != IPT_OWN && p->kind != IPT_AWAY;
-}
-
 /* The part of g's 64 KiB around it that is shared like g and has no pages in the pool either: 2^k pages, aligned, so
  * that a guest which begins to use memory that its template never did gets it in pieces, not page by page. */
 static uint32_t blank_around(const struct memory *m, gfn_t g, frame_t f, gfn_t *first)
@@ -179,7 +171,7 @@ static uint32_t blank_around(const struct memory *m, gfn_t g, frame_t f, gfn_t *
 		uint32_t before = (uint32_t)(g.v - start.v);
 		struct ipt_place p;
 		if (f.v < before || ipt_place(m->table, m->vm, start, size, &p) < size ||
-		    !is_shared(&p) || p.frame.v != f.v - before)
+		    !memory_is_shared(&p) || p.frame.v != f.v - before)
 			break;
 		off_t at = (off_t)p.frame.v << PAGE_SHIFT, data = lseek(m->pool->fd, at, SEEK_DATA);
 		if (data >= 0 && data < at + (off_t)(size << PAGE_SHIFT))
@@ -359,7 +351,7 @@ static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 		if (n && d && p.kind == IPT_FILE_PAGE &&
 		    !moved) /* others bring pages in at any time */
 			rc = dax_map(m, d, at, at + n);
-		if (!rc && n && is_shared(&p) && !moved)
+		if (!rc && n && memory_is_shared(&p) && !moved)
 			rc = show_run(m, gfn(at), n, p.frame);
 		at += n ? n : 1;
 	}
@@ -369,7 +361,7 @@ static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 static int show_locked(struct memory *m, gfn_t g)
 {
 	struct ipt_place p;
-	if (!ipt_place(m->table, m->vm, g, 1, &p) || !is_shared(&p))
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || !memory_is_shared(&p))
 		return 0; /* meanwhile it became something else: the guest tries again */
 	bool moved = is_moved(m, &p);
 	if (!moved && has_page(m->pool, p.frame))
@@ -402,174 +394,9 @@ int memory_show_known(struct memory *m, gfn_t g)
 	memory_enter(m);
 	struct ipt_place p;
 	int rc = 0;
-	if (ipt_place(m->table, m->vm, g, 1, &p) && is_shared(&p) && has_page(m->pool, p.frame))
+	if (ipt_place(m->table, m->vm, g, 1, &p) && memory_is_shared(&p) &&
+	    has_page(m->pool, p.frame))
 		rc = is_moved(m, &p) ? show_moved(m, g) : show_around(m, g, memory_bank(m, g));
 	memory_leave(m);
 	return rc;
-}
-
-/* ---- freezing and cloning ------------------------------------------------------------------ */
-
-/* Call fn for every run of clusters in the window that have frames. */
-typedef int run_fn(struct memory *m, uint8_t *at, uint64_t bytes);
-
-static int each_run(struct memory *m, run_fn *fn)
-{
-	const uint64_t cluster = PAGE_SIZE << IPT_CLUSTER_ORDER;
-	int rc = 0;
-	for (uint64_t c = 0, n; c < m->clusters && !rc; c += n) {
-		for (n = 0; c + n < m->clusters && memory_touched(m, c + n); n++)
-			;
-		if (!n) {
-			n = 1;
-			continue;
-		}
-		uint64_t from = c * cluster, to = (c + n) * cluster;
-		rc = fn(m, m->window.base + from,
-			(to < m->window.bytes ? to : m->window.bytes) - from);
-	}
-	return rc;
-}
-
-/* A cluster may have void pages beside its frames, and pages of a file that aren't mapped (dax.c). These can't be
- * registered in this way, so it goes page by page. Void ones whose frames were given back can, and must be: whose page
- * would be seen there? */
-static int register_run(struct memory *m, uint8_t *at, uint64_t bytes)
-{
-	const uint64_t cluster = PAGE_SIZE << IPT_CLUSTER_ORDER;
-	int rc = fault_register(m->uffd, at, bytes, true);
-	if (rc != -EINVAL)
-		return rc;
-	rc = 0;
-	if (bytes > cluster) { /* most clusters have no such pages */
-		for (uint64_t done = 0; done < bytes && !rc; done += cluster)
-			rc = register_run(m, at + done,
-					  bytes - done < cluster ? bytes - done : cluster);
-		return rc;
-	}
-	for (uint8_t *end = at + bytes; at < end && !rc; at += PAGE_SIZE) {
-		struct ipt_place p;
-		gfn_t g = window_gfn(&m->window, (uintptr_t)at);
-		rc = fault_register(m->uffd, at, PAGE_SIZE, true);
-		if (rc == -EINVAL && ipt_place(m->table, m->vm, g, 1, &p) &&
-		    (p.kind == IPT_VOID || p.kind == IPT_FILE_PAGE || p.kind == IPT_AWAY))
-			rc = 0;
-	}
-	return rc;
-}
-
-/* Drops the host's mappings, not the pool's pages: the next touch of each is a fault. */
-static int hide_run(struct memory *m, uint8_t *at, uint64_t bytes)
-{
-	(void)m;
-	return fail_call(WINDOW_HIDE, madvise(at, bytes, MADV_DONTNEED)) < 0 ? -errno : 0;
-}
-
-int memory_freeze(struct memory *m, char *error)
-{
-	pthread_mutex_lock(&m->lock);
-	m->shares = true;        /* from the first piece on */
-	store_io_destroy(m->io); /* which is by our id, and that becomes the template's */
-	m->io = NULL;
-	int rc = each_run(m, register_run);
-	if (!rc)
-		rc = each_run(m, hide_run);
-	pthread_mutex_unlock(&m->lock);
-	if (rc)
-		return errorf(error, rc, "%s: userfaultfd can't write-protect the window: %s",
-			      m->machine->name, strerror(-rc));
-	return 0;
-}
-
-static void begin_learning(struct memory *m, struct learn *learn)
-{
-	m->learn = learn;
-	m->learner = learn ? learn_join(learn) : -1;
-	m->learn_until_ns = clock_ns() + LEARN_MS * UINT64_C(1000000);
-}
-
-void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn)
-{
-	m->vm = vm;
-	begin_learning(m, learn);
-}
-
-void memory_become(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct learn *learn)
-{
-	m->vm = vm;
-	m->mailbox = mailbox;
-	begin_learning(m, learn);
-}
-
-int memory_adopt(struct memory *m, char *error)
-{
-	m->shares = true;
-	m->own_hand = m->stalled_ns = 0;
-	m->pagemap = m->maps = -1; /* the template's process has closed them */
-	store_io_forget(m->io);
-	m->io = NULL;
-	m->uffd = fault_open(error);
-	if (m->uffd < 0)
-		return m->uffd;
-	int rc = fault_register(m->uffd, m->window.base, m->window.bytes, false);
-	if (!rc)
-		rc = each_run(m, register_run);
-	if (!rc)
-		rc = dax_adopt(m);
-	if (rc)
-		return errorf(error, rc, "%s: userfaultfd can't watch the window: %s",
-			      m->machine->name, strerror(-rc));
-	return 0;
-}
-
-/* Copy n pages that follow each other as gfns, into frames from f on. */
-static int copy_run(struct memory *m, const gfn_t *pages, unsigned n, frame_t f)
-{
-	for (unsigned i = 0; i < n; i++) {
-		struct ipt_place p;
-		int rc = -EFAULT;
-		if (ipt_place(m->table, m->vm, pages[i], 1, &p) && is_shared(&p))
-			rc = copy_page(m->pool, frame_add(f, i), p.frame);
-		if (!rc && ipt_health(m->table, p.frame) != IPT_GOOD)
-			rc = -EHWPOISON; /* perhaps destroyed before it was copied */
-		if (rc)
-			return rc;
-	}
-	int rc = ipt_map(m->table, m->vm, pages[0], f, n);
-	if (rc)
-		return rc;
-	rc = window_map(&m->window, pages[0], f, n);
-	if (rc)
-		ipt_unmap(m->table, m->vm, pages[0], n, NULL, NULL);
-	for (unsigned i = 0; !rc && i < n; i++)
-		memory_note_own(m, pages[i]);
-	return rc;
-}
-
-void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n)
-{
-	unsigned order = 0, done = 0;
-	while (order < IPT_MAX_ORDER && 1u << order < n)
-		order++;
-	unsigned room = 1u << order;
-	frame_t f;
-	n = n < room ? n : room;
-	if (!n)
-		return;
-	memory_enter(m);
-	if (ipt_alloc(m->table, m->vm, order, NULL, &f) == 0) {
-		for (unsigned i = 0, run; i < n; i += run) {
-			for (run = 1; i + run < n && pages[i + run].v == pages[i].v + run; run++)
-				;
-			if (copy_run(m, pages + i, run, frame_add(f, done)) == 0)
-				done += run;
-		}
-		if (done < room) {
-			pool_clean((void *)m->pool, frame_add(f, done), room - done);
-			ipt_free(m->table, m->vm, frame_add(f, done), room - done);
-		}
-	}
-	atomic_fetch_add_explicit(&m->mailbox->copied_frames, done, memory_order_relaxed);
-	atomic_fetch_add_explicit(&m->mailbox->predicted_frames, done, memory_order_relaxed);
-	memory_leave(m);
 }

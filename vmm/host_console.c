@@ -1,0 +1,56 @@
+/* A VM's console as the host has it: its bytes to whoever takes them, and what is typed. */
+#include "ipt/fail.h"
+#include "vmm/host_private.h"
+#include <errno.h>
+#include <sys/socket.h>
+
+bool host_console_drain(struct host_vm *vm)
+{
+	char bytes[4096];
+	for (;;) {
+		/* Peek, give, then take what was taken: what the caller refuses stays in the
+		 * socket. */
+		ssize_t n = fail_call(CONSOLE_RECEIVE, recv(vm->console_fd, bytes, sizeof bytes,
+							    MSG_PEEK | MSG_DONTWAIT));
+		if (n <= 0)
+			return true;
+		size_t took = vm->host->events.console(vm->host->events.ctx, vm, bytes, (size_t)n);
+		if (took && recv(vm->console_fd, bytes, took, MSG_DONTWAIT) < 0)
+			return true;
+		if (took < (size_t)n)
+			return false;
+	}
+}
+
+void host_console_ready(struct host_source *s, uint32_t events)
+{
+	struct host_vm *vm = container(struct host_vm, on_console, s);
+	bool dry = host_console_drain(vm);
+	if (vm->draining && dry)
+		host_end_finish(vm);
+	else if (!dry || (events & (EPOLLHUP | EPOLLRDHUP)))
+		/* Quiet until resumed, or for good: the pidfd tells of the end. */
+		host_remove_source(vm->host, s);
+}
+
+void host_console_resume(struct host *h)
+{
+	h->resume_due = false;
+	for (unsigned i = 0; i < h->vms; i++) {
+		struct host_vm *vm = h->vm[i];
+		if (vm->console_fd < 0 || !(vm->phase == HOST_VM_ALIVE || vm->draining))
+			continue;
+		int rc = host_add_source(h, &vm->on_console, EPOLLIN | EPOLLRDHUP);
+		h->resume_due = h->resume_due || (rc && rc != -EEXIST);
+	}
+	if (h->resume_due)
+		host_set_tick(h, true);
+}
+
+size_t host_console_input(struct host_vm *vm, const char *bytes, size_t n)
+{
+	if (vm->phase != HOST_VM_ALIVE)
+		return n;
+	ssize_t sent = send(vm->console_fd, bytes, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+	return sent > 0 ? (size_t)sent : 0;
+}
