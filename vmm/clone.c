@@ -60,9 +60,13 @@ static int swap_file(const struct vm *vm, const int fds[LINK_FDS_MAX])
 static int become(struct vm *vm, const struct birth *b, char *error)
 {
 	memory_become(&vm->memory, vm->links.id, vm->links.mailbox, vm->learn);
-	if (b->request.predict)
+	/* Not one that learns: what it is given it wouldn't note. */
+	if (b->request.predict && vm->memory.learner < 0) {
 		memory_copy_ahead(&vm->memory, b->ahead,
 				  b->pages < CLONE_AHEAD_MOST ? b->pages : CLONE_AHEAD_MOST);
+		for (unsigned i = 0; i < b->shown && i < CLONE_SHOWN_MOST; i++)
+			memory_show_ahead(&vm->memory, b->show[i]);
+	}
 	int rc = fail_rc(CLONE_IDENTITY, identity_renew(vm, b->request.number));
 	if (rc)
 		return errorf(error, rc, "%s: its generation id: %s", vm->config.machine.name,

@@ -8,12 +8,15 @@
 #include "vmm/vm.h"
 
 #define CLONE_AHEAD_MOST 512 /* pages that a clone is given before it runs */
+#define CLONE_SHOWN_MOST 64  /* times 2 MiB of what it shares, that its window shows by then */
 
 /* What makes it this one; the descriptors of LINK_CLONE come with it. */
 struct birth {
 	struct link_request request;
 	uint32_t known; /* notes of earlier clones, from which the template chose */
+	uint32_t shown; /* 2 MiB each */
 	uint32_t pages; /* to copy ahead */
+	gfn_t show[CLONE_SHOWN_MOST];
 	gfn_t ahead[CLONE_AHEAD_MOST];
 } __attribute__((aligned(PAGE_SIZE)));
 

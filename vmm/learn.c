@@ -21,14 +21,29 @@ int learn_join(struct learn *l)
 	return (int)me;
 }
 
-void learn_note(struct learn *l, int learner, gfn_t g)
+void learn_note(struct learn *l, int learner, enum learn_kind kind, gfn_t g)
 {
-	if (atomic_load_explicit(&l->n, memory_order_relaxed) >= LEARN_ENTRIES)
+	uint32_t at = atomic_load_explicit(&l->n[learner], memory_order_relaxed);
+	if (at >= LEARN_ENTRIES)
 		return;
-	uint32_t at = atomic_fetch_add_explicit(&l->n, 1, memory_order_relaxed);
-	if (at < LEARN_ENTRIES)
-		atomic_store_explicit(&l->entry[at], g.v << 8 | (uint64_t)(learner + 1),
-				      memory_order_relaxed);
+	atomic_store_explicit(&l->entry[learner][at], g.v << 2 | (uint64_t)(kind + 1),
+			      memory_order_relaxed);
+	atomic_store_explicit(&l->n[learner], at + 1, memory_order_release);
+}
+
+/* Another process may be out of order: never past the end. */
+static uint32_t noted_by(const struct learn *l, unsigned learner)
+{
+	uint32_t n = atomic_load_explicit(&l->n[learner], memory_order_acquire);
+	return n < LEARN_ENTRIES ? n : LEARN_ENTRIES;
+}
+
+uint32_t learn_noted(const struct learn *l)
+{
+	uint32_t sum = 0;
+	for (unsigned i = 0; i < LEARN_LEARNERS; i++)
+		sum += noted_by(l, i);
+	return sum;
 }
 
 static int compare(const void *a, const void *b)
@@ -37,31 +52,42 @@ static int compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-unsigned learn_predict(const struct learn *l, gfn_t *out, unsigned max)
+/* All notes of a kind as gfn << 8 | learner, in order; returns how many, and whose. */
+static uint32_t gather(const struct learn *l, enum learn_kind kind, uint64_t *seen,
+		       unsigned *learners)
+{
+	uint32_t have = 0;
+	*learners = 0;
+	for (unsigned i = 0; i < LEARN_LEARNERS; i++) {
+		uint32_t before = have, n = noted_by(l, i);
+		for (uint32_t at = 0; at < n; at++) {
+			uint64_t e = atomic_load_explicit(&l->entry[i][at], memory_order_relaxed);
+			if ((e & 3) == (uint64_t)kind + 1)
+				seen[have++] = e >> 2 << 8 | i;
+		}
+		*learners += have > before;
+	}
+	qsort(seen, have, sizeof *seen, compare);
+	return have;
+}
+
+unsigned learn_predict(const struct learn *l, enum learn_kind kind, gfn_t *out, unsigned max)
 {
 	/* Not the program's own memory, of which each clone would have a copy. */
-	uint64_t *seen = mmap(NULL, LEARN_ENTRIES * sizeof *seen, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	uint32_t n = atomic_load_explicit(&l->n, memory_order_relaxed), have = 0;
-	unsigned noted = 0, learners = 0, found = 0;
+	size_t bytes = LEARN_LEARNERS * LEARN_ENTRIES * sizeof(uint64_t);
+	uint64_t *seen =
+		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned learners, found = 0;
 	if (seen == MAP_FAILED)
 		return 0;
-	for (uint32_t i = 0; i < n && i < LEARN_ENTRIES; i++) {
-		uint64_t e = atomic_load_explicit(&l->entry[i], memory_order_relaxed);
-		if (!e)
-			continue;
-		noted |= 1u << (e & 31);
-		seen[have++] = e;
-	}
-	for (; noted; noted &= noted - 1)
-		learners++;
-	qsort(seen, have, sizeof *seen, compare);
+	uint32_t have = gather(l, kind, seen, &learners);
 	for (uint32_t i = 0, same; i < have && found < max; i += same) {
+		unsigned who = 1;
 		for (same = 1; i + same < have && seen[i + same] >> 8 == seen[i] >> 8; same++)
-			;
-		if (same * 2 >= learners)
+			who += seen[i + same] != seen[i + same - 1];
+		if (who * 2 >= learners)
 			out[found++] = gfn(seen[i] >> 8);
 	}
-	munmap(seen, LEARN_ENTRIES * sizeof *seen);
+	munmap(seen, bytes);
 	return found;
 }

@@ -1,7 +1,7 @@
 /*
- * What a template's clones write to as soon as they run. The first few note it, page by page, in memory that they
- * share with the template; those after them get these pages copied in one go before they run, instead of by a
- * fault each.
+ * What a template's clones touch at first. The first few note it in memory that they share with the template: each page
+ * that they write to, and each 2 MiB in which they read what the template has. Those after them get these pages copied,
+ * and what is in those 2 MiB shown, in one go before they run, instead of by a fault each.
  */
 #ifndef VMM_LEARN_H
 #define VMM_LEARN_H
@@ -10,22 +10,30 @@
 #include <stdatomic.h>
 
 #define LEARN_LEARNERS 4
-#define LEARN_ENTRIES  2048 /* of all learners */
-#define LEARN_MS       50   /* how long one notes what it writes to */
+#define LEARN_ENTRIES  512 /* of each: it notes what it touches first */
+/* How long one notes. What it writes to later is mostly its own task's; but where each fault takes milliseconds (nested or
+ * emulated hosts, many clones at once) it takes seconds until a guest's kernel has been once round. */
+#define LEARN_MS 10000
+
+enum learn_kind { LEARN_WROTE, LEARN_READ };
 
 struct learn {
-	_Atomic uint32_t learners;             /* that have joined */
-	_Atomic uint32_t n;                    /* entries given out; may run past the end */
-	_Atomic uint64_t entry[LEARN_ENTRIES]; /* gfn << 8 | learner + 1; 0: not written yet */
+	_Atomic uint32_t learners; /* that have joined */
+	_Atomic uint32_t n[LEARN_LEARNERS];
+	_Atomic uint64_t
+		entry[LEARN_LEARNERS][LEARN_ENTRIES]; /* gfn << 2 | kind + 1; 0: not written yet */
 };
 
 /* Memory for it, that children share. NULL if there is none. */
 struct learn *learn_create(void);
 /* Become a learner: its number, or -1 if there are enough. */
 int learn_join(struct learn *l);
-/* A learner has written to a page that it shared. Once a page and learner. */
-void learn_note(struct learn *l, int learner, gfn_t g);
-/* The pages that at least half of those who noted anything wrote to, ascending; at most max. */
-unsigned learn_predict(const struct learn *l, gfn_t *out, unsigned max);
+/* A learner has written to a page, or read in the 2 MiB that begin with it, that it shared; only its own process notes for
+ * it. What has no room is not noted. */
+void learn_note(struct learn *l, int learner, enum learn_kind kind, gfn_t g);
+/* How much was noted: it grows when there is more to predict from. */
+uint32_t learn_noted(const struct learn *l);
+/* What at least half of those who noted anything of this kind noted, ascending; at most max. */
+unsigned learn_predict(const struct learn *l, enum learn_kind kind, gfn_t *out, unsigned max);
 
 #endif

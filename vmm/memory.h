@@ -173,6 +173,8 @@ void memory_become(struct memory *m, vmid_t vm, struct mailbox *mailbox, struct 
 /* Copy these shared pages in one go, into frames that follow each other where there are such. Pages that can't be
  * had stay shared. Before the guest runs. */
 void memory_copy_ahead(struct memory *m, const gfn_t *pages, unsigned n);
+/* Put in what the pool has of the shared pages in g's 2 MiB (share.c). What can't be had is left to a fault. */
+void memory_show_ahead(struct memory *m, gfn_t g);
 
 /* ---- fault.c: userfaultfd ------------------------------------------------------------------ */
 

@@ -150,12 +150,12 @@ static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bo
 	return rc;
 }
 
-static void note(struct memory *m, gfn_t g)
+static void note(struct memory *m, enum learn_kind kind, gfn_t g)
 {
 	if (m->learner < 0)
 		return;
 	if (clock_ns() < m->learn_until_ns)
-		learn_note(m->learn, m->learner, g);
+		learn_note(m->learn, m->learner, kind, g);
 	else
 		m->learner = -1;
 }
@@ -191,7 +191,7 @@ static int own_shared(struct memory *m, gfn_t g, const struct ipt_place *p)
 	if ((rc == -EAGAIN || rc == -EHWPOISON) && n > 1)
 		rc = take_over(m, g, p->frame, 1, copy);
 	if (!rc)
-		note(m, g);
+		note(m, LEARN_WROTE, g);
 	return rc;
 }
 
@@ -341,6 +341,7 @@ static int show_around(struct memory *m, gfn_t g, const struct machine_bank *b)
 	end = end > bank_end ? bank_end : end;
 	struct dax *d = dax_of(m, g);
 	int rc = 0;
+	note(m, LEARN_READ, gfn(start));
 	for (uint64_t at = start; !rc && at < end;) {
 		struct ipt_place p;
 		uint32_t n = ipt_place(m->table, m->vm, gfn(at), (uint32_t)(end - at), &p);
@@ -399,4 +400,13 @@ int memory_show_known(struct memory *m, gfn_t g)
 		rc = is_moved(m, &p) ? show_moved(m, g) : show_around(m, g, memory_bank(m, g));
 	memory_leave(m);
 	return rc;
+}
+
+void memory_show_ahead(struct memory *m, gfn_t g)
+{
+	const struct machine_bank *b = memory_bank(m, g);
+	memory_enter(m);
+	if (b && !dax_of(m, g))
+		show_around(m, g, b);
+	memory_leave(m);
 }

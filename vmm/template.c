@@ -143,9 +143,10 @@ static void make_clone(struct vm *vm, const struct link_request *request,
 		       const int fds[LINK_FDS_MAX])
 {
 	struct birth *b = &birth;
-	uint32_t noted = vm->learn ? vm->learn->n : 0;
+	uint32_t noted = vm->learn ? learn_noted(vm->learn) : 0;
 	if (noted != b->known) {
-		b->pages = learn_predict(vm->learn, b->ahead, CLONE_AHEAD_MOST);
+		b->shown = learn_predict(vm->learn, LEARN_READ, b->show, CLONE_SHOWN_MOST);
+		b->pages = learn_predict(vm->learn, LEARN_WROTE, b->ahead, CLONE_AHEAD_MOST);
 		b->known = noted;
 	}
 	b->request = *request;

@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MOST LEARN_ENTRIES
+#define MOST (LEARN_LEARNERS * LEARN_ENTRIES)
 
 static struct learn *made(void)
 {
@@ -29,28 +29,28 @@ Test(learn, what_half_of_them_wrote_to_is_predicted)
 {
 	gfn_t out[MOST];
 	struct learn *l = made();
-	cr_assert_eq(learn_predict(l, out, MOST), 0);
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, MOST), 0);
 	/* Of one alone, all. */
-	learn_note(l, 0, gfn(7));
-	learn_note(l, 0, gfn(0));
-	learn_note(l, 0, gfn(UINT64_C(1) << 40));
-	cr_assert_eq(learn_predict(l, out, MOST), 3);
+	learn_note(l, 0, LEARN_WROTE, gfn(7));
+	learn_note(l, 0, LEARN_WROTE, gfn(0));
+	learn_note(l, 0, LEARN_WROTE, gfn(UINT64_C(1) << 40));
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, MOST), 3);
 	cr_assert(out[0].v == 0 && out[1].v == 7 && out[2].v == UINT64_C(1) << 40, "ascending");
 	/* Of two, what either wrote; of three and four, what two did. */
-	learn_note(l, 1, gfn(3));
-	cr_assert_eq(learn_predict(l, out, MOST), 4);
+	learn_note(l, 1, LEARN_WROTE, gfn(3));
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, MOST), 4);
 	cr_assert_eq(out[1].v, 3);
-	learn_note(l, 2, gfn(7));
-	cr_assert_eq(learn_predict(l, out, MOST), 1);
+	learn_note(l, 2, LEARN_WROTE, gfn(7));
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, MOST), 1);
 	cr_assert_eq(out[0].v, 7);
-	learn_note(l, 3, gfn(3));
-	cr_assert_eq(learn_predict(l, out, MOST), 2);
+	learn_note(l, 3, LEARN_WROTE, gfn(3));
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, MOST), 2);
 	cr_assert(out[0].v == 3 && out[1].v == 7);
-	learn_note(l, 3, gfn(8));
-	cr_assert_eq(learn_predict(l, out, MOST), 2);
-	cr_assert_eq(learn_predict(l, out, 1), 1);
+	learn_note(l, 3, LEARN_WROTE, gfn(8));
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, MOST), 2);
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, 1), 1);
 	cr_assert_eq(out[0].v, 3);
-	cr_assert_eq(learn_predict(l, out, 0), 0);
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, 0), 0);
 }
 
 Test(learn, who_noted_nothing_has_no_say)
@@ -59,8 +59,8 @@ Test(learn, who_noted_nothing_has_no_say)
 	struct learn *l = made();
 	for (int i = 0; i < LEARN_LEARNERS; i++)
 		learn_join(l);
-	learn_note(l, 2, gfn(5));
-	cr_assert_eq(learn_predict(l, out, 4), 1);
+	learn_note(l, 2, LEARN_WROTE, gfn(5));
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, 4), 1);
 	cr_assert_eq(out[0].v, 5);
 }
 
@@ -69,10 +69,10 @@ Test(learn, entries_without_contents_are_passed_over)
 {
 	gfn_t out[4];
 	struct learn *l = made();
-	learn_note(l, 0, gfn(1));
-	atomic_fetch_add(&l->n, 1);
-	learn_note(l, 0, gfn(2));
-	cr_assert_eq(learn_predict(l, out, 4), 2);
+	learn_note(l, 0, LEARN_WROTE, gfn(1));
+	atomic_fetch_add(&l->n[0], 1);
+	learn_note(l, 0, LEARN_WROTE, gfn(2));
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, 4), 2);
 	cr_assert(out[0].v == 1 && out[1].v == 2);
 }
 
@@ -86,9 +86,9 @@ Test(learn, processes_note_at_the_same_time_and_more_than_there_is_room)
 			child[i] = fork();
 			if (child[i])
 				continue;
-			/* First a quarter of the room each, then beyond it. */
-			for (uint64_t g = 0; g < LEARN_ENTRIES / LEARN_LEARNERS; g++)
-				learn_note(l, i, gfn(g * 3 + (unsigned)round));
+			/* First all the room there is, then beyond it. */
+			for (uint64_t g = 0; g < LEARN_ENTRIES; g++)
+				learn_note(l, i, LEARN_WROTE, gfn(g * 3 + (unsigned)round));
 			_exit(0);
 		}
 		for (int i = 0; i < LEARN_LEARNERS; i++) {
@@ -96,9 +96,39 @@ Test(learn, processes_note_at_the_same_time_and_more_than_there_is_room)
 			cr_assert_eq(waitpid(child[i], &status, 0), child[i]);
 			cr_assert_eq(status, 0);
 		}
-		unsigned n = learn_predict(l, out, MOST);
-		cr_assert_eq(n, LEARN_ENTRIES / LEARN_LEARNERS);
+		unsigned n = learn_predict(l, LEARN_WROTE, out, MOST);
+		cr_assert_eq(n, LEARN_ENTRIES);
 		for (unsigned i = 0; i < n; i++)
 			cr_assert_eq(out[i].v, i * 3);
 	}
+}
+
+Test(learn, reads_and_writes_are_told_apart)
+{
+	gfn_t out[4];
+	struct learn *l = made();
+	learn_note(l, 0, LEARN_WROTE, gfn(5));
+	learn_note(l, 0, LEARN_READ, gfn(512));
+	learn_note(l, 1, LEARN_READ, gfn(0));
+	learn_note(l, 2, LEARN_READ, gfn(512));
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, 4), 1);
+	cr_assert_eq(out[0].v, 5);
+	cr_assert_eq(learn_predict(l, LEARN_READ, out, 4), 1, "of three, what two did");
+	cr_assert_eq(out[0].v, 512);
+	/* What one notes twice counts once. */
+	learn_note(l, 1, LEARN_READ, gfn(0));
+	cr_assert_eq(learn_predict(l, LEARN_READ, out, 4), 1);
+	cr_assert_eq(learn_noted(l), 5);
+}
+
+/* The number of notes lies in memory that all learners can write to. */
+Test(learn, a_number_of_notes_that_is_out_of_order_is_bounded)
+{
+	static gfn_t out[MOST];
+	struct learn *l = made();
+	learn_note(l, 0, LEARN_WROTE, gfn(1));
+	atomic_store(&l->n[0], UINT32_MAX);
+	cr_assert_eq(learn_predict(l, LEARN_WROTE, out, MOST), 1);
+	learn_note(l, 0, LEARN_WROTE, gfn(2));
+	cr_assert_eq(learn_noted(l), LEARN_ENTRIES);
 }
