@@ -10,7 +10,7 @@ struct learn *learn_create(void)
 	return l == MAP_FAILED ? NULL : l;
 }
 
-int learn_join(struct learn *l)
+int learn_join(struct learn *l, uint64_t now_ns)
 {
 	uint32_t me = atomic_load_explicit(&l->learners, memory_order_relaxed);
 	do
@@ -18,6 +18,8 @@ int learn_join(struct learn *l)
 			return -1;
 	while (!atomic_compare_exchange_weak_explicit(&l->learners, &me, me + 1,
 						      memory_order_relaxed, memory_order_relaxed));
+	atomic_store_explicit(&l->until_ns[me], now_ns + LEARN_MS * UINT64_C(1000000),
+			      memory_order_relaxed);
 	return (int)me;
 }
 
@@ -38,9 +40,23 @@ static uint32_t noted_by(const struct learn *l, unsigned learner)
 	return n < LEARN_ENTRIES ? n : LEARN_ENTRIES;
 }
 
-uint32_t learn_noted(const struct learn *l)
+static bool is_through(const struct learn *l, unsigned learner, uint64_t now_ns)
 {
-	uint32_t sum = 0;
+	uint64_t until = atomic_load_explicit(&l->until_ns[learner], memory_order_relaxed);
+	return until && now_ns >= until;
+}
+
+static unsigned through(const struct learn *l, uint64_t now_ns)
+{
+	unsigned n = 0;
+	for (unsigned i = 0; i < LEARN_LEARNERS; i++)
+		n += is_through(l, i, now_ns) && noted_by(l, i);
+	return n;
+}
+
+uint32_t learn_noted(const struct learn *l, uint64_t now_ns)
+{
+	uint32_t sum = through(l, now_ns) << 24;
 	for (unsigned i = 0; i < LEARN_LEARNERS; i++)
 		sum += noted_by(l, i);
 	return sum;
@@ -52,13 +68,16 @@ static int compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* All notes of a kind as gfn << 8 | learner, in order; returns how many, and whose. */
-static uint32_t gather(const struct learn *l, enum learn_kind kind, uint64_t *seen,
+/* All notes of a kind as gfn << 8 | learner, in order; returns how many, and of how many. */
+static uint32_t gather(const struct learn *l, uint64_t now_ns, enum learn_kind kind, uint64_t *seen,
 		       unsigned *learners)
 {
 	uint32_t have = 0;
+	bool some = through(l, now_ns);
 	*learners = 0;
 	for (unsigned i = 0; i < LEARN_LEARNERS; i++) {
+		if (some && !is_through(l, i, now_ns))
+			continue;
 		uint32_t before = have, n = noted_by(l, i);
 		for (uint32_t at = 0; at < n; at++) {
 			uint64_t e = atomic_load_explicit(&l->entry[i][at], memory_order_relaxed);
@@ -71,7 +90,8 @@ static uint32_t gather(const struct learn *l, enum learn_kind kind, uint64_t *se
 	return have;
 }
 
-unsigned learn_predict(const struct learn *l, enum learn_kind kind, gfn_t *out, unsigned max)
+unsigned learn_predict(const struct learn *l, uint64_t now_ns, enum learn_kind kind, gfn_t *out,
+		       unsigned max)
 {
 	/* Not the program's own memory, of which each clone would have a copy. */
 	size_t bytes = LEARN_LEARNERS * LEARN_ENTRIES * sizeof(uint64_t);
@@ -80,7 +100,7 @@ unsigned learn_predict(const struct learn *l, enum learn_kind kind, gfn_t *out, 
 	unsigned learners, found = 0;
 	if (seen == MAP_FAILED)
 		return 0;
-	uint32_t have = gather(l, kind, seen, &learners);
+	uint32_t have = gather(l, now_ns, kind, seen, &learners);
 	for (uint32_t i = 0, same; i < have && found < max; i += same) {
 		unsigned who = 1;
 		for (same = 1; i + same < have && seen[i + same] >> 8 == seen[i] >> 8; same++)

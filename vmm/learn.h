@@ -18,7 +18,8 @@
 enum learn_kind { LEARN_WROTE, LEARN_READ };
 
 struct learn {
-	_Atomic uint32_t learners; /* that have joined */
+	_Atomic uint32_t learners;                 /* that have joined */
+	_Atomic uint64_t until_ns[LEARN_LEARNERS]; /* CLOCK_MONOTONIC; 0: not known yet */
 	_Atomic uint32_t n[LEARN_LEARNERS];
 	_Atomic uint64_t
 		entry[LEARN_LEARNERS][LEARN_ENTRIES]; /* gfn << 2 | kind + 1; 0: not written yet */
@@ -26,14 +27,16 @@ struct learn {
 
 /* Memory for it, that children share. NULL if there is none. */
 struct learn *learn_create(void);
-/* Become a learner: its number, or -1 if there are enough. */
-int learn_join(struct learn *l);
+/* Become a learner, until now + LEARN_MS: its number, or -1 if there are enough. */
+int learn_join(struct learn *l, uint64_t now_ns);
 /* A learner has written to a page, or read in the 2 MiB that begin with it, that it shared; only its own process notes for
  * it. What has no room is not noted. */
 void learn_note(struct learn *l, int learner, enum learn_kind kind, gfn_t g);
-/* How much was noted: it grows when there is more to predict from. */
-uint32_t learn_noted(const struct learn *l);
-/* What at least half of those who noted anything of this kind noted, ascending; at most max. */
-unsigned learn_predict(const struct learn *l, enum learn_kind kind, gfn_t *out, unsigned max);
+/* What to predict from changes with this: how much was noted, and by how many who are through. */
+uint32_t learn_noted(const struct learn *l, uint64_t now_ns);
+/* What at least half of the learners noted of this kind, ascending; at most max. Those who are through count, or, as long as
+ * there are none, those who noted anything. */
+unsigned learn_predict(const struct learn *l, uint64_t now_ns, enum learn_kind kind, gfn_t *out,
+		       unsigned max);
 
 #endif

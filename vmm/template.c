@@ -9,6 +9,7 @@
  * threads.
  */
 #include "ipt/fail.h"
+#include "vmm/clock.h"
 #include "vmm/clone.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
@@ -143,10 +144,11 @@ static void make_clone(struct vm *vm, const struct link_request *request,
 		       const int fds[LINK_FDS_MAX])
 {
 	struct birth *b = &birth;
-	uint32_t noted = vm->learn ? learn_noted(vm->learn) : 0;
+	uint64_t now = clock_ns();
+	uint32_t noted = vm->learn ? learn_noted(vm->learn, now) : 0;
 	if (noted != b->known) {
-		b->shown = learn_predict(vm->learn, LEARN_READ, b->show, CLONE_SHOWN_MOST);
-		b->pages = learn_predict(vm->learn, LEARN_WROTE, b->ahead, CLONE_AHEAD_MOST);
+		b->shown = learn_predict(vm->learn, now, LEARN_READ, b->show, CLONE_SHOWN_MOST);
+		b->pages = learn_predict(vm->learn, now, LEARN_WROTE, b->ahead, CLONE_AHEAD_MOST);
 		b->known = noted;
 	}
 	b->request = *request;
