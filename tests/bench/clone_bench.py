@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 
+from cgroup import MemoryCgroup
 from figures import BARE, BUILD, INVISOR, TREE, Failed, command, tell, tell_samples, wanted
 
 CLONE_IDS = ["clone-p50-ms", "clone-first-exit-ms", "clone-answer-ms", "clone-1000-s", "clone-idle-kib",
@@ -15,16 +16,18 @@ CLONE_IDS = ["clone-p50-ms", "clone-first-exit-ms", "clone-answer-ms", "clone-10
 MERGE_IDS = ["merge-slowdown", "merge-bare-share"]
 FLEET_IDS = ["predict-write-ms", "predict-faults", "fleet-kernel-bytes", "fleet-kernel-bytes-unpredicted"]
 
-SINGLE, MANY, IDLE = 200, 1000, 200
+SINGLE, MANY, IDLE, FEW = 200, 1000, 200, 8
+REST = 8  # seconds until idle clones have given back what they needed to begin
 
 
 class Host:
     """A long-running host of its own, asked by its control socket."""
 
-    def __init__(self, tmp, pool="3G", max_vms=2500, merge="off"):
+    def __init__(self, tmp, pool="3G", max_vms=2500, merge="off", preexec=None):
         self.dir = tempfile.mkdtemp(dir=tmp)
         self.env = dict(os.environ, INVISOR_RUN_DIR=self.dir)
-        self.invisor("host", "start", "--pool", pool, "--max-vms", str(max_vms), "--merge", merge)
+        command([INVISOR, "host", "start", "--pool", pool, "--max-vms", str(max_vms), "--merge", merge], 100,
+                env=self.env, preexec_fn=preexec)
 
     def invisor(self, *args):
         return command([INVISOR] + list(args), 100, env=self.env)[0]
@@ -67,32 +70,20 @@ class Host:
                        stderr=subprocess.DEVNULL, timeout=60)
 
 
-def meminfo(*names):
-    with open("/proc/meminfo") as f:
-        all_of_it = {line.split(":")[0]: int(line.split()[1]) for line in f}
-    return sum(all_of_it.get(n, 0) for n in names)
-
-
-def spare():
-    """Free memory, and page cache and slabs that could be: their sum stays the same when the kernel reclaims some."""
-    return meminfo("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
-
-
-def settled(read, seconds=10):
-    """A number of the kernel's that no longer moves much."""
-    last = read()
-    for _ in range(seconds):
-        time.sleep(1)
-        now = read()
-        if abs(now - last) < 256:
-            return now
-        last = now
-    return last
-
-
 def floor_kib():
-    out, _ = command([BUILD + "/bench-floor", str(IDLE), "128"], 100)
-    return json.loads(out)["kib"]
+    """What KVM itself takes for an empty VM, in a memory cgroup of its own: IDLE more VMs over few."""
+    used = []
+    for count in FEW, FEW + IDLE:
+        with MemoryCgroup() as cgroup, subprocess.Popen(
+                [BUILD + "/bench-floor", str(count), "128"], cwd=TREE, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                text=True, preexec_fn=cgroup.enter) as p:
+            if not p.stdout.readline():
+                raise Failed("bench-floor %d: status %d" % (count, p.wait()))
+            time.sleep(1)
+            used.append(cgroup.used())
+            p.stdin.close()
+            p.wait()
+    return (used[1] - used[0]) / 1024 / IDLE
 
 
 def names_of(answer):
@@ -125,21 +116,41 @@ def many_clones(host, template):
     host.kill(names_of(got))
 
 
-def idle_clones(host, template):
-    floors = [floor_kib()]
-    host.ask(do="clone", vm=template, count=8)
-    before = settled(spare)
-    host.ask(do="clone", vm=template, count=IDLE)
-    time.sleep(5)
-    after = settled(spare)
-    floors.append(floor_kib())
-    each, floor = (before - after) / IDLE, statistics.mean(floors)
-    if each < floor or max(floors) > 1.3 * min(floors):
-        raise Failed("free memory moves by itself: %.0f KiB a clone, %s KiB an empty VM" %
-                     (each, " and ".join("%.0f" % f for f in floors)))
-    tell("clone-kib", each, "KiB", n=IDLE)
-    tell("kvm-floor-kib", floor, "KiB", None, (min(floors), max(floors)), 2)
-    tell("clone-idle-kib", each - floor, "KiB", 150, n=IDLE)
+def clone_kib():
+    """What one more idle clone takes, in a memory cgroup that host and guests are in."""
+    with tempfile.TemporaryDirectory() as tmp, MemoryCgroup() as cgroup:
+        host = Host(tmp, preexec=cgroup.enter)
+        try:
+            template = host.template(host.boot())
+            host.ask(do="clone", vm=template, count=FEW)
+            time.sleep(REST)
+            before = cgroup.used()
+            host.ask(do="clone", vm=template, count=IDLE)
+            time.sleep(REST)
+            return (cgroup.used() - before) / 1024 / IDLE
+        finally:
+            host.stop()
+            wait_until_empty(cgroup)
+
+
+def wait_until_empty(cgroup):
+    for _ in range(100):
+        if not cgroup.processes():
+            return
+        time.sleep(0.1)
+
+
+def idle_clones():
+    floors, clones = [], []
+    try:
+        for _ in range(3):
+            floors.append(floor_kib())
+            clones.append(clone_kib())
+    except OSError as e:
+        raise Failed("no memory cgroup to count in: %s" % e)
+    tell_samples("clone-kib", clones, "KiB")
+    tell_samples("kvm-floor-kib", floors, "KiB")
+    tell_samples("clone-idle-kib", [c - f for c, f in zip(clones, floors)], "KiB", 150)
 
 
 def with_host(bench, words="work=serve"):
@@ -157,7 +168,7 @@ def bench_clones():
     if wanted("clone-1000-s"):
         with_host(many_clones)
     if wanted("clone-idle-kib", "clone-kib", "kvm-floor-kib"):
-        with_host(idle_clones)
+        idle_clones()
 
 
 # ---- copy on write: prediction, and what the kernel takes for private pages ----------------------------------------

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 
+from cgroup import MemoryCgroup, write
 from figures import BARE, INVISOR, PLAIN, TREE, Failed, command, quantile, say, tell, wanted
 
 GUESTS = 12
@@ -165,7 +166,7 @@ class Swap:
     """A memory cgroup of the pool's size, below this process's own, that swaps to a zram device of its own."""
 
     def __enter__(self):
-        self.number, self.cgroup, self.on = None, None, False
+        self.number, self.cgroup, self.on = None, MemoryCgroup(), False
         try:
             self._make()
         except OSError as e:
@@ -179,35 +180,19 @@ class Swap:
         with open("/sys/class/zram-control/hot_add") as f:
             self.number = int(f.read())
         block, device = "/sys/block/zram%d/" % self.number, "/dev/zram%d" % self.number
-        self.write(block + "comp_algorithm", "lz4")
-        self.write(block + "disksize", "%dM" % SWAP_MIB)
-        self.write(block + "mem_limit", "%dM" % PACK_MIB)
+        write(block + "comp_algorithm", "lz4")
+        write(block + "disksize", "%dM" % SWAP_MIB)
+        write(block + "mem_limit", "%dM" % PACK_MIB)
         for args in (["mkswap", device], ["swapon", device]):
             if subprocess.run(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
                 raise OSError("%s failed" % args[0])
         self.on = True
-        with open("/proc/self/cgroup") as f:
-            mine = {c: p for _, c, p in (line.rstrip("\n").split(":", 2) for line in f)}
-        if "memory" in mine:
-            self.cgroup = "/sys/fs/cgroup/memory%s/invisor-bench-%d" % (mine["memory"].rstrip("/"), os.getpid())
-            os.mkdir(self.cgroup)
-            self.limit = self.cgroup + "/memory.limit_in_bytes"
-            self.write(self.cgroup + "/memory.swappiness", "100")
-        else:
-            self.cgroup = "/sys/fs/cgroup/invisor-bench-%d" % os.getpid()
-            self.write("/sys/fs/cgroup/cgroup.subtree_control", "+memory")
-            os.mkdir(self.cgroup)
-            self.limit = self.cgroup + "/memory.max"
+        self.cgroup.__enter__()
         # Processes and their page tables count too: 2 MiB for each guest.
-        self.write(self.limit, str((POOL_MIB + 2 * GUESTS) << 20))
-
-    @staticmethod
-    def write(path, text):
-        with open(path, "w") as f:
-            f.write(text)
+        self.cgroup.limit((POOL_MIB + 2 * GUESTS) << 20)
 
     def enter(self):
-        self.write(self.cgroup + "/cgroup.procs", str(os.getpid()))
+        self.cgroup.enter()
 
     def used(self):
         """MiB of the host's memory that zram takes."""
@@ -215,12 +200,11 @@ class Swap:
             return int(f.read().split()[2]) / (1 << 20)
 
     def __exit__(self, *_):
-        if self.cgroup and os.path.isdir(self.cgroup):
-            os.rmdir(self.cgroup)
+        self.cgroup.__exit__()
         if self.on:
             subprocess.run(["swapoff", "/dev/zram%d" % self.number], stderr=subprocess.DEVNULL)
         if self.number is not None:
-            self.write("/sys/class/zram-control/hot_remove", str(self.number))
+            write("/sys/class/zram-control/hot_remove", str(self.number))
 
 
 # ---- throughput -------------------------------------------------------------------------------------------------
