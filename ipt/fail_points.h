@@ -58,7 +58,11 @@
 	X(WINDOW_PROTECT, "window.protect", ERROR, ENOMEM, "mprotect of a piece of the window")    \
 	X(WINDOW_HIDE, "window.hide", ERROR, ENOMEM, "madvise that drops pages of the window")     \
 	/* the pool and the store */                                                               \
-	X(POOL_CREATE, "pool.create", ERROR, ENOMEM, "the pool is made")                           \
+	X(POOL_CREATE, "pool.create", ERROR, ENOMEM,                                               \
+	  "a sharing domain's file of the pool is made")                                           \
+	X(POOL_MAP, "pool.map", ERROR, ENOMEM, "a process maps its file of the pool")              \
+	X(POOL_REOPEN, "pool.reopen", ERROR, EMFILE,                                               \
+	  "a file of the pool is opened for reading only, for the merger")                         \
 	X(POOL_CLEAN, "pool.clean", ERROR, EINTR, "fallocate punches frames out of the pool")      \
 	X(POOL_FILL, "pool.fill", ERROR, ENOSPC, "fallocate makes a page of zeroes in the pool")   \
 	X(POOL_READ, "pool.read", ERROR, EIO, "a frame's bytes are read (pread)")                  \

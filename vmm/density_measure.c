@@ -147,7 +147,7 @@ void density_measure(struct density_run *r, struct fleet *f, const struct densit
 	r->frames = counts.frames[IPT_PRIVATE];
 	r->aliases = counts.frames[IPT_ALIAS];
 	r->tombs = counts.frames[IPT_TOMB];
-	r->pool_bytes = pool_populated_bytes(host_pool(f->host));
+	r->pool_bytes = host_populated_bytes(f->host);
 	r->available_kib = (int64_t)(b->available - now.available);
 	r->has_second_stage = tells_second_stage();
 	r->second_stage_kib = (int64_t)(now.second_stage - b->second_stage);

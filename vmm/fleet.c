@@ -280,7 +280,7 @@ static void starved(void *ctx, struct host_vm *vm, bool now)
 	f->starved++;
 	bool reclaims = f->config.host.pack_bytes || f->config.host.swap_file;
 	fleet_say("%s waits for memory: all %u frames of the pool are in use%s%s", name_of(vm),
-		  host_pool(f->host)->frames, reclaims ? ", and nothing more can be taken out" : "",
+		  host_frames(f->host), reclaims ? ", and nothing more can be taken out" : "",
 		  f->starved == host_alive(f->host)
 			  ? ", and no guest is left that could go on; give a larger "
 			    "--pool"

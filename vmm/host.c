@@ -3,6 +3,7 @@
 #include "vmm/balloon.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_inject.h"
 #include "vmm/host_keep.h"
 #include <errno.h>
@@ -246,7 +247,7 @@ static int make_table(struct host *h, char *error)
 			       .colours = h->config.colours};
 	if (getrandom(&c.seed, sizeof c.seed, 0) != sizeof c.seed)
 		return errorf(error, -EIO, "getrandom: %s", strerror(errno));
-	int rc = pool_create(&h->pool, c.frames, error);
+	int rc = host_domain_create(h, c.frames, error);
 	if (rc)
 		return rc;
 	rc = host_reclaim_open(h, &c, error);
@@ -298,7 +299,7 @@ int host_create(struct host **out, const struct host_config *config,
 	h->config = *config;
 	h->events = *events;
 	h->sandbox = SANDBOX_NONE;
-	h->pool.fd = h->kvm.fd = h->epoll = h->news_fd = h->on_tick.fd = -1;
+	h->kvm.fd = h->epoll = h->news_fd = h->on_tick.fd = -1;
 	raise_descriptor_limit();
 	fault_keep_device();
 	/* A file that would grow past the limit of a process is an error like any other (setrlimit(2)). */
@@ -375,7 +376,7 @@ void host_destroy(struct host *h)
 	host_reclaim_destroy(h);
 	if (h->table)
 		ipt_detach(h->table);
-	pool_destroy(&h->pool);
+	host_domain_destroy(h);
 	kvm_close(&h->kvm);
 	sandbox_destroy(&h->sandbox);
 	if (h->on_tick.fd >= 0)
@@ -415,9 +416,14 @@ const struct pmem_file *host_file_by_id(const struct host *h, vmid_t id)
 	return f;
 }
 
-const struct pool *host_pool(struct host *h)
+const struct domain *host_domains(const struct host *h)
 {
-	return &h->pool;
+	return h->domains;
+}
+
+uint32_t host_frames(const struct host *h)
+{
+	return ipt_config(h->table)->frames;
 }
 
 unsigned host_alive(struct host *h)

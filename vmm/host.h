@@ -29,6 +29,7 @@ enum host_vm_phase {
 	HOST_VM_GONE, /* its numbers can still be read */
 };
 
+struct domain;
 struct host_vm;
 typedef void host_told_fn(void *ctx, struct host_vm *vm, int rc);
 
@@ -38,6 +39,7 @@ struct host_vm {
 	vmid_t id;
 	pid_t pid;
 	struct vm_config config;
+	struct domain *domain; /* whose file of the pool it has; NULL: not known (any more) */
 	struct mailbox *mailbox;
 	int pidfd, link_fd, console_fd, agent_fd;
 	/* Of a host that has a keeper, else -1: the mailbox, and the memory for the console's last bytes (ring.h). */
@@ -86,7 +88,7 @@ struct host_config {
 	bool keeps;
 };
 
-/* Sharing domains: the one that guests are in unless they are told, and the one that nobody is in. */
+/* Sharing domains (host_domain.h): the one that guests are in unless they are told, and that of guests which are in none. */
 #define HOST_DOMAIN_DEFAULT "default"
 #define HOST_DOMAIN_NONE    "none"
 
@@ -202,7 +204,11 @@ unsigned host_predecessors(const struct host *h);
 /* Files that VMs have as persistent memory, a list; and the one whose id in the table that is, or NULL. */
 const struct pmem_file *host_files(const struct host *h);
 const struct pmem_file *host_file_by_id(const struct host *h, vmid_t id);
-const struct pool *host_pool(struct host *h);
+/* A list of sharing domains (host_domain.h). */
+const struct domain *host_domains(const struct host *h);
+/* Of the pool; bytes of it that have host memory behind them, of all sharing domains. */
+uint32_t host_frames(const struct host *h);
+uint64_t host_populated_bytes(const struct host *h);
 unsigned host_alive(struct host *h); /* guests, without templates */
 /* VMs by index, in order of start, the gone ones too; NULL past the last. */
 struct host_vm *host_vm_at(struct host *h, unsigned index);

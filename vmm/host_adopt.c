@@ -5,6 +5,7 @@
  */
 #include "vmm/agent.h"
 #include "vmm/error.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_keep.h"
 #include "vmm/shared.h"
 #include <errno.h>
@@ -77,6 +78,24 @@ bool host_adopt_store(struct host *h, struct store *s)
 	return true;
 }
 
+static int adopt_domains(struct host *h, uint32_t frames)
+{
+	struct host_keeper *keeper = h->keeper;
+	int rc = 0;
+	for (unsigned i = 0; !rc && i < keeper->records; i++) {
+		struct kept_record *r = &keeper->record[i];
+		struct kept_domain *k = (void *)r->bytes;
+		if (r->head.kind != KEEPER_DOMAIN)
+			continue;
+		if (r->head.bytes != sizeof *k || r->fd[0] < 0)
+			return -EPROTO;
+		k->name[sizeof k->name - 1] = 0;
+		rc = host_domain_add_kept(h, (uint32_t)r->head.key, k->name, r->fd[0], frames);
+		r->fd[0] = -1;
+	}
+	return rc || host_domain_by_number(h, DOMAIN_DEFAULT) ? rc : -EPROTO;
+}
+
 int host_adopt_pool(struct host *h, char *error)
 {
 	const struct kept_record *r = host_record(h);
@@ -102,12 +121,13 @@ int host_adopt_pool(struct host *h, char *error)
 	if (!keeper->ledger)
 		rc = -errno;
 	if (!rc)
-		rc = pool_attach(&h->pool, host_adopt_fd(h, KEPT_POOL), c.frames);
+		rc = adopt_domains(h, c.frames);
 	if (rc)
 		return errorf(error, rc, "the pool of the host that died: %s", strerror(-rc));
 	atomic_fetch_add(&keeper->ledger->hosts, 1);
 	h->clones = keeper->ledger->clones;
 	h->templates = keeper->ledger->templates;
+	h->domain_numbers = keeper->ledger->domains;
 	return host_reclaim_open(h, &c, error);
 }
 
@@ -122,11 +142,12 @@ static void adopt_file(struct host *h, struct kept_record *r)
 {
 	struct kept_file *k = (void *)r->bytes;
 	struct pmem_file *f;
-	if (r->head.bytes != sizeof *k)
+	struct domain *d = r->head.bytes == sizeof *k ? host_domain_by_number(h, k->domain) : NULL;
+	if (!d)
 		return;
 	k->path[KEPT_PATH - 1] = 0;
-	f = pmem_file_adopt(&h->pmem_files, vmid((uint32_t)r->head.key), k->path, k->bytes,
-			    r->fd[0], r->fd[1]);
+	f = pmem_file_adopt(&h->pmem_files, &d->pool, vmid((uint32_t)r->head.key), k->path,
+			    k->bytes, r->fd[0], r->fd[1]);
 	if (!f)
 		return;
 	f->device = (dev_t)k->device;
@@ -148,8 +169,11 @@ static int adopt_views(struct host_vm *vm, const struct kept_vm *k, struct kept_
 		if (!f)
 			return -ENOENT;
 		vm->config.pmem[i].path = name_for_good(f->path);
-		rc = pmem_view_adopt(f, h->table, &h->pool, gfn(k->pmem[i].first), k->pmem[i].pages,
-				     sets, &vm->pmem[i]);
+		if (sets >= 0)
+			rc = pool_map_alone(&vm->domain->pool, NULL);
+		if (!rc)
+			rc = pmem_view_adopt(f, h->table, gfn(k->pmem[i].first), k->pmem[i].pages,
+					     sets, &vm->pmem[i]);
 		if (!rc && sets >= 0)
 			r->fd[k->sets[i]] = -1;
 	}
@@ -241,9 +265,13 @@ static int adopt_vm(struct host *h, struct kept_record *r)
 	if (!vm->mailbox || madvise(vm->mailbox, sizeof *vm->mailbox, MADV_DONTFORK) < 0)
 		rc = -errno;
 	host_adopt_find(vm);
+	struct domain *domain = host_domain_by_number(h, k->domain);
+	if (domain)
+		host_domain_follow(vm, domain);
+	else if (!rc)
+		rc = -ENOENT;
 	if (!rc)
 		rc = adopt_views(vm, k, r);
-	host_merge_adopt(vm);
 	vm->phase = HOST_VM_FORKING;
 	if (!rc)
 		rc = host_add_source(h, &vm->on_link, EPOLLIN);
@@ -278,8 +306,7 @@ void host_adopt_link_ended(struct host_vm *vm)
 	vm->phase = HOST_VM_REAPING;
 	int rc = vm->id.v ? host_end_reap(vm) : 0;
 	if (!vm->id.v) {
-		host_vm_leave_pmem(vm);
-		vm->phase = HOST_VM_GONE;
+		host_end_gone(vm);
 	}
 	if (rc && rc != -EBUSY)
 		host_set_tick(h, true);
@@ -329,7 +356,7 @@ static void reap_leftovers(struct host *h)
 			if (kind != IPT_FILE && !is_somebodys(h, info.name)) {
 				reap_leftover(h, &info);
 			} else if (kind == IPT_FILE && !host_file_by_id(h, id)) {
-				ipt_vm_reap(h->table, id, pool_clean, &h->pool);
+				ipt_vm_reap(h->table, id, host_domain_clean_all, h);
 			}
 		}
 }
@@ -342,7 +369,7 @@ static void leave_files(struct host *h)
 		vmid_t id = f->id;
 		if (f->users)
 			continue;
-		pmem_file_leave(&h->pmem_files, f, h->table, &h->pool);
+		pmem_file_leave(&h->pmem_files, f, h->table);
 		host_keep_drop_file(h, id);
 	}
 }
@@ -375,6 +402,7 @@ unsigned host_adopt(struct host *h)
 	if (may_reap)
 		reap_leftovers(h);
 	leave_files(h);
+	host_domain_let_go_unused(h);
 	host_set_tick(h, true); /* somebody may have waited for frames all the while */
 	return n;
 }

@@ -3,6 +3,7 @@
 #include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_keep.h"
 #include "vmm/proc.h"
 #include "vmm/store.h"
@@ -84,6 +85,7 @@ static int register_clone(struct clone_job *job, struct host_vm *clone, char *er
 			      rc == -EEXIST   ? "a VM of that name exists"
 			      : rc == -ENOSPC ? "the host has as many VMs as its table has room for"
 					      : strerror(-rc));
+	host_domain_follow(clone, job->template->domain);
 	host_merge_admit(clone);
 	host_reclaim_admit(clone);
 	clone->phase = HOST_VM_FORKING;
@@ -253,6 +255,7 @@ static int ask_to_freeze(struct clone_job *job, char *error)
 		return rc;
 	t->phase = HOST_VM_FORKING;
 	t->job = job;
+	host_domain_follow(t, vm->domain);
 	snprintf(request.name, sizeof request.name, "%s", config.machine.name);
 	rc = host_vm_share_pmem(t, vm, error);
 	if (!rc)

@@ -5,6 +5,7 @@
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_inject.h"
 #include "vmm/host_keep.h"
 #include "vmm/proc.h"
@@ -18,6 +19,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+void host_end_gone(struct host_vm *vm)
+{
+	host_vm_leave_pmem(vm);
+	host_domain_leave(vm);
+	vm->phase = HOST_VM_GONE;
+}
+
 /* A template's frames stay for as long as more than one see them; its last child takes them over. -EBUSY: they do;
  * -EAGAIN: a frame is pinned. */
 static int reap(struct host_vm *vm)
@@ -28,12 +36,12 @@ static int reap(struct host_vm *vm)
 	if (busy)
 		return busy;
 	if (!vm->is_template) {
-		int rc = ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
+		int rc = ipt_vm_reap(h->table, vm->id, host_domain_clean_vm, vm);
 		return rc == -ENOENT ? 0 : rc; /* -ENOENT: nothing is left of it */
 	}
 	if (ipt_vm_info(h->table, vm->id, &info) == 0 && info.children > 1)
 		return -EBUSY;
-	int rc = ipt_vm_collapse(h->table, vm->id, pool_clean, &h->pool);
+	int rc = ipt_vm_collapse(h->table, vm->id, host_domain_clean_vm, vm);
 	return rc == -ENOENT ? 0 : rc == -EBUSY ? -EAGAIN : rc;
 }
 
@@ -47,8 +55,7 @@ void host_end_reap_templates(struct host *h)
 				continue;
 			int rc = reap(t);
 			if (!rc) {
-				host_vm_leave_pmem(t);
-				t->phase = HOST_VM_GONE;
+				host_end_gone(t);
 				again = true;
 			} else if (rc != -EBUSY) {
 				host_set_tick(h, true);
@@ -63,8 +70,7 @@ int host_end_reap(struct host_vm *vm)
 	int rc = reap(vm);
 	if (rc)
 		return rc;
-	host_vm_leave_pmem(vm);
-	vm->phase = HOST_VM_GONE;
+	host_end_gone(vm);
 	host_end_reap_templates(h);
 	host_feed_the_hungry(h);
 	return 0;

@@ -9,6 +9,7 @@
  */
 #include "vmm/host_inject.h"
 #include "vmm/error.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_private.h"
 #include <errno.h>
 #include <stdarg.h>
@@ -48,17 +49,11 @@ static bool note_viewer(void *ctx, vmid_t vm, gfn_t g, enum ipt_place_kind how)
 	return true;
 }
 
-static bool has_page(const struct pool *p, frame_t f)
-{
-	off_t at = (off_t)f.v << PAGE_SHIFT;
-	return lseek(p->fd, at, SEEK_DATA) == at;
-}
-
 /* Is it good, has it a page, and can guests be told? Then it is marked, and its bytes are gone. */
 static bool destroy(struct host *h, frame_t f, enum ipt_health as, struct inject_result *r)
 {
 	char error[ERROR_MAX];
-	if (!has_page(&h->pool, f)) {
+	if (!host_domain_has(h, f)) {
 		conclude(r, INJECT_BLANK, "nobody ever wrote to the frame: nothing to lose");
 		return false;
 	}
@@ -68,7 +63,7 @@ static bool destroy(struct host *h, frame_t f, enum ipt_health as, struct inject
 	}
 	int rc = ipt_spoil(h->table, f, as);
 	if (!rc)
-		rc = pool_clean(&h->pool, f, 1);
+		rc = host_domain_clean_all(h, f, 1);
 	if (!rc)
 		return true;
 	conclude(r, INJECT_REFUSED, "%s",
@@ -116,16 +111,10 @@ static int settled(void *ctx)
 	return 0;
 }
 
-static int cleaned(void *ctx, frame_t first, uint32_t n)
-{
-	const struct host *h = ctx;
-	return pool_clean((void *)(uintptr_t)&h->pool, first, n);
-}
-
 static void damage_file(struct host *h, frame_t f, const struct ipt_owner *o,
 			struct inject_result *r)
 {
-	static const struct ipt_out_ops ops = {NULL, settled, cleaned};
+	static const struct ipt_out_ops ops = {NULL, settled, host_domain_clean_all};
 	bool writing;
 	is_dirty(h, o->vm, o->gfn.v, &writing);
 	if (writing) {
@@ -161,7 +150,7 @@ static bool damage(struct host *h, frame_t f, struct inject_result *r, struct ho
 		rc = ipt_viewers(h->table, f, note_viewer, r);
 	if (rc) {
 		conclude(r, INJECT_REFUSED, "frame %u is outside the pool's %u frames", f.v,
-			 h->pool.frames);
+			 host_frames(h));
 	} else if (ipt_health(h->table, f) != IPT_GOOD) {
 		conclude(r, INJECT_REFUSED, "frame %u is damaged already", f.v);
 	} else if (o.state == IPT_FREE) {

@@ -2,6 +2,7 @@
 #include "vmm/host_keep.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
+#include "vmm/host_domain.h"
 #include "vmm/merge.h"
 #include "vmm/reclaim.h"
 #include "vmm/rundir.h"
@@ -77,7 +78,6 @@ void host_keep_host(struct host *h)
 		snprintf(r.swap_file, sizeof r.swap_file, "%s", h->config.swap_file);
 	r.config.swap_file = NULL;
 	r.store = s ? *s : (struct store){.mem_fd = -1, .file_fd = -1};
-	r.fd[KEPT_POOL] = add_fd(fds, h->pool.fd);
 	r.fd[KEPT_TABLE] = add_fd(fds, ipt_fd(h->table));
 	r.fd[KEPT_NEWS] = add_fd(fds, h->news_fd);
 	r.fd[KEPT_LEDGER] = add_fd(fds, h->keeper->ledger_fd);
@@ -90,11 +90,31 @@ void host_keep_host(struct host *h)
 	send_message(h, fds);
 }
 
-static void keep_file(struct host *h, const struct pmem_file *f)
+void host_keep_domain(struct host *h, const struct domain *d)
 {
 	int fds[LINK_FDS_MAX];
-	struct kept_file r = {
-		.device = (uint64_t)f->device, .inode = (uint64_t)f->inode, .bytes = f->bytes};
+	struct kept_domain r;
+	message.head = head(KEEPER_PUT, KEEPER_DOMAIN, d->number);
+	memcpy(r.name, d->name, sizeof r.name);
+	add_fd(fds, d->pool.fd);
+	memcpy(message.record, &r, sizeof r);
+	message.head.bytes = sizeof r;
+	send_message(h, fds);
+}
+
+void host_keep_drop_domain(struct host *h, uint32_t number)
+{
+	message.head = head(KEEPER_DROP, KEEPER_DOMAIN, number);
+	send_message(h, NULL);
+}
+
+static void keep_file(struct host *h, const struct pmem_file *f, uint32_t domain)
+{
+	int fds[LINK_FDS_MAX];
+	struct kept_file r = {.device = (uint64_t)f->device,
+			      .inode = (uint64_t)f->inode,
+			      .bytes = f->bytes,
+			      .domain = domain};
 	message.head = head(KEEPER_PUT, KEEPER_FILE, f->id.v);
 	snprintf(r.path, sizeof r.path, "%s", f->path);
 	add_fd(fds, f->fd);
@@ -109,6 +129,7 @@ static void fill(struct kept_vm *r, const struct host_vm *vm)
 	struct vm_config *c = &r->config;
 	r->pid = vm->pid;
 	r->number = vm->number;
+	r->domain = vm->domain ? vm->domain->number : 0;
 	r->kind = vm->config.image ? vm->config.image->kind : BOOT_BARE;
 	r->is_template = vm->is_template;
 	r->born = vm->pidfd >= 0;
@@ -141,7 +162,7 @@ void host_keep_vm(struct host_vm *vm)
 		return;
 	for (unsigned i = 0; i < vm->config.pmems; i++)
 		if (vm->pmem[i])
-			keep_file(h, vm->pmem[i]->file);
+			keep_file(h, vm->pmem[i]->file, vm->domain->number);
 	message.head = head(KEEPER_PUT, KEEPER_VM, vm->key);
 	r = (struct kept_vm){.pid = 0};
 	fill(&r, vm);
@@ -190,6 +211,7 @@ void host_keep_numbers(struct host *h)
 		return;
 	h->keeper->ledger->clones = h->clones;
 	h->keeper->ledger->templates = h->templates;
+	h->keeper->ledger->domains = h->domain_numbers;
 }
 
 /* ---- its process --------------------------------------------------------------------------- */
@@ -340,6 +362,8 @@ int host_keep_watch(struct host *h)
 void host_keep_all(struct host *h)
 {
 	host_keep_host(h);
+	for (const struct domain *d = h->domains; d; d = d->next)
+		host_keep_domain(h, d);
 	for (unsigned i = 0; i < h->vms; i++)
 		if (h->vm[i]->phase == HOST_VM_ALIVE || h->vm[i]->phase == HOST_VM_FORKING)
 			host_keep_vm(h->vm[i]);

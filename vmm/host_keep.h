@@ -6,7 +6,8 @@
  *       *born*, and goes after the process's end. So an id whose name is in no record is nobody's, and is reaped
  *   K2  of a VM that is not born the host and the keeper have the only copies of its link's other end, so that hanging up
  *       ends its process, and the link's end tells that it ended
- *   K3  every record can be put again at any time; one that is put twice is there once
+ *   K3  a sharing domain has a record from before the first record of a VM in it to after the last VM's frames are free
+ *   K4  every record can be put again at any time; one that is put twice is there once
  * VMs are found in the table by their names, since a VM that is frozen while there is no host goes on under another id.
  */
 #ifndef VMM_HOST_KEEP_H
@@ -16,19 +17,18 @@
 #include "vmm/keeper.h"
 #include "vmm/store.h"
 
-#define KEPT_VERSION 1
+#define KEPT_VERSION 2
 #define KEPT_PATH    200 /* bytes; of longer paths the beginning */
 
 /* Numbers that go on. Every host of the pool maps it. */
 struct kept_ledger {
-	_Atomic uint64_t keys;              /* of records, given out */
-	_Atomic uint32_t clones, templates; /* given out */
-	_Atomic uint32_t hosts;             /* that the pool had */
+	_Atomic uint64_t keys;                       /* of records, given out */
+	_Atomic uint32_t clones, templates, domains; /* given out */
+	_Atomic uint32_t hosts;                      /* that the pool had */
 };
 
 /* The host's; descriptors in this order, as far as they are there: */
 enum kept_host_fd {
-	KEPT_POOL,
 	KEPT_TABLE,
 	KEPT_NEWS,
 	KEPT_LEDGER,
@@ -48,16 +48,22 @@ struct kept_host {
 	int8_t fd[KEPT_HOST_FDS]; /* which of the descriptors; -1: not there */
 };
 
+/* A sharing domain; the key is its number. Descriptor: its file of the pool. */
+struct kept_domain {
+	char name[IPT_NAME_LEN];
+};
+
 /* A file that guests have as persistent memory; the key is its id. Descriptors: reading, and perhaps writing. */
 struct kept_file {
 	char path[KEPT_PATH];
+	uint32_t domain; /* number */
 	uint64_t device, inode, bytes;
 };
 
 /* A VM's. Descriptors: link, mailbox, those of its kind, its process, sets of its views. */
 struct kept_vm {
 	pid_t pid;
-	uint32_t number, kind; /* enum boot_kind */
+	uint32_t number, domain, kind; /* domain: number; kind: enum boot_kind */
 	bool is_template, born;
 	int8_t mailbox, agent, sets[VM_MAX_PMEM];
 	uint64_t forked_ns, ready_ns;
@@ -101,7 +107,7 @@ int host_keep_start(struct host *h, char *error);
 int host_keep_watch(struct host *h);
 /* A VM's record is done with. */
 void host_keep_drop_key(struct host *h, uint64_t key);
-/* Put the host's record; all of them. */
+/* Put the host's record; all of them, domains before the VMs in them. */
 void host_keep_host(struct host *h);
 void host_keep_all(struct host *h);
 /* The records that came are done with: close what nobody took. */

@@ -1,23 +1,19 @@
-/* The merger as the host sees it: its start and its end, VMs to be rung for it, sharing domains. */
+/* The merger as the host sees it: its start and its end, VMs to be rung for it. */
 #include "ipt/fail.h"
 #include "vmm/error.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_keep.h"
 #include "vmm/host_worker.h"
 #include "vmm/merge.h"
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#define HOST_DOMAINS_MOST (1u << 20) /* numbers that a board may have */
 
 struct host_merger {
 	struct host_worker worker;
 	struct merge_board *board;
 	int board_fd;
-	char (*domain)[IPT_NAME_LEN]; /* names; number i + 1 is domain[i] */
-	unsigned domains;
 };
 
 /* In the merger's process. */
@@ -31,7 +27,6 @@ static void run(struct host_worker *w, int link)
 	struct host_merger *g = container(struct host_merger, worker, w);
 	struct host *h = w->host;
 	const struct merger_links links = {.table = h->table,
-					   .pool = &h->pool,
 					   .board = g->board,
 					   .link = link,
 					   .percent = h->config.merge_percent,
@@ -66,7 +61,7 @@ int host_merge_create(struct host *h, char *error)
 		host_worker_init(&g->worker, h);
 		g->worker.run = run;
 		g->worker.heard = heard;
-		g->worker.keep[g->worker.keeps++] = h->pool.fd;
+		g->worker.reads_only = true;
 		g->worker.keep[g->worker.keeps++] = ipt_fd(h->table);
 		g->board_fd = host_adopt_fd(h, KEPT_MERGE);
 		g->board = g->board_fd >= 0 ? merge_board_attach(h->config.max_vms, g->board_fd)
@@ -92,7 +87,6 @@ void host_merge_destroy(struct host *h)
 	merge_board_destroy(g->board);
 	if (g->board_fd >= 0)
 		close(g->board_fd);
-	free(g->domain);
 	free(g);
 	h->merger = NULL;
 }
@@ -107,47 +101,14 @@ int host_merge_board_fd(struct host *h)
 	return h->merger ? h->merger->board_fd : -1;
 }
 
-/* The number of a domain, a new one for a new name; 0 for none, and where there is no memory for a name. */
-static uint32_t number_of(struct host_merger *g, const char *name)
+struct host_worker *host_merge_worker(struct host *h)
 {
-	const char *wanted = *name ? name : HOST_DOMAIN_DEFAULT;
-	if (!strcmp(wanted, HOST_DOMAIN_NONE))
-		return 0;
-	for (unsigned i = 0; i < g->domains; i++)
-		if (!strcmp(g->domain[i], wanted))
-			return i + 1;
-	char(*more)[IPT_NAME_LEN] = realloc(g->domain, (g->domains + 1) * sizeof *more);
-	if (!more)
-		return 0;
-	g->domain = more;
-	snprintf(g->domain[g->domains], sizeof *more, "%s", wanted);
-	return ++g->domains;
+	return h->merger ? &h->merger->worker : NULL;
 }
 
 void host_merge_admit(struct host_vm *vm)
 {
-	struct host_merger *g = vm->host->merger;
-	if (g)
-		merge_set_domain(g->board, vm->id, number_of(g, vm->config.share_domain));
-}
-
-void host_merge_adopt(struct host_vm *vm)
-{
-	struct host_merger *g = vm->host->merger;
-	uint32_t number = g ? merge_domain(g->board, vm->id) : 0;
-	const char *name = vm->config.share_domain;
-	if (!number || number > HOST_DOMAINS_MOST)
-		return;
-	if (number > g->domains) {
-		char(*more)[IPT_NAME_LEN] = realloc(g->domain, number * sizeof *more);
-		if (!more)
-			return; /* new VMs of that name get a domain of their own */
-		memset(more + g->domains, 0, (number - g->domains) * sizeof *more);
-		g->domain = more;
-		g->domains = number;
-	}
-	snprintf(g->domain[number - 1], sizeof *g->domain, "%s",
-		 *name ? name : HOST_DOMAIN_DEFAULT);
+	merge_set_domain(host_merge_board(vm->host), vm->id, host_domain_merged_as(vm->domain));
 }
 
 void host_merge_info(struct host *h, struct host_merge *out)

@@ -13,7 +13,8 @@ struct host {
 	struct host_events events;
 	struct kvm_host kvm;
 	struct sandbox sandbox;
-	struct pool pool;
+	struct domain *domains;  /* with the pool's files: host_domain.h */
+	uint32_t domain_numbers; /* given out */
 	struct ipt *table;
 	struct pmem_file *pmem_files; /* that VMs have as persistent memory */
 	int epoll;
@@ -45,8 +46,9 @@ int host_vm_finish_pmem(struct host_vm *vm, char *error);
  * how many. */
 int host_vm_share_pmem(struct host_vm *vm, const struct host_vm *of, char *error);
 unsigned host_vm_pmem_fds(const struct host_vm *vm, int fds[VM_MAX_PMEM]);
-/* The VM is gone from the table: let go of its files. */
+/* The VM is gone from the table: let go of its files; and of its sharing domain, for good. */
 void host_vm_leave_pmem(struct host_vm *vm);
+void host_end_gone(struct host_vm *vm);
 /* A host_vm with mailbox and link, and of a guest console and agent channel; the ends that its process gets are in `ends` (link,
  * mailbox's memfd, console, agent), for the caller to close. -errno with words. */
 int host_vm_make(struct host *h, const struct vm_config *config, bool is_template,
@@ -82,9 +84,12 @@ void host_clone_destroy(struct host *h);
 /* host_merge.c: the merger, if one is wanted; -errno with words. Its board, or NULL. A VM was registered: say which
  * sharing domain it is in. */
 int host_merge_create(struct host *h, char *error);
-/* The board's descriptor, or -1. What the board says of domains is what the adopted VM is to be in. */
+/* The board's descriptor, or -1. */
 int host_merge_board_fd(struct host *h);
-void host_merge_adopt(struct host_vm *vm);
+/* The processes, also while none runs; NULL where there is none. */
+struct host_worker;
+struct host_worker *host_merge_worker(struct host *h);
+struct host_worker *host_reclaim_worker(struct host *h);
 void host_merge_destroy(struct host *h);
 struct merge_board *host_merge_board(struct host *h);
 void host_merge_admit(struct host_vm *vm);
@@ -105,14 +110,17 @@ int host_reclaim_board_fd(struct host *h);
 const struct store *host_store(const struct host *h);
 /* A VM was registered: its desk says what it may have. */
 void host_reclaim_admit(struct host_vm *vm);
-/* A VM has joined a file: may its pages be dropped? Before the VM's process is there. */
-void host_reclaim_file(struct host *h, const struct pmem_file *f);
+/* A VM of that domain has joined a file: may its pages be dropped? Before the VM's process is there. */
+void host_reclaim_file(struct host *h, const struct pmem_file *f, uint32_t domain);
 /* May the space that a dead VM has in the store be given to others? 0, or -EAGAIN: its writes are still under way. */
 int host_reclaim_may_reap(const struct host_vm *vm);
 /* host_keep.c: there is no process for it any more, or never was one. A file is nobody's any more. */
 void host_keep_drop(struct host_vm *vm);
 void host_keep_drop_file(struct host *h, vmid_t id);
-/* A new record's key, 0 without a keeper. Numbers of clones and templates were given out. */
+/* A sharing domain has come, or has gone. */
+void host_keep_domain(struct host *h, const struct domain *d);
+void host_keep_drop_domain(struct host *h, uint32_t number);
+/* A new record's key, 0 without a keeper. Numbers of clones, templates, domains were given out. */
 uint64_t host_keep_key(struct host *h);
 void host_keep_numbers(struct host *h);
 /* A host_vm without anything but these; -1 for descriptors. NULL without memory. */

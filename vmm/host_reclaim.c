@@ -1,6 +1,7 @@
 /* The reclaimer as the host sees it: the store, the reclaimer's start and end, VMs to be rung for it, users' wishes. */
 #include "ipt/fail.h"
 #include "vmm/error.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_keep.h"
 #include "vmm/host_worker.h"
 #include "vmm/reclaim.h"
@@ -31,7 +32,6 @@ static void run(struct host_worker *w, int link)
 	const struct reclaimer_links links = {.table = w->host->table,
 					      .board = g->board,
 					      .store = &g->store,
-					      .pool = &w->host->pool,
 					      .link = link,
 					      .confine = confine,
 					      .worker = w};
@@ -127,7 +127,6 @@ int host_reclaim_start(struct host *h, char *error)
 	w->run = run;
 	w->heard = heard;
 	w->failed_for_good = failed;
-	w->keep[w->keeps++] = h->pool.fd;
 	w->keep[w->keeps++] = ipt_fd(h->table);
 	if (g->store.mem_fd >= 0)
 		w->keep[w->keeps++] = g->store.mem_fd;
@@ -174,16 +173,23 @@ const struct store *host_store(const struct host *h)
 	return h->reclaimer ? &h->reclaimer->store : NULL;
 }
 
+struct host_worker *host_reclaim_worker(struct host *h)
+{
+	return h->reclaimer ? &h->reclaimer->worker : NULL;
+}
+
 void host_reclaim_admit(struct host_vm *vm)
 {
 	const struct vm_memory_share *s = &vm->config.memory_share;
 	reclaim_desk_clear(host_reclaim_board(vm->host), vm->id,
 			   s->shares ? s->shares : RECLAIM_SHARES, s->min, s->limit);
+	reclaim_set_domain(host_reclaim_board(vm->host), vm->id, vm->domain->number);
 }
 
-void host_reclaim_file(struct host *h, const struct pmem_file *f)
+void host_reclaim_file(struct host *h, const struct pmem_file *f, uint32_t domain)
 {
 	struct reclaim_desk *d = reclaim_desk(host_reclaim_board(h), f->id);
+	reclaim_set_domain(host_reclaim_board(h), f->id, domain);
 	if (d) /* one that was shared may have pages that aren't in the file */
 		atomic_store_explicit(&d->droppable, f->write_fd < 0, memory_order_release);
 }

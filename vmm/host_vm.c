@@ -4,6 +4,7 @@
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_keep.h"
 #include "vmm/ring.h"
 #include "vmm/store.h"
@@ -28,11 +29,14 @@ static int join_pmem(struct host_vm *vm, char *error)
 	const struct machine *m = &vm->config.machine;
 	int rc = 0;
 	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
-		rc = pmem_join(&h->pmem_files, h->table, &h->pool, vm->id,
+		if (vm->config.pmem[i].share) /* we write back what it leaves */
+			rc = pool_map_alone(&vm->domain->pool, error);
+	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
+		rc = pmem_join(&h->pmem_files, h->table, &vm->domain->pool, vm->id,
 			       gpa_gfn(m->bank[m->ram_banks + i].base), &vm->config.pmem[i],
 			       &vm->pmem[i], error);
 	for (unsigned i = 0; !rc && i < vm->config.pmems; i++)
-		host_reclaim_file(h, vm->pmem[i]->file);
+		host_reclaim_file(h, vm->pmem[i]->file, vm->domain->number);
 	return rc;
 }
 
@@ -119,7 +123,7 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 	unsigned n = sandbox_fds(&h->sandbox, keep);
 	keep[n++] = fault_device();
 	keep[n++] = h->kvm.fd;
-	keep[n++] = h->pool.fd;
+	keep[n++] = vm->domain->pool.fd;
 	keep[n++] = ipt_fd(h->table);
 	keep[n++] = h->news_fd;
 	keep[n++] = ends[0];
@@ -139,7 +143,7 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 	fds_close_all_but(keep, n);
 	struct vm_links links = {.table = h->table,
 				 .id = vm->id,
-				 .pool = &h->pool,
+				 .pool = &vm->domain->pool,
 				 .kvm = &h->kvm,
 				 .mailbox = mailbox,
 				 .pmem = vm->pmem,
@@ -294,8 +298,9 @@ void host_vm_unmake(struct host_vm *vm)
 		h->alive--;
 	host_keep_drop(vm);
 	if (vm->id.v)
-		ipt_vm_reap(h->table, vm->id, pool_clean, &h->pool);
+		ipt_vm_reap(h->table, vm->id, host_domain_clean_vm, vm);
 	host_vm_leave_pmem(vm);
+	host_domain_leave(vm);
 	host_remove_source(h, &vm->on_link);
 	unsigned i = h->vms;
 	while (h->vm[--i] != vm)
@@ -328,10 +333,14 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 	int rc = host_vm_make(h, config, false, &vm, ends, error);
 	if (rc)
 		return rc;
-	rc = ipt_vm_add(h->table, name, INVALID_VMID, &vm->id);
+	rc = host_domain_join(vm, error);
+	if (!rc) {
+		rc = ipt_vm_add(h->table, name, INVALID_VMID, &vm->id);
+		if (rc)
+			errorf(error, rc, "%s: %s", name,
+			       rc == -EEXIST ? "a VM of that name exists" : strerror(-rc));
+	}
 	if (rc) {
-		errorf(error, rc, "%s: %s", name,
-		       rc == -EEXIST ? "a VM of that name exists" : strerror(-rc));
 		fds_close(ends, LINK_FDS);
 		host_vm_unmake(vm);
 		return rc;

@@ -3,6 +3,7 @@
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_private.h"
 #include <errno.h>
 #include <signal.h>
@@ -52,9 +53,9 @@ void host_worker_confine(const struct host_worker *w, enum seccomp_kind kind)
 	const struct host *h = w->host;
 	uint64_t data = sandbox_data_bytes();
 	const struct sandbox_limits limits = {
-		.data_bytes = data ? data + SPARE_BYTES + h->pool.frames * SPARE_FRAME : 0,
+		.data_bytes = data ? data + SPARE_BYTES + host_frames(h) * SPARE_FRAME : 0,
 		.lock_bytes = 64 * KiB,
-		.files = 64,
+		.files = 64 + DOMAINS_MOST,
 		.tasks = 4};
 	char error[ERROR_MAX];
 	if (sandbox_enter(&h->sandbox, kind, w->user, &limits, error)) {
@@ -144,8 +145,10 @@ int host_worker_start(struct host_worker *w)
 		rc = host_add_source(w->host, &w->on_exit, EPOLLIN);
 	if (!rc)
 		rc = host_add_source(w->host, &w->on_link, EPOLLIN);
-	if (!rc)
+	if (!rc) {
+		host_domain_tell_all(w);
 		return 0;
+	}
 	close(w->link_fd); /* which ends it, if it is there */
 	if (w->pidfd >= 0)
 		close(w->pidfd);

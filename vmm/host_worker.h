@@ -7,14 +7,15 @@
 
 #include "vmm/host.h"
 
-#define WORKER_KEEP 6
+#define WORKER_KEEP 5
 
 struct host_worker {
 	struct host *host;
 	void (*run)(struct host_worker *w, int link); /* in its process: never returns */
 	void (*heard)(struct host_worker *w, uint32_t id);
 	void (*failed_for_good)(struct host_worker *w); /* it isn't started again; may be NULL */
-	int keep[WORKER_KEEP]; /* descriptors that it needs, besides the link */
+	bool reads_only; /* of the pool: what is merged, for reading; else all. By its link (domain_fds.h) */
+	int keep[WORKER_KEEP]; /* other descriptors that it needs, besides the link */
 	unsigned keeps;
 	/* From host_worker_start on: */
 	pid_t pid;

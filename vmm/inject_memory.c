@@ -11,12 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static bool has_page(const struct pool *p, frame_t f)
-{
-	off_t at = (off_t)f.v << PAGE_SHIFT;
-	return lseek(p->fd, at, SEEK_DATA) == at;
-}
-
 static enum inject_outcome refused(char *words, const char *why)
 {
 	snprintf(words, INJECT_WORDS, "%s", why);
@@ -35,7 +29,7 @@ static enum inject_outcome damage(struct memory *m, gfn_t g, frame_t f, char *wo
 	/* Mapped before, or of nobody's; either way a touch waits for us from here on. */
 	if (memory_hide(m, g, 1))
 		return refused(words, "userfaultfd can't watch the page");
-	if (!has_page(m->pool, f)) {
+	if (!pool_has(m->pool, f)) {
 		snprintf(words, INJECT_WORDS, "the page was never written to: nothing to lose");
 		return INJECT_BLANK;
 	}

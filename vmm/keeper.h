@@ -33,7 +33,7 @@ enum keeper_op {
 	KEEPER_END,   /* from its host, or from anyone while it has none: kill the VMs, and end */
 };
 
-enum keeper_kind { KEEPER_HOST, KEEPER_FILE, KEEPER_VM };
+enum keeper_kind { KEEPER_HOST, KEEPER_FILE, KEEPER_VM, KEEPER_DOMAIN };
 
 struct keeper_head {
 	uint32_t op, kind;

@@ -82,10 +82,9 @@ int merge_take(struct memory *m, struct merge_board *b);
 
 struct merger_links {
 	struct ipt *table;
-	const struct pool *pool; /* its mapping goes, its descriptor becomes one for reading only */
 	struct merge_board *board;
-	int link;
-	unsigned percent;              /* of a CPU, the most that is spent, VMs' part included */
+	int link;         /* to the host: a VM's id, to be rung; from it: domains (domain_fds.h) */
+	unsigned percent; /* of a CPU, the most that is spent, VMs' part included */
 	void (*confine)(void *worker); /* into the sandbox, once all is made; may end the process */
 	void *worker;
 };

@@ -1,5 +1,5 @@
 /*
- * A pass over the pool. Frames are looked at in order, so that runs come by themselves: a guest's memory lies mostly in
+ * A pass over the pool. Frames are looked at in order, each in the file of its sharing domain, so that runs come by themselves: a guest's memory lies mostly in
  * extents, and equal guests' extents are equal for long stretches.
  *
  * A private frame is a candidate when it has the tag that it had in the pass before. It is zero, or equal to
@@ -244,13 +244,19 @@ static bool take_domain(void *ctx, vmid_t vm, gfn_t g, enum ipt_place_kind how)
 	return !v->domain;
 }
 
-/* A shared frame that we don't know: an earlier merger published it. Its contents stay, so once is enough. */
-static void look_at_shared(struct merge_scan *s, frame_t f, const uint8_t *bytes)
+/* The domain of those who see a shared frame. */
+static uint32_t domain_of_viewers(const struct merge_scan *s, frame_t f)
 {
 	struct viewer v = {s->board, 0};
-	s->tag[f.v] = tag_of(bytes);
 	ipt_viewers(s->table, f, take_domain, &v);
-	remember_shared(s, f, v.domain);
+	return v.domain;
+}
+
+/* A shared frame that we don't know: an earlier merger published it. Its contents stay, so once is enough. */
+static void look_at_shared(struct merge_scan *s, frame_t f, uint32_t domain, const uint8_t *bytes)
+{
+	s->tag[f.v] = tag_of(bytes);
+	remember_shared(s, f, domain);
 }
 
 /* ---- passes -------------------------------------------------------------------------------- */
@@ -263,44 +269,49 @@ void merge_scan_begin(struct merge_scan *s)
 			ipt_free_frames(s->table) < ipt_config(s->table)->frames / 8;
 }
 
-static bool is_worth_a_look(struct merge_scan *s, frame_t f, const struct ipt_owner *o)
+/* The domain in whose file the frame is worth a look; 0: it isn't, or not yet. */
+static uint32_t worth_a_look_in(struct merge_scan *s, frame_t f, const struct ipt_owner *o)
 {
-	if (o->state == IPT_SHARED)
-		return !s->tag[f.v];
-	if (o->state != IPT_PRIVATE)
-		return false;
-	return domain_of(s, o->vm) != 0;
+	uint32_t domain = o->state == IPT_PRIVATE                  ? domain_of(s, o->vm)
+			  : o->state == IPT_SHARED && !s->tag[f.v] ? domain_of_viewers(s, f)
+								   : 0;
+	return domain && domain_fd(&s->files, domain) >= 0 ? domain : 0;
 }
 
-/* Frames from f on up to `end`, of which at least the first has memory. Returns where that ends. */
-static uint32_t look_at_data(struct merge_scan *s, uint32_t f, uint32_t end)
+/* Frames from f on up to `end`, of which at least the first has memory in the domain's file. Returns where that ends, or
+ * where another domain's frame is. */
+static uint32_t look_at_data(struct merge_scan *s, uint32_t domain, uint32_t f, uint32_t end)
 {
-	off_t hole = lseek(s->pool, (off_t)f << PAGE_SHIFT, SEEK_HOLE);
+	int file = domain_fd(&s->files, domain);
+	off_t hole = lseek(file, (off_t)f << PAGE_SHIFT, SEEK_HOLE);
 	if (hole > 0 && (uint64_t)hole >> PAGE_SHIFT < end)
 		end = (uint32_t)((uint64_t)hole >> PAGE_SHIFT);
-	ssize_t got = pread(s->pool, s->bytes, (end - f) * PAGE_SIZE, (off_t)f << PAGE_SHIFT);
+	ssize_t got = pread(file, s->bytes, (end - f) * PAGE_SIZE, (off_t)f << PAGE_SHIFT);
 	uint32_t n = got > 0 ? (uint32_t)((uint64_t)got >> PAGE_SHIFT) : 0;
 	for (uint32_t i = 0; i < n; i++) {
 		struct ipt_owner o;
 		frame_t at = frame(f + i);
 		const uint8_t *bytes = s->bytes + i * PAGE_SIZE;
-		if (ipt_owner(s->table, at, &o) || !is_worth_a_look(s, at, &o))
-			continue;
-		if (o.state == IPT_SHARED)
-			look_at_shared(s, at, bytes);
-		else
+		uint32_t in = ipt_owner(s->table, at, &o) ? 0 : worth_a_look_in(s, at, &o);
+		s->scanned_bytes += PAGE_SIZE;
+		if (in &&
+		    in != domain) /* it was punched out of this file and is in another's now */
+			return at.v;
+		if (in && o.state == IPT_SHARED)
+			look_at_shared(s, at, domain, bytes);
+		else if (in)
 			look_at_private(s, at, &o, bytes);
 	}
-	s->scanned_bytes += n * PAGE_SIZE;
 	return end;
 }
 
-/* The first frame from f on, up to `end`, that is worth a look. */
-static uint32_t skip(struct merge_scan *s, uint32_t f, uint32_t end)
+/* The first frame from f on, up to `end`, that is worth a look in a domain's file other than `but`; and which domain's. */
+static uint32_t skip(struct merge_scan *s, uint32_t f, uint32_t end, uint32_t but, uint32_t *domain)
 {
 	struct ipt_owner o;
 	for (; f < end; f++) {
-		if (ipt_owner(s->table, frame(f), &o) == 0 && is_worth_a_look(s, frame(f), &o))
+		*domain = ipt_owner(s->table, frame(f), &o) ? 0 : worth_a_look_in(s, frame(f), &o);
+		if (*domain && *domain != but)
 			break;
 		if (o.state != IPT_SHARED && o.state != IPT_PRIVATE && s->tag[f])
 			s->tag[f] = 0; /* whoever gets it next begins anew */
@@ -310,12 +321,17 @@ static uint32_t skip(struct merge_scan *s, uint32_t f, uint32_t end)
 
 uint32_t merge_scan_step(struct merge_scan *s, uint32_t f)
 {
-	uint32_t frames = ipt_config(s->table)->frames;
+	uint32_t frames = ipt_config(s->table)->frames, domain, other;
 	uint32_t end = frames - f > MERGE_STEP ? f + MERGE_STEP : frames;
-	while ((f = skip(s, f, end)) < end) {
-		off_t data = lseek(s->pool, (off_t)f << PAGE_SHIFT, SEEK_DATA);
-		uint64_t next = data < 0 ? frames : (uint64_t)data >> PAGE_SHIFT;
-		f = next < end ? look_at_data(s, (uint32_t)next, end) : end;
+	while ((f = skip(s, f, end, 0, &domain)) < end) {
+		off_t data = lseek(domain_fd(&s->files, domain), (off_t)f << PAGE_SHIFT, SEEK_DATA);
+		uint32_t next = data < 0 || (uint64_t)data >> PAGE_SHIFT > end
+					? end
+					: (uint32_t)((uint64_t)data >> PAGE_SHIFT);
+		if (next > f) /* what is in between has no memory; but others' may, in theirs */
+			f = skip(s, f, next, domain, &other);
+		if (f == next && next < end)
+			f = look_at_data(s, domain, next, end);
 	}
 	if (end < frames)
 		return end;

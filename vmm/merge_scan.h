@@ -2,6 +2,7 @@
 #ifndef VMM_MERGE_SCAN_H
 #define VMM_MERGE_SCAN_H
 
+#include "vmm/domain_fds.h"
 #include "vmm/merge.h"
 #include "vmm/merge_set.h"
 
@@ -14,7 +15,7 @@ struct merge_vm; /* what a pass knows of a VM */
 
 struct merge_scan {
 	struct ipt *table;
-	int pool; /* descriptor */
+	struct domain_fds files; /* of the pool, by domain: where we look at frames */
 	struct merge_board *board;
 	merge_ask_fn *ask;
 	void *ctx;

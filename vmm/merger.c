@@ -2,17 +2,14 @@
  * The merger's process: passes over the pool, at the speed that its share of a CPU allows. What VMs spend on what they
  * are asked for counts as its own.
  *
- * It has the table, the pool's descriptor (for reading only), the board, and a link to the host, which rings VMs for it.
+ * It has the table, the pool's files in which frames are merged (for reading only), the board, and a link to the host,
+ * which rings VMs for it and sends it those files.
  * Killed at any moment it leaves nothing undone that matters: what it knows can be found out again.
  */
 #include "vmm/clock.h"
 #include "vmm/merge_scan.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -33,13 +30,24 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
-/* Sleep; or end, when the host has gone. */
+/* Hear what the host says; end when it has gone. */
+static void hear(struct merger *m)
+{
+	if (domain_fds_hear(&m->scan.files, m->link))
+		_exit(0);
+}
+
+/* Sleep, or hear of domains. */
 static void rest(struct merger *m, uint64_t ns)
 {
 	struct pollfd p = {.fd = m->link, .events = POLLIN};
-	const struct timespec t = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
-	if (ppoll(&p, 1, &t, NULL) > 0)
-		_exit(0); /* nothing is ever sent to us but the end */
+	const uint64_t until = clock_ns() + ns;
+	for (uint64_t now; (now = clock_ns()) < until;) {
+		const struct timespec t = {(time_t)((until - now) / 1000000000u),
+					   (long)((until - now) % 1000000000u)};
+		if (ppoll(&p, 1, &t, NULL) > 0)
+			hear(m);
+	}
 }
 
 /* Note what was spent, and rest until that is within our share. */
@@ -88,6 +96,7 @@ static _Noreturn void run(struct merger *m)
 	uint64_t period = PASS_MS;
 	for (;;) {
 		uint64_t began = clock_ns(), done = m->scan.pages_done;
+		hear(m);
 		merge_scan_begin(&m->scan);
 		for (uint32_t f = 0; f != UINT32_MAX;) {
 			f = merge_scan_step(&m->scan, f);
@@ -103,29 +112,11 @@ static _Noreturn void run(struct merger *m)
 	}
 }
 
-/* The same file, for reading only; where there is no /proc the descriptor stays what it is. */
-static int reopen(int pool)
-{
-	char path[32];
-	snprintf(path, sizeof path, "/proc/self/fd/%d", pool);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return pool;
-	close(pool);
-	return fd;
-}
-
 _Noreturn void merger_process(const struct merger_links *l)
 {
 	static struct merger m;
 	prctl(PR_SET_NAME, "merger");
-	/* It writes to no page. */
-	munmap(l->pool->base, (size_t)l->pool->frames << PAGE_SHIFT);
-	m = (struct merger){.scan = {.table = l->table,
-				     .pool = reopen(l->pool->fd),
-				     .board = l->board,
-				     .ask = ask,
-				     .ctx = &m},
+	m = (struct merger){.scan = {.table = l->table, .board = l->board, .ask = ask, .ctx = &m},
 			    .link = l->link,
 			    .percent = l->percent,
 			    .since_ns = clock_ns(),

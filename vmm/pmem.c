@@ -53,11 +53,33 @@ int pmem_use_open(struct pmem_use *use, const char *path, bool share, char *erro
 
 /* ---- files ---------------------------------------------------------------------------------- */
 
-static struct pmem_file *find_file(struct pmem_file *files, const struct stat *st)
+static bool is_file(const struct pmem_file *f, const struct stat *st)
 {
-	while (files && (files->device != st->st_dev || files->inode != st->st_ino))
+	return f->device == st->st_dev && f->inode == st->st_ino;
+}
+
+static struct pmem_file *find_file(struct pmem_file *files, const struct pool *pool,
+				   const struct stat *st)
+{
+	while (files && (files->pool != pool || !is_file(files, st)))
 		files = files->next;
 	return files;
+}
+
+/* May guests of this domain have it so, with what those of others do? */
+static int check_others(const struct pmem_file *files, const struct pool *pool,
+			const struct pmem_use *use, const struct stat *st, char *error)
+{
+	for (const struct pmem_file *f = files; f; f = f->next) {
+		if (f->pool == pool || !is_file(f, st) || (f->write_fd < 0 && !use->share))
+			continue;
+		return errorf(
+			error, -EBUSY,
+			"--pmem: %.150s is %s guests of another sharing domain; a file can be "
+			"shared within one domain only",
+			use->path, f->write_fd >= 0 ? "shared by" : "in use by");
+	}
+	return 0;
 }
 
 static void close_file(struct pmem_file *f)
@@ -76,13 +98,30 @@ static int busy(const char *path, char *error)
 		      path);
 }
 
-static int add_file(struct pmem_file **files, struct ipt *table, const struct pmem_use *use,
-		    const struct stat *st, char *error)
+/* Register it as a pseudo-VM. The name is for people to read; of other domains' copies it has a number besides. */
+static int register_file(struct ipt *table, const struct stat *st, vmid_t *id)
+{
+	char name[IPT_NAME_LEN];
+	int rc = -EEXIST;
+	int n = snprintf(name, sizeof name, "file:%llx:%llx", (unsigned long long)st->st_dev,
+			 (unsigned long long)st->st_ino);
+	for (unsigned copy = 2; rc == -EEXIST; copy++) {
+		rc = ipt_file_add(table, name, id);
+		if (n >= (int)sizeof name || snprintf(name + n, sizeof name - (size_t)n, ":%u",
+						      copy) >= (int)sizeof name - n)
+			break;
+	}
+	return rc;
+}
+
+static int add_file(struct pmem_file **files, struct ipt *table, const struct pool *pool,
+		    const struct pmem_use *use, const struct stat *st, char *error)
 {
 	struct pmem_file *f = calloc(1, sizeof *f);
 	if (!f)
 		return errorf(error, -ENOMEM, "--pmem: no memory");
-	*f = (struct pmem_file){.device = st->st_dev,
+	*f = (struct pmem_file){.pool = pool,
+				.device = st->st_dev,
 				.inode = st->st_ino,
 				.bytes = (uint64_t)st->st_size,
 				.path = strdup(use->path),
@@ -97,10 +136,7 @@ static int add_file(struct pmem_file **files, struct ipt *table, const struct pm
 		close_file(f);
 		return busy(use->path, error);
 	}
-	char name[IPT_NAME_LEN];
-	snprintf(name, sizeof name, "file:%llx:%llx", (unsigned long long)st->st_dev,
-		 (unsigned long long)st->st_ino);
-	int rc = ipt_file_add(table, name, &f->id);
+	int rc = register_file(table, st, &f->id);
 	if (rc) {
 		close_file(f);
 		return errorf(error, rc, "--pmem: %.150s: the table: %s", use->path, strerror(-rc));
@@ -129,15 +165,14 @@ static int let_write(struct pmem_file *f, const struct pmem_use *use, char *erro
 	return 0;
 }
 
-static void drop_file(struct pmem_file **files, struct ipt *table, const struct pool *pool,
-		      struct pmem_file *f)
+static void drop_file(struct pmem_file **files, struct ipt *table, struct pmem_file *f)
 {
 	if (f->users)
 		return;
 	while (*files != f)
 		files = &(*files)->next;
 	*files = f->next;
-	ipt_vm_reap(table, f->id, pool_clean, (void *)(uintptr_t)pool);
+	ipt_vm_reap(table, f->id, pool_clean, (void *)(uintptr_t)f->pool);
 	close_file(f);
 }
 
@@ -188,13 +223,14 @@ int pmem_attach(struct pmem_view *v)
 	return v->share ? map_sets(v) : 0;
 }
 
-struct pmem_file *pmem_file_adopt(struct pmem_file **files, vmid_t id, const char *path,
-				  uint64_t bytes, int fd, int write_fd)
+struct pmem_file *pmem_file_adopt(struct pmem_file **files, const struct pool *pool, vmid_t id,
+				  const char *path, uint64_t bytes, int fd, int write_fd)
 {
 	struct pmem_file *f = calloc(1, sizeof *f);
 	if (!f)
 		return NULL;
 	*f = (struct pmem_file){.next = *files,
+				.pool = pool,
 				.path = strdup(path),
 				.bytes = bytes,
 				.id = id,
@@ -208,21 +244,20 @@ struct pmem_file *pmem_file_adopt(struct pmem_file **files, vmid_t id, const cha
 	return f;
 }
 
-void pmem_file_leave(struct pmem_file **files, struct pmem_file *f, struct ipt *table,
-		     const struct pool *pool)
+void pmem_file_leave(struct pmem_file **files, struct pmem_file *f, struct ipt *table)
 {
-	drop_file(files, table, pool, f);
+	drop_file(files, table, f);
 }
 
-int pmem_view_adopt(struct pmem_file *f, struct ipt *table, const struct pool *pool, gfn_t first,
-		    uint64_t pages, int sets, struct pmem_view **out)
+int pmem_view_adopt(struct pmem_file *f, struct ipt *table, gfn_t first, uint64_t pages, int sets,
+		    struct pmem_view **out)
 {
 	struct pmem_view *v = calloc(1, sizeof *v);
 	if (!v)
 		return -ENOMEM;
 	*v = (struct pmem_view){.file = f,
 				.table = table,
-				.pool = pool,
+				.pool = f->pool,
 				.share = sets >= 0,
 				.first = first,
 				.pages = pages,
@@ -237,15 +272,15 @@ int pmem_view_adopt(struct pmem_file *f, struct ipt *table, const struct pool *p
 	return 0;
 }
 
-static int make_view(struct pmem_view **out, struct pmem_file *f, struct ipt *table,
-		     const struct pool *pool, gfn_t first, uint64_t pages, bool share, char *error)
+static int make_view(struct pmem_view **out, struct pmem_file *f, struct ipt *table, gfn_t first,
+		     uint64_t pages, bool share, char *error)
 {
 	struct pmem_view *v = calloc(1, sizeof *v);
 	if (!v)
 		return errorf(error, -ENOMEM, "--pmem: no memory");
 	*v = (struct pmem_view){.file = f,
 				.table = table,
-				.pool = pool,
+				.pool = f->pool,
 				.first = first,
 				.pages = pages,
 				.share = share,
@@ -267,8 +302,10 @@ int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *po
 	struct stat st;
 	if (fstat(use->fd, &st) < 0)
 		return errorf(error, -errno, "--pmem: %.150s: %s", use->path, strerror(errno));
-	struct pmem_file *f = find_file(*files, &st);
-	int rc = f ? 0 : add_file(files, table, use, &st, error);
+	struct pmem_file *f = find_file(*files, pool, &st);
+	int rc = check_others(*files, pool, use, &st, error);
+	if (!rc && !f)
+		rc = add_file(files, table, pool, use, &st, error);
 	if (rc)
 		return rc;
 	f = f ? f : *files;
@@ -279,7 +316,7 @@ int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *po
 	if (!rc && use->share)
 		rc = let_write(f, use, error);
 	if (!rc)
-		rc = make_view(out, f, table, pool, first, pages, use->share, error);
+		rc = make_view(out, f, table, first, pages, use->share, error);
 	if (!rc) {
 		rc = ipt_vm_region(table, vm, first, pages, f->id, 0);
 		if (!rc)
@@ -288,14 +325,13 @@ int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *po
 		free_view(*out);
 		f->users--;
 	}
-	drop_file(files, table, pool, f);
+	drop_file(files, table, f);
 	return rc;
 }
 
 int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *error)
 {
-	return make_view(out, of->file, of->table, of->pool, of->first, of->pages, of->share,
-			 error);
+	return make_view(out, of->file, of->table, of->first, of->pages, of->share, error);
 }
 
 int pmem_adopt(struct pmem_view *v, int fd, char *error)
@@ -359,7 +395,6 @@ int pmem_leave(struct pmem_file **files, struct pmem_view *v)
 {
 	struct pmem_file *f = v->file;
 	struct ipt *table = v->table;
-	const struct pool *pool = v->pool;
 	uint64_t at = 0;
 	if (v->share && pageset_next(&v->dirty, &at, 1)) {
 		v->next = f->left;
@@ -375,6 +410,6 @@ int pmem_leave(struct pmem_file **files, struct pmem_view *v)
 		f->left = v->next;
 		free_view(v);
 	}
-	drop_file(files, table, pool, f);
+	drop_file(files, table, f);
 	return rc;
 }

@@ -1,5 +1,7 @@
 /*
- * Files as guests' persistent memory: however many guests map a file, the pool has one copy of a page.
+ * Files as guests' persistent memory: however many guests map a file, the pool has one copy of a page; one for each
+ * sharing domain (host_domain.h), since these have files of their own in the pool. To each domain the others are as other
+ * hosts are: a file is either shared in one domain, or private in any.
  *
  * A file that guests of this host use is a pseudo-VM of the table: its pages are that VM's gfns. A guest's
  * bank of persistent memory is a region of the table which leads there, so no guest has a record a page.
@@ -46,6 +48,7 @@ struct pmem_view;
 
 struct pmem_file {
 	struct pmem_file *next;
+	const struct pool *pool; /* where its pages are */
 	char *path;
 	dev_t device;
 	ino_t inode;
@@ -99,8 +102,8 @@ struct pmem_view {
 
 /* ---- pmem.c: the host's, on its one thread -------------------------------------------------- */
 
-/* Make a view of the file for a VM whose bank begins at gfn `first`: find the file among *files or add it,
- * and lock it against other hosts. -EBUSY and others with words. */
+/* Make a view of the file for a VM whose bank begins at gfn `first` and whose frames are in `pool`: find the file among
+ * *files or add it, and lock it against other hosts and domains. -EBUSY and others with words. */
 int pmem_join(struct pmem_file **files, struct ipt *table, const struct pool *pool, vmid_t vm,
 	      gfn_t first, const struct pmem_use *use, struct pmem_view **out, char *error);
 /* A view for a clone of the VM that has `of`, which inherited the region already: with sets of its own. */
@@ -109,12 +112,11 @@ int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *er
 int pmem_attach(struct pmem_view *v);
 /* What a host before us made of a file, and of a VM's view of it: `sets` (-1: it isn't shared) and the file's descriptors are
  * taken. NULL without memory; -errno. The file has no users yet, and is to be left if it gets none. */
-struct pmem_file *pmem_file_adopt(struct pmem_file **files, vmid_t id, const char *path,
-				  uint64_t bytes, int fd, int write_fd);
-void pmem_file_leave(struct pmem_file **files, struct pmem_file *f, struct ipt *table,
-		     const struct pool *pool);
-int pmem_view_adopt(struct pmem_file *f, struct ipt *table, const struct pool *pool, gfn_t first,
-		    uint64_t pages, int sets, struct pmem_view **out);
+struct pmem_file *pmem_file_adopt(struct pmem_file **files, const struct pool *pool, vmid_t id,
+				  const char *path, uint64_t bytes, int fd, int write_fd);
+void pmem_file_leave(struct pmem_file **files, struct pmem_file *f, struct ipt *table);
+int pmem_view_adopt(struct pmem_file *f, struct ipt *table, gfn_t first, uint64_t pages, int sets,
+		    struct pmem_view **out);
 /* In the clone's process, whose view is a copy of the other's: take the new view's sets; fd is closed. -errno with
  * words. */
 int pmem_adopt(struct pmem_view *v, int fd, char *error);

@@ -233,6 +233,8 @@ int pmem_flush(void *view, struct loop_op *op, bool begin, int res)
 
 int pmem_write_back(struct pmem_view *v)
 {
+	if (!v->pool->base)
+		return -ENOMEM; /* an adopted view, and there was no address space for the pool */
 	begin_flush(v);
 	for (enum next what = next(v); what != END;) {
 		ssize_t rc = what == WRITE ? pwritev(v->file->write_fd, v->flush.rest,

@@ -2,7 +2,6 @@
 #include "ipt/fail.h"
 #include "ipt/sealed.h"
 #include "vmm/error.h"
-#include "vmm/shared.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -12,32 +11,44 @@
 
 int pool_create(struct pool *p, uint32_t frames, char *error)
 {
-	uint64_t bytes = (uint64_t)frames << PAGE_SHIFT;
 	*p = (struct pool){.fd = -1, .frames = frames};
-	p->fd = fail_call(POOL_CREATE, sealed_memfd("invisor-pool", bytes));
-	if (p->fd < 0)
-		return errorf(error, -errno, "pool: memfd_create: %s", strerror(errno));
-	void *base =
-		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, p->fd, 0);
-	if (base != MAP_FAILED) {
-		p->base = base;
-		return 0;
-	}
-	int rc = -errno;
-	close(p->fd);
-	p->fd = -1;
-	return errorf(error, rc, "pool: no address space for %" PRIu64 " MiB: %s", bytes / MiB,
-		      strerror(-rc));
+	p->fd = fail_call(POOL_CREATE,
+			  sealed_memfd("invisor-pool", (uint64_t)frames << PAGE_SHIFT));
+	return p->fd < 0 ? errorf(error, -errno, "pool: memfd_create: %s", strerror(errno)) : 0;
 }
 
 int pool_attach(struct pool *p, int fd, uint32_t frames)
 {
+	struct stat st;
 	*p = (struct pool){.fd = fd, .frames = frames};
-	void *base = shared_attach(fd, (size_t)frames << PAGE_SHIFT);
-	if (!base)
+	if (fstat(fd, &st) < 0)
 		return -errno;
+	return st.st_size == (off_t)frames << PAGE_SHIFT ? 0 : -EPROTO;
+}
+
+int pool_map(struct pool *p, char *error)
+{
+	uint64_t bytes = (uint64_t)p->frames << PAGE_SHIFT;
+	void *base = fail_call(POOL_MAP, mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+					      MAP_SHARED | MAP_NORESERVE, p->fd, 0));
+	if (base == MAP_FAILED)
+		return errorf(error, -errno, "pool: no address space for %" PRIu64 " MiB: %s",
+			      bytes / MiB, strerror(errno));
 	p->base = base;
 	return 0;
+}
+
+int pool_map_alone(struct pool *p, char *error)
+{
+	if (p->base)
+		return 0;
+	int rc = pool_map(p, error);
+	if (rc || madvise(p->base, (size_t)p->frames << PAGE_SHIFT, MADV_DONTFORK) == 0)
+		return rc;
+	rc = errorf(error, -errno, "pool: madvise: %s", strerror(errno));
+	munmap(p->base, (size_t)p->frames << PAGE_SHIFT);
+	p->base = NULL;
+	return rc;
 }
 
 void pool_destroy(struct pool *p)
@@ -77,6 +88,12 @@ int pool_rest(const struct pool *p)
 	void *at = mmap(p->base, (size_t)p->frames << PAGE_SHIFT, PROT_READ | PROT_WRITE,
 			MAP_SHARED | MAP_NORESERVE | MAP_FIXED, p->fd, 0);
 	return at == MAP_FAILED ? -errno : 0;
+}
+
+bool pool_has(const struct pool *p, frame_t f)
+{
+	off_t at = (off_t)f.v << PAGE_SHIFT;
+	return lseek(p->fd, at, SEEK_DATA) == at;
 }
 
 uint64_t pool_populated_bytes(const struct pool *p)

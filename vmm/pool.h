@@ -1,26 +1,34 @@
 /*
- * The pool: one memfd whose 4 KiB pages are the machine's frames, mapped whole into every process
- * that may touch frames. A page costs host memory only once it was written.
+ * Where frames' bytes are. Each sharing domain (host_domain.h) has a file of its own, a memfd as large as the whole pool,
+ * in which frame f is the page at f * 4 KiB; it has memory only where it was written. A frame's bytes are in the file of
+ * its owner's domain, and in no other, as it is punched out of that before it becomes free. So frame numbers, the table and
+ * the allocator know nothing of domains, and a VM's process, which has its domain's file alone, can't reach the others'
+ * bytes, whatever it or the table says.
  */
 #ifndef VMM_POOL_H
 #define VMM_POOL_H
 
 #include "ipt/addr.h"
+#include <stdbool.h>
 #include <stddef.h>
 
 struct pool {
 	int fd;
-	uint8_t *base;
+	uint8_t *base; /* NULL: not mapped in this process */
 	uint32_t frames;
 };
 
-/* Make a pool of `frames` pages. -errno of memfd_create, ftruncate or mmap, with words. */
+/* Make a file for `frames` frames. -errno of memfd_create or ftruncate, with words. */
 int pool_create(struct pool *p, uint32_t frames, char *error);
-/* The pool that fd holds, of so many frames; takes fd. -errno; -EPROTO: it is no such pool. */
+/* The file that fd is, of so many frames; takes fd. -errno; -EPROTO: it is no such file. */
 int pool_attach(struct pool *p, int fd, uint32_t frames);
+/* Map it whole, for this process and those that it forks. -errno with words. */
+int pool_map(struct pool *p, char *error);
+/* The same for this process alone, if it isn't mapped yet. */
+int pool_map_alone(struct pool *p, char *error);
 void pool_destroy(struct pool *p);
 
-/* The bytes of a frame. Precondition: f < frames. */
+/* The bytes of a frame. Precondition: f < frames, mapped. */
 static inline void *pool_at(const struct pool *p, frame_t f)
 {
 	return p->base + ((size_t)f.v << PAGE_SHIFT);
@@ -43,7 +51,9 @@ int pool_fill(const struct pool *p, frame_t first, uint32_t count);
  * threads may be using it. -errno of mmap. */
 int pool_rest(const struct pool *p);
 
-/* Bytes of the pool that have host memory behind them now. */
+/* Has the frame memory here? One that nobody ever wrote to has none, and reads as zero. */
+bool pool_has(const struct pool *p, frame_t f);
+/* Bytes that have host memory behind them here now. */
 uint64_t pool_populated_bytes(const struct pool *p);
 
 #endif

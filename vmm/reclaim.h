@@ -59,6 +59,8 @@ struct reclaim_desk {
 	/* Stalls of the last 10 and 60 seconds, in millionths: the share of time in which a vCPU of it waited for memory
 	 * (Documentation/accounting/psi.rst: "some"). */
 	_Atomic uint32_t stall10, stall60;
+	/* The sharing domain, by number: in which file of the pool its frames are. */
+	_Atomic uint32_t domain;
 	/* A file's desk: its pages may be dropped, as no guest writes to them. Set by the host. */
 	_Atomic uint32_t droppable;
 	/* Odd while the VM is at frames that it looked up and that may be others'; written by the VM. */
@@ -124,6 +126,9 @@ struct reclaim_desk *reclaim_desk(struct reclaim_board *b, vmid_t vm);
 /* A VM begins, or has ended: its desk is empty and says what it may have. */
 void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uint32_t min,
 			uint32_t limit);
+/* In which domain's file of the pool the frames of that id are; b may be NULL. 0: unknown. */
+void reclaim_set_domain(struct reclaim_board *b, vmid_t id, uint32_t domain);
+uint32_t reclaim_domain(struct reclaim_board *b, vmid_t id);
 /* What became of pages is counted. */
 void reclaim_count(struct reclaim_board *b, const struct evict_count *c);
 /* A VM has worked for so long on pages on their way. The VM's own thread. */
@@ -150,8 +155,7 @@ struct reclaimer_links {
 	struct ipt *table;
 	struct reclaim_board *board;
 	const struct store *store;
-	const struct pool *pool;       /* its descriptor */
-	int link;                      /* to the host: a VM's id, to be rung; 0: feed the hungry */
+	int link; /* to the host: a VM's id, to be rung; 0: feed the hungry. From it: domains (domain_fds.h) */
 	void (*confine)(void *worker); /* into the sandbox, once all is made; may end the process */
 	void *worker;
 };

@@ -72,6 +72,19 @@ void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uin
 	atomic_store_explicit(&d->state, RECLAIM_FREE, memory_order_release);
 }
 
+void reclaim_set_domain(struct reclaim_board *b, vmid_t id, uint32_t domain)
+{
+	struct reclaim_desk *d = reclaim_desk(b, id);
+	if (d)
+		atomic_store_explicit(&d->domain, domain, memory_order_relaxed);
+}
+
+uint32_t reclaim_domain(struct reclaim_board *b, vmid_t id)
+{
+	const struct reclaim_desk *d = reclaim_desk(b, id);
+	return d ? atomic_load_explicit(&d->domain, memory_order_relaxed) : 0;
+}
+
 static void count(_Atomic uint64_t *counter, uint64_t n)
 {
 	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);

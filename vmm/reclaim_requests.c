@@ -62,7 +62,7 @@ static uint64_t wanted_bytes(struct control_request *r, const json_t *o, const s
 {
 	const json_t *bytes = json_object_get(o, "bytes");
 	uint64_t most = vm ? vm->config.machine.mem_bytes
-			   : (uint64_t)host_pool(control_host(r))->frames << PAGE_SHIFT;
+			   : (uint64_t)host_frames(control_host(r)) << PAGE_SHIFT;
 	uint64_t n = json_is_integer(bytes) && json_integer_value(bytes) > 0
 			     ? (uint64_t)json_integer_value(bytes)
 			     : 0;

@@ -58,7 +58,7 @@ static int settle(void *ctx)
 static int clean(void *ctx, frame_t first, uint32_t n)
 {
 	const struct reclaim_shared *s = ctx;
-	return pool_clean((void *)s->links->pool, first, n);
+	return pool_clean((void *)(uintptr_t)&s->pool, first, n);
 }
 
 /* 0; -E2BIG: one doesn't pack; -EIO. */
@@ -91,7 +91,7 @@ static int out(struct reclaim_shared *s, vmid_t vm, gfn_t first, frame_t f, uint
 {
 	static const struct ipt_out_ops ops = {keep, settle, clean};
 	struct reclaim_counters *c = &s->links->board->counters;
-	int rc = pack(s->links->pool, f, n);
+	int rc = pack(&s->pool, f, n);
 	if (!rc)
 		rc = ipt_template_out(s->links->table, vm, first, f, batch.out, n, &ops, s);
 	note_unsettled(s, rc, n);
@@ -126,6 +126,9 @@ void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n
 	struct ipt_vm_info info;
 	if (clock_ns() < s->later_ns || ipt_vm_info(s->links->table, vm, &info))
 		return;
+	s->pool.fd = domain_fd(&s->files, reclaim_domain(s->links->board, vm));
+	if (s->pool.fd < 0)
+		return; /* we are still to hear of it */
 	if (info.kind == IPT_FILE) {
 		drop(s, vm, first, f, n);
 		return;

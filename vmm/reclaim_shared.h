@@ -2,13 +2,17 @@
 #ifndef VMM_RECLAIM_SHARED_H
 #define VMM_RECLAIM_SHARED_H
 
+#include "vmm/domain_fds.h"
+#include "vmm/pool.h"
 #include "vmm/reclaim_clock.h"
 
 struct reclaim_shared {
 	const struct reclaimer_links *links;
 	const struct reclaim_clock *clock;
-	uint64_t freed;    /* frames */
-	uint64_t later_ns; /* a VM was at frames that it looked up; nothing before then */
+	struct domain_fds files; /* of the pool, by domain */
+	struct pool pool;        /* where the frames are that go at this moment */
+	uint64_t freed;          /* frames */
+	uint64_t later_ns;       /* a VM was at frames that it looked up; nothing before then */
 };
 
 /* A clock's `shared`, with a struct reclaim_shared. Templates' pages go into the packed memory only: what doesn't pack

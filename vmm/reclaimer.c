@@ -266,8 +266,8 @@ static void rest(struct reclaimer *r, uint32_t bell, uint64_t ms)
 	count(&r->links.board->counters.reclaimer_ns, cpu - r->cpu_ns);
 	r->cpu_ns = cpu;
 	syscall(SYS_futex, &r->links.board->bell, FUTEX_WAIT, bell, &t, NULL, 0);
-	if (poll(&p, 1, 0) > 0)
-		_exit(0); /* nothing is ever sent to us but the end */
+	if (poll(&p, 1, 0) > 0 && domain_fds_hear(&r->shared.files, r->links.link))
+		_exit(0);
 }
 
 /* Desks that another reclaimer, which died, had asked are as if they had been given up. */
@@ -424,8 +424,6 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 	r.fact = calloc(r.clock.vms, sizeof *r.fact);
 	if (!r.note || !r.stall || !r.fact || reclaim_turns_create(&r.turns, r.clock.vms))
 		_exit(1);
-	/* It reads by the pool's descriptor. */
-	munmap(links->pool->base, (size_t)links->pool->frames << PAGE_SHIFT);
 	links->confine(links->worker);
 	r.stalls_ns = clock_ns();
 	inherit(&r);

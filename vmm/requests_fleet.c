@@ -156,7 +156,7 @@ void requests_status(struct control_request *r, const json_t *o)
 				"state", f->stop == FLEET_RUNS ? "running" : "stopping",
 				"uptime_seconds", (double)(clock_ns() - f->began_ns) / 1e9, "vms",
 				(int)host_alive(f->host), "max_vms", (int)c->max_vms,
-				"frames_total", (int)host_pool(f->host)->frames, "frames_free",
+				"frames_total", (int)host_frames(f->host), "frames_free",
 				(int)ipt_free_frames(host_table(f->host)), "pool_bytes",
 				(json_int_t)c->pool_bytes, "table",
 				c->kind == IPT_RADIX ? "radix" : "ipt", "adopted", (int)f->adopted,

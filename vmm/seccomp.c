@@ -217,18 +217,21 @@ static const struct rule vm[] = {
 
 /* Besides: the merger. */
 static const struct rule merger[] = {
-	ANY(pread64),            /* the pool */
-	ANY(ppoll),              /* rests; the host's end */
-	ANY(poll), ANY(sendmsg), /* rings VMs */
+	ANY(pread64),               /* the pool */
+	ANY(ppoll),                 /* rests; the host's end */
+	ANY(poll),    ANY(sendmsg), /* rings VMs */
+	ANY(recvmsg), ANY(close),   /* the pool's files come and go */
 };
 
 /* Besides: the reclaimer. */
 static const struct rule reclaimer[] = {
-	ANY(pread64),              /* frames of templates */
-	ANY(pwrite64),             /* packed, in the store */
-	IS(fallocate, 1, PUNCH),   /* frames, and pages of the store, that are given back */
-	ANY(poll),                 /* the host's end */
-	ANY(sendmsg),              /* rings VMs */
+	ANY(pread64),            /* frames of templates */
+	ANY(pwrite64),           /* packed, in the store */
+	IS(fallocate, 1, PUNCH), /* frames, and pages of the store, that are given back */
+	ANY(poll),               /* the host's end */
+	ANY(sendmsg),            /* rings VMs */
+	ANY(recvmsg),
+	ANY(close),                /* the pool's files come and go */
 	IS(fcntl, 1, F_OFD_GETLK), /* does a VM still write to the swap file? */
 };
 

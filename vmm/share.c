@@ -31,13 +31,6 @@ int memory_copy_page(const struct pool *p, frame_t to, frame_t from)
 	return n == (ssize_t)sizeof page ? 0 : n < 0 ? -errno : -EIO;
 }
 
-/* Has the pool a page for the frame? One that nobody ever wrote to reads as zero and needs no copy. */
-static bool has_page(const struct pool *p, frame_t f)
-{
-	off_t at = (off_t)f.v << PAGE_SHIFT;
-	return lseek(p->fd, at, SEEK_DATA) == at;
-}
-
 static bool is_pinned(const struct memory *m, frame_t f)
 {
 	struct ipt_owner o;
@@ -185,7 +178,7 @@ static uint32_t blank_around(const struct memory *m, gfn_t g, frame_t f, gfn_t *
 static int own_shared(struct memory *m, gfn_t g, const struct ipt_place *p)
 {
 	gfn_t first = g;
-	bool copy = has_page(m->pool, p->frame);
+	bool copy = pool_has(m->pool, p->frame);
 	uint32_t n = copy ? 1 : blank_around(m, g, p->frame, &first);
 	int rc = take_over(m, first, frame(p->frame.v - (uint32_t)(g.v - first.v)), n, copy);
 	if ((rc == -EAGAIN || rc == -EHWPOISON) && n > 1)
@@ -365,14 +358,14 @@ static int show_locked(struct memory *m, gfn_t g)
 	if (!ipt_place(m->table, m->vm, g, 1, &p) || !memory_is_shared(&p))
 		return 0; /* meanwhile it became something else: the guest tries again */
 	bool moved = is_moved(m, &p);
-	if (!moved && has_page(m->pool, p.frame))
+	if (!moved && pool_has(m->pool, p.frame))
 		return show_around(m, g, memory_bank(m, g));
 	/* It has no page since it is damaged? (Which is said first: ipt_spoil.) */
 	if (ipt_health(m->table, p.frame) != IPT_GOOD)
 		return -EHWPOISON;
 	/* A page that is read before anybody wrote to it is made in the pool, of zeroes. Those around may be in
 	 * already, and finding that out again costs a call a page. */
-	int rc = has_page(m->pool, p.frame) ? 0 : pool_fill(m->pool, p.frame, 1);
+	int rc = pool_has(m->pool, p.frame) ? 0 : pool_fill(m->pool, p.frame, 1);
 	if (rc || moved)
 		return rc ? rc : show_moved(m, g);
 	return dax_of(m, g) ? show_around(m, g, memory_bank(m, g)) : show_pages(m, g, 1);
@@ -396,7 +389,7 @@ int memory_show_known(struct memory *m, gfn_t g)
 	struct ipt_place p;
 	int rc = 0;
 	if (ipt_place(m->table, m->vm, g, 1, &p) && memory_is_shared(&p) &&
-	    has_page(m->pool, p.frame))
+	    pool_has(m->pool, p.frame))
 		rc = is_moved(m, &p) ? show_moved(m, g) : show_around(m, g, memory_bank(m, g));
 	memory_leave(m);
 	return rc;

@@ -2,6 +2,7 @@
 #include "ipt/fail.h"
 #include "vmm/balloon.h"
 #include "vmm/clock.h"
+#include "vmm/host_domain.h"
 #include "vmm/merge.h"
 #include "vmm/proc.h"
 #include "vmm/reclaim_stall.h"
@@ -43,17 +44,16 @@ static json_t *pool_stats(struct host *h)
 {
 	json_t *o = json_object();
 	struct ipt_counts c;
-	const struct pool *p = host_pool(h);
 	ipt_counts(host_table(h), &c);
-	put(o, "frames_total", p->frames);
+	put(o, "frames_total", host_frames(h));
 	put(o, "frames_free", ipt_free_frames(host_table(h)));
 	put(o, "frames_limbo", c.frames[IPT_LIMBO]);
 	put(o, "frames_private", c.frames[IPT_PRIVATE]);
 	put(o, "frames_shared", c.frames[IPT_SHARED]);
 	put(o, "frames_bad", c.bad);
 	put(o, "frames_retired", c.retired);
-	put(o, "total_bytes", (uint64_t)p->frames << PAGE_SHIFT);
-	put(o, "populated_bytes", pool_populated_bytes(p));
+	put(o, "total_bytes", (uint64_t)host_frames(h) << PAGE_SHIFT);
+	put(o, "populated_bytes", host_populated_bytes(h));
 	return o;
 }
 
@@ -260,6 +260,7 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	put(o, "published_frames", mb->published_frames);
 	if (!vm->is_template)
 		balloon_stats(vm, o);
+	put(o, "domain", vm->domain ? vm->domain->number : 0);
 	put(o, "starved", mb->starved);
 	put(o, "extents", mb->extents);
 	put(o, "extent_frames", mb->extent_frames);
@@ -309,11 +310,26 @@ static json_t *files_stats(struct host *h)
 	return files;
 }
 
+static json_t *domains_stats(struct host *h)
+{
+	json_t *domains = json_array();
+	for (const struct domain *d = host_domains(h); d; d = d->next) {
+		json_t *o = json_object();
+		put(o, "number", d->number);
+		json_object_set_new(o, "name", json_string(d->name));
+		put(o, "vms", d->users - (d->number == DOMAIN_DEFAULT));
+		put(o, "populated_bytes", pool_populated_bytes(&d->pool));
+		json_array_append_new(domains, o);
+	}
+	return domains;
+}
+
 json_t *stats_take(struct host *h, bool processes)
 {
 	json_t *o = json_object(), *vms = json_array();
 	json_object_set_new(o, "pool", pool_stats(h));
 	json_object_set_new(o, "table", table_stats(host_table(h)));
+	json_object_set_new(o, "domains", domains_stats(h));
 	json_object_set_new(o, "files", files_stats(h));
 	json_object_set_new(o, "host", host_stats());
 	json_object_set_new(o, "merge", merge_stats(h));

@@ -241,6 +241,8 @@ void template_make(struct vm *vm, const struct link_request *request, int link,
 		const struct reclaim_desk *d = reclaim_desk(vm->links.reclaim, vm->links.id);
 		if (d)
 			reclaim_desk_clear(vm->links.reclaim, id, d->shares, d->min, d->limit);
+		reclaim_set_domain(vm->links.reclaim, id,
+				   reclaim_domain(vm->links.reclaim, vm->links.id));
 		a->template_id = vm->links.id.v;
 		a->id = id.v;
 		vm->learn = learn_create();

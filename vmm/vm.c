@@ -390,8 +390,10 @@ static int set_up(struct vm *vm, char *error)
 {
 	const struct machine *m = &vm->config.machine;
 	struct boot_plan plan = {0};
-	int rc = memory_create(&vm->memory, vm->links.table, vm->links.id, m, vm->links.pool,
-			       vm->links.mailbox, error);
+	int rc = pool_map(vm->links.pool, error);
+	if (!rc)
+		rc = memory_create(&vm->memory, vm->links.table, vm->links.id, m, vm->links.pool,
+				   vm->links.mailbox, error);
 	if (rc)
 		return rc;
 	memory_open_self(&vm->memory, vm->links.store || vm->links.merging);

@@ -57,7 +57,7 @@ struct vm_config {
 struct vm_links {
 	struct ipt *table;
 	vmid_t id;
-	const struct pool *pool;
+	struct pool *pool; /* of its sharing domain; mapped by the process */
 	const struct kvm_host *kvm;
 	struct mailbox *mailbox;
 	struct pmem_view *const *pmem; /* of config's pmem, made by the host */

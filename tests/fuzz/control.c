@@ -8,6 +8,7 @@
 #include "tests/unit/ipt_help.h"
 #include "vmm/balloon.h"
 #include "vmm/fleet.h"
+#include "vmm/host_domain.h"
 #include "vmm/host_private.h"
 #include "vmm/requests.h"
 #include "vmm/rundir.h"
@@ -107,8 +108,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	cr_assert(stderr != NULL && mkdtemp(dir) != NULL);
 	setenv("INVISOR_RUN_DIR", dir, 1);
 	host.epoll = epoll_create1(0);
-	cr_assert_eq(pool_create(&host.pool, FRAMES, error), 0);
 	host.table = help_table(IPT_INDEX, FRAMES);
+	cr_assert_eq(host_domain_create(&host, FRAMES, error), 0);
 	make_vm();
 	fleet.host = &host;
 	fleet.config.setup = &setup;

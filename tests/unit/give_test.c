@@ -37,6 +37,7 @@ static void make(void)
 				     .colours = 1,
 				     .seed = 1};
 	cr_assert_eq(pool_create(&pool, POOL_FRAMES, error), 0, "%s", error);
+	cr_assert_eq(pool_map(&pool, error), 0);
 	cr_assert_eq(ipt_create(&table, &c), 0);
 	snprintf(machine.name, sizeof machine.name, "giver");
 	machine.cpus = 1;

@@ -9,7 +9,8 @@
 #define FRAMES 1024
 #define ASKED  64
 
-static struct pool pool;
+#define DOMAINS 3
+static struct pool pool[DOMAINS + 1]; /* by number; that of 0 the merger doesn't have */
 static struct ipt *table;
 static struct merge_scan scan;
 static struct merge_request asked[ASKED];
@@ -32,6 +33,15 @@ static uint64_t take(void *ctx, const struct merge_request *r)
 	return done < 64 ? (UINT64_C(1) << done) - 1 : UINT64_MAX;
 }
 
+static void begin(struct merge_board *board)
+{
+	cr_assert_not_null(board);
+	scan = (struct merge_scan){.table = table, .board = board, .ask = take};
+	cr_assert_eq(merge_scan_create(&scan), 0);
+	for (uint32_t i = 1; i <= DOMAINS; i++)
+		domain_fds_put(&scan.files, i, dup(pool[i].fd));
+}
+
 static void make(void)
 {
 	char error[ERROR_MAX] = "";
@@ -41,14 +51,12 @@ static void make(void)
 				     .nodes = 1,
 				     .colours = 1,
 				     .seed = 1};
-	cr_assert_eq(pool_create(&pool, FRAMES, error), 0, "%s", error);
+	for (unsigned i = 0; i <= DOMAINS; i++) {
+		cr_assert_eq(pool_create(&pool[i], FRAMES, error), 0, "%s", error);
+		cr_assert_eq(pool_map(&pool[i], error), 0);
+	}
 	cr_assert_eq(ipt_create(&table, &c), 0);
-	scan = (struct merge_scan){.table = table,
-				   .pool = pool.fd,
-				   .board = merge_board_create(c.max_vms, &(int){-1}),
-				   .ask = take};
-	cr_assert_not_null(scan.board);
-	cr_assert_eq(merge_scan_create(&scan), 0);
+	begin(merge_board_create(c.max_vms, &(int){-1}));
 }
 
 static vmid_t vm(const char *name, uint32_t domain)
@@ -66,7 +74,7 @@ static frame_t pages(vmid_t id, uint64_t g, uint64_t seed)
 	cr_assert_eq(ipt_alloc(table, id, 4, NULL, &f), 0);
 	cr_assert_eq(ipt_map(table, id, gfn(g), f, 16), 0);
 	for (uint32_t i = 0; i < 16; i++) {
-		uint64_t *page = pool_at(&pool, frame_add(f, i));
+		uint64_t *page = pool_at(&pool[merge_domain(scan.board, id)], frame_add(f, i));
 		memset(page, 0, PAGE_SIZE);
 		page[17] = seed ? seed * 1000 + i : 0;
 	}
@@ -118,7 +126,7 @@ Test(merge_scan, what_changes_is_left_alone)
 	pages(a, 32, 5);
 	frame_t f = pages(b, 64, 5);
 	pass();
-	((uint64_t *)pool_at(&pool, frame_add(f, 8)))[0] = 1;
+	((uint64_t *)pool_at(&pool[1], frame_add(f, 8)))[0] = 1;
 	pass();
 	cr_assert_eq(n_asked, 4);
 	expect_asked(1, MERGE_MERGE, b, 64, 8);
@@ -188,9 +196,7 @@ Test(merge_scan, a_shared_frame_of_another_domain_is_no_match)
 		}
 	/* The same for a merger that comes later, and knows nothing. */
 	merge_scan_destroy(&scan);
-	scan = (struct merge_scan){
-		.table = table, .pool = pool.fd, .board = scan.board, .ask = take};
-	cr_assert_eq(merge_scan_create(&scan), 0);
+	begin(scan.board);
 	pass();
 	vmid_t d = vm("d", 1);
 	pages(d, 32, 5);
@@ -205,6 +211,61 @@ Test(merge_scan, a_shared_frame_of_another_domain_is_no_match)
 	cr_expect_eq(of_d, 1, "what an earlier merger published is found again");
 }
 
+/* Frames of two domains in turns, so that none of their runs is longer than a cluster: each is read where it is, whatever
+ * the other file has there. */
+Test(merge_scan, each_frame_is_read_in_its_domains_file)
+{
+	make();
+	vmid_t a = vm("a", 1), b = vm("b", 2), a2 = vm("a2", 1), b2 = vm("b2", 2);
+	for (uint64_t i = 0; i < 6; i++) {
+		frame_t f = pages(a, 32 + 32 * i, 5 + i), g = pages(b, 32 + 32 * i, 5 + i);
+		cr_expect_eq(g.v, f.v + 16, "the test wants them one behind the other");
+		memset(pool_at(&pool[2], f), 9, 16 * PAGE_SIZE); /* which isn't a's */
+		memset(pool_at(&pool[1], g), 9, 16 * PAGE_SIZE);
+	}
+	for (uint64_t i = 0; i < 6; i++) {
+		pages(a2, 32 + 32 * i, 5 + i);
+		pages(b2, 32 + 32 * i, 5 + i);
+	}
+	unsigned of[DOMAINS + 1] = {0};
+	for (int i = 0; i < 2; i++) {
+		pass();
+		for (unsigned k = 0; k < n_asked; k++)
+			if (asked[k].op == MERGE_MERGE) {
+				struct ipt_owner o;
+				of[asked[k].domain] += asked[k].count;
+				cr_expect(asked[k].domain == 1 ? asked[k].vm == a2.v
+							       : asked[k].vm == b2.v);
+				ipt_owner(table, frame(asked[k].frame), &o);
+				cr_expect_eq(o.state, IPT_SHARED);
+			}
+	}
+	cr_expect_eq(of[1], 96);
+	cr_expect_eq(of[2], 96);
+}
+
+/* The frames of a domain whose file the merger doesn't have yet wait, others' don't. */
+Test(merge_scan, a_domain_that_was_not_heard_of_waits)
+{
+	make();
+	vmid_t a = vm("a", 1), b = vm("b", 2), b2 = vm("b2", 2);
+	int late = dup(domain_fd(&scan.files, 2));
+	domain_fds_put(&scan.files, 2, -1);
+	cr_expect_eq(domain_fd(&scan.files, 2), -1);
+	pages(b, 32, 5);
+	pages(a, 32, 0);
+	pages(b2, 32, 5);
+	pass();
+	pass();
+	cr_expect_eq(n_asked, 1);
+	expect_asked(0, MERGE_ZERO, a, 32, 16);
+	domain_fds_put(&scan.files, 2, late);
+	pass();
+	pass();
+	expect_asked(1, MERGE_PUBLISH, b, 32, 16);
+	expect_asked(2, MERGE_MERGE, b2, 32, 16);
+}
+
 Test(merge_scan, short_runs_come_last)
 {
 	make();
@@ -212,7 +273,7 @@ Test(merge_scan, short_runs_come_last)
 	pages(a, 32, 5);
 	frame_t f = pages(b, 64, 5);
 	for (uint32_t i = 0; i < 16; i += 3) /* two equal ones, one that isn't ... */
-		((uint64_t *)pool_at(&pool, frame_add(f, i)))[0] = 1;
+		((uint64_t *)pool_at(&pool[1], frame_add(f, i)))[0] = 1;
 	unsigned when[6] = {0};
 	for (unsigned i = 1; i < 6; i++) {
 		pass();

@@ -59,6 +59,7 @@ static void make_both(void)
 				     .colours = 1,
 				     .seed = 1};
 	cr_assert_eq(pool_create(&pool, POOL_FRAMES, error), 0, "%s", error);
+	cr_assert_eq(pool_map(&pool, error), 0);
 	cr_assert_eq(ipt_create(&table, &c), 0);
 	board = merge_board_create(c.max_vms, &(int){-1});
 	cr_assert_not_null(board);

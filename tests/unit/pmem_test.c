@@ -47,6 +47,7 @@ static void begin(struct world *w, uint64_t bytes, uint32_t frames)
 	struct ipt_config c = {.frames = frames, .max_vms = 16, .nodes = 1, .colours = 1};
 	cr_assert_eq(ipt_create(&w->table, &c), 0);
 	cr_assert_eq(pool_create(&w->pool, frames, w->error), 0);
+	cr_assert_eq(pool_map(&w->pool, w->error), 0);
 	for (unsigned i = 0; i < 3; i++) {
 		char name[8];
 		snprintf(name, sizeof(name), "vm%u", i);
@@ -241,6 +242,57 @@ Test(pmem, other_hosts_are_kept_out)
 	close(other);
 	cr_assert(!others_may(w.path, LOCK_EX), "the private view's own lock is there again");
 	cr_assert_eq(leave(&w, 2, a), 0);
+	end(&w);
+}
+
+/* Sharing domains are to each other as hosts are: copies of their own where it is private, nothing else where it is
+ * shared. */
+Test(pmem, each_domain_has_its_own_copy)
+{
+	struct world w;
+	struct pool other;
+	struct pmem_use use;
+	struct pmem_view *v;
+	begin(&w, PAGES * PAGE_SIZE, 2048);
+	cr_assert_eq(pool_create(&other, 2048, w.error), 0);
+	cr_assert_eq(pool_map(&other, w.error), 0);
+	struct pmem_view *a = join(&w, 0, false);
+	cr_assert_eq(pmem_fetch(a, w.vm[0], 3), 0);
+	cr_assert_eq(pool_populated_bytes(&other), 0);
+	cr_assert_eq(pmem_use_open(&use, w.path, false, w.error), 0);
+	cr_assert_eq(pmem_join(&w.files, w.table, &other, w.vm[1], gfn(1 << 20), &use, &v, w.error),
+		     0);
+	cr_assert_neq(v->file, a->file);
+	uint64_t before = pool_populated_bytes(&w.pool);
+	cr_assert_eq(pmem_fetch(v, w.vm[1], 3), 0);
+	cr_assert_eq(pool_populated_bytes(&w.pool), before);
+	cr_assert_gt(pool_populated_bytes(&other), 0);
+	cr_assert_eq(page_of(v, 3)[5], fill_byte(3 * PAGE_SIZE + 5));
+	memset(page_of(v, 3), 0,
+	       PAGE_SIZE); /* as somebody does who took over a process of that domain */
+	cr_assert_eq(page_of(a, 3)[5], fill_byte(3 * PAGE_SIZE + 5));
+	close(use.fd);
+	cr_assert_eq(pmem_use_open(&use, w.path, true, w.error), 0);
+	struct pmem_view *no;
+	cr_assert_eq(pmem_join(&w.files, w.table, &other, w.vm[2], gfn(0), &use, &no, w.error),
+		     -EBUSY);
+	cr_assert(strstr(w.error, "in use by guests of another sharing domain"), "%s", w.error);
+	cr_assert_eq(leave(&w, 0, a), 0);
+	cr_assert_eq(pool_populated_bytes(&w.pool), 0);
+	/* Now it is the second domain's alone, and that may share it; then the first can't have it. */
+	cr_assert_eq(pmem_join(&w.files, w.table, &other, w.vm[2], gfn(0), &use, &no, w.error), 0);
+	close(use.fd);
+	cr_assert_eq(pmem_use_open(&use, w.path, false, w.error), 0);
+	cr_assert_eq(pmem_join(&w.files, w.table, &w.pool, w.vm[0], gfn(0), &use, &a, w.error),
+		     -EBUSY);
+	cr_assert(strstr(w.error, "shared by guests of another sharing domain"), "%s", w.error);
+	close(use.fd);
+	cr_assert_eq(ipt_vm_reap(w.table, w.vm[1], pool_clean, &other), 0);
+	cr_assert_eq(pmem_leave(&w.files, v), 0);
+	cr_assert_eq(ipt_vm_reap(w.table, w.vm[2], pool_clean, &other), 0);
+	cr_assert_eq(pmem_leave(&w.files, no), 0);
+	cr_assert_eq(pool_populated_bytes(&other), 0);
+	pool_destroy(&other);
 	end(&w);
 }
 

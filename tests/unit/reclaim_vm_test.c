@@ -59,6 +59,7 @@ static void make(uint64_t packed, uint64_t in_file)
 				     .packed_pages = store.mem_pages,
 				     .blocks = store.file_blocks};
 	cr_assert_eq(pool_create(&pool, POOL_FRAMES, error), 0, "%s", error);
+	cr_assert_eq(pool_map(&pool, error), 0);
 	cr_assert_eq(ipt_create(&table, &c), 0);
 	board = reclaim_board_create(c.max_vms, POOL_FRAMES, &(int){-1});
 	cr_assert_not_null(board);
@@ -956,7 +957,7 @@ Test(reclaim_vm, templates_pages_go_when_nobody_is_at_them)
 	struct reclaim_clock clock;
 	make(PACKED, 0);
 	const struct reclaimer_links links = {
-		.table = table, .board = board, .store = &store, .pool = &pool, .link = -1};
+		.table = table, .board = board, .store = &store, .link = -1};
 	cr_assert_eq(reclaim_clock_create(&clock, table, board), 0);
 	struct reclaim_shared shared = {.links = &links, .clock = &clock};
 	fill_all(FIRST, 16, text);
@@ -967,6 +968,11 @@ Test(reclaim_vm, templates_pages_go_when_nobody_is_at_them)
 	frame_t g = ipt_lookup(table, template, gfn(FIRST + 16));
 	cr_assert_eq(ipt_vm_add(table, "dead", template, &dead), 0);
 	board->desk[dead.v].at_work = 7;
+	/* The file that they are in isn't known yet. */
+	reclaim_set_domain(board, template, 3);
+	reclaim_shared_out(&shared, template, gfn(FIRST), f, 16);
+	cr_expect_eq(board->counters.unsettled, 0);
+	domain_fds_put(&shared.files, 3, dup(pool.fd));
 	reclaim_shared_out(&shared, template, gfn(FIRST), f, 16);
 	cr_expect_eq(board->counters.unsettled, 16);
 	cr_expect_eq(count(FIRST, 16, IPT_INHERITED), 16);

@@ -54,7 +54,7 @@ static const struct call calls[] = {
 	{"KVM_CREATE_VM", SYS_ioctl, {NOWHERE, KVM_CREATE_VM}, ONLY_VM},
 	{"pread", SYS_pread64, {NOWHERE, 0, 0, 0}, {PASSES, DIES, PASSES, PASSES}},
 	{"pwrite", SYS_pwrite64, {NOWHERE, 0, 0, 0}, {PASSES, DIES, DIES, PASSES}},
-	{"recvmsg", SYS_recvmsg, {NOWHERE}, ONLY_VM},
+	{"recvmsg", SYS_recvmsg, {NOWHERE}, {PASSES, DIES, PASSES, PASSES}},
 	{"sendmsg", SYS_sendmsg, {NOWHERE}, {PASSES, DIES, PASSES, PASSES}},
 	{"io_uring_setup", SYS_io_uring_setup, {0, 0}, ONLY_VM},
 	{"io_uring_enter", SYS_io_uring_enter, {NOWHERE}, ONLY_VM},
