@@ -111,6 +111,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	host.table = help_table(IPT_INDEX, FRAMES);
 	cr_assert_eq(host_domain_create(&host, FRAMES, error), 0);
 	make_vm();
+	cr_assert_eq(host_domain_join(&vm, error), 0);
 	fleet.host = &host;
 	fleet.config.setup = &setup;
 	fleet.config.host = (struct host_config){.pool_bytes = FRAMES * PAGE_SIZE, .max_vms = 4};
