@@ -46,9 +46,8 @@ int host_vm_finish_pmem(struct host_vm *vm, char *error);
  * how many. */
 int host_vm_share_pmem(struct host_vm *vm, const struct host_vm *of, char *error);
 unsigned host_vm_pmem_fds(const struct host_vm *vm, int fds[VM_MAX_PMEM]);
-/* The VM is gone from the table: let go of its files; and of its sharing domain, for good. */
+/* The VM is gone from the table: let go of its files. */
 void host_vm_leave_pmem(struct host_vm *vm);
-void host_end_gone(struct host_vm *vm);
 /* A host_vm with mailbox and link, and of a guest console and agent channel; the ends that its process gets are in `ends` (link,
  * mailbox's memfd, console, agent), for the caller to close. -errno with words. */
 int host_vm_make(struct host *h, const struct vm_config *config, bool is_template,
@@ -72,6 +71,8 @@ void host_end_abandon(struct host_vm *vm);
 void host_end_finish(struct host_vm *vm);
 /* Free what a dead VM owned: 0, or -errno and the tick tries again. */
 int host_end_reap(struct host_vm *vm);
+/* The VM is gone from the table, for good: let go of its files and of its sharing domain. */
+void host_end_gone(struct host_vm *vm);
 /* Templates that waited for the end of their clones, and then perhaps those that they were made from. */
 void host_end_reap_templates(struct host *h);
 /* Processes that became our children since whoever forked them died, and ended. Others' handles stay what they are. */
