@@ -247,10 +247,10 @@ static int make_table(struct host *h, char *error)
 			       .colours = h->config.colours};
 	if (getrandom(&c.seed, sizeof c.seed, 0) != sizeof c.seed)
 		return errorf(error, -EIO, "getrandom: %s", strerror(errno));
-	int rc = host_domain_create(h, c.frames, error);
+	int rc = host_reclaim_open(h, &c, error);
 	if (rc)
 		return rc;
-	rc = host_reclaim_open(h, &c, error);
+	rc = host_domain_create(h, c.frames, error);
 	if (rc)
 		return rc;
 	rc = ipt_create(&h->table, &c);

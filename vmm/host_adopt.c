@@ -73,7 +73,7 @@ bool host_adopt_store(struct host *h, struct store *s)
 	if (!r)
 		return false;
 	*s = ((const struct kept_host *)(const void *)r->bytes)->store;
-	s->mem_fd = host_adopt_fd(h, KEPT_STORE_MEM);
+	s->mem_fd = -1;
 	s->file_fd = host_adopt_fd(h, KEPT_STORE_FILE);
 	return true;
 }
@@ -90,8 +90,8 @@ static int adopt_domains(struct host *h, uint32_t frames)
 		if (r->head.bytes != sizeof *k || r->fd[0] < 0)
 			return -EPROTO;
 		k->name[sizeof k->name - 1] = 0;
-		rc = host_domain_add_kept(h, (uint32_t)r->head.key, k->name, r->fd[0], frames);
-		r->fd[0] = -1;
+		rc = host_domain_add_kept(h, (uint32_t)r->head.key, k->name, r->fd, frames);
+		r->fd[0] = r->fd[1] = -1;
 	}
 	return rc || host_domain_by_number(h, DOMAIN_DEFAULT) ? rc : -EPROTO;
 }

@@ -3,6 +3,7 @@
 #include "vmm/error.h"
 #include "vmm/host_keep.h"
 #include "vmm/pmem.h"
+#include "vmm/store.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -28,7 +29,7 @@ static int descriptor_for(const struct host_worker *w, const struct domain *d)
 	return fd >= 0 ? fd : fcntl(d->pool.fd, F_DUPFD_CLOEXEC, 0);
 }
 
-static int send_it(int link, uint32_t number, const int *fd)
+static int send_it(int link, uint32_t number, const int *fd, unsigned n)
 {
 	const struct domain_message m = {number};
 	int rc = -EAGAIN;
@@ -37,7 +38,7 @@ static int send_it(int link, uint32_t number, const int *fd)
 			return rc;
 		if (i)
 			poll(&(struct pollfd){.fd = link, .events = POLLOUT}, 1, TELL_MS);
-		rc = link_send(link, &m, sizeof m, fd, fd != NULL);
+		rc = link_send(link, &m, sizeof m, fd, n);
 	}
 	return rc;
 }
@@ -47,11 +48,12 @@ static void tell(struct host_worker *w, const struct domain *d, bool is_there)
 {
 	if (!w || !host_worker_runs(w) || (w->reads_only && !host_domain_merged_as(d)))
 		return;
-	int fd = is_there ? descriptor_for(w, d) : -1;
-	int rc =
-		is_there && fd < 0 ? -errno : send_it(w->link_fd, d->number, is_there ? &fd : NULL);
-	if (fd >= 0)
-		close(fd);
+	int fd[] = {is_there ? descriptor_for(w, d) : -1, w->reads_only ? -1 : d->packed_fd};
+	int rc = is_there && fd[0] < 0
+			 ? -errno
+			 : send_it(w->link_fd, d->number, fd, is_there ? 1 + (fd[1] >= 0) : 0);
+	if (fd[0] >= 0)
+		close(fd[0]);
 	if (rc)
 		syscall(SYS_pidfd_send_signal, w->pidfd, SIGKILL, NULL, 0);
 }
@@ -76,7 +78,7 @@ static struct domain *add(struct host *h, uint32_t number, const char *name)
 	if (!d)
 		return NULL;
 	d->number = number;
-	d->pool.fd = -1;
+	d->pool.fd = d->packed_fd = -1;
 	snprintf(d->name, sizeof d->name, "%s", name);
 	d->next = h->domains;
 	h->domains = d;
@@ -90,6 +92,8 @@ static void take_away(struct host *h, struct domain *d)
 		at = &(*at)->next;
 	*at = d->next;
 	pool_destroy(&d->pool);
+	if (d->packed_fd >= 0)
+		close(d->packed_fd);
 	free(d);
 }
 
@@ -109,6 +113,8 @@ static int make(struct host *h, const char *name, uint32_t frames, struct domain
 		return errorf(error, -ENOMEM, "--share-domain %s: no memory", name);
 	host_keep_numbers(h);
 	int rc = pool_create(&d->pool, frames, error);
+	if (!rc)
+		rc = host_reclaim_packed(h, &d->packed_fd, error);
 	if (rc) {
 		take_away(h, d);
 		return rc;
@@ -135,15 +141,19 @@ int host_domain_create(struct host *h, uint32_t frames, char *error)
 	return rc;
 }
 
-int host_domain_add_kept(struct host *h, uint32_t number, const char *name, int fd, uint32_t frames)
+int host_domain_add_kept(struct host *h, uint32_t number, const char *name, const int fd[2],
+			 uint32_t frames)
 {
 	struct domain *d = add(h, number, name);
 	if (!d) {
-		close(fd);
+		close(fd[0]);
+		if (fd[1] >= 0)
+			close(fd[1]);
 		return -ENOMEM;
 	}
 	d->users = number == DOMAIN_DEFAULT;
-	return pool_attach(&d->pool, fd, frames);
+	d->packed_fd = fd[1];
+	return pool_attach(&d->pool, fd[0], frames);
 }
 
 void host_domain_let_go_unused(struct host *h)
@@ -232,6 +242,14 @@ bool host_domain_has(const struct host *h, frame_t f)
 	while (d && !pool_has(&d->pool, f))
 		d = d->next;
 	return d != NULL;
+}
+
+uint64_t host_domain_packed_bytes(const struct host *h)
+{
+	uint64_t bytes = 0;
+	for (const struct domain *d = h->domains; d; d = d->next)
+		bytes += store_mem_populated_bytes(&(struct store){.mem_fd = d->packed_fd});
+	return bytes;
 }
 
 uint64_t host_populated_bytes(const struct host *h)

@@ -1,7 +1,8 @@
 /*
  * Sharing domains: guests of one domain may see each other's frames (merging), and their bytes are in one file of the
- * pool (pool.h), which the processes of these guests have, and no other VM's. A guest of --share-domain none is a domain
- * of its own together with its templates and clones. A domain comes with its first guest and goes with the last.
+ * pool (pool.h), and what of them is packed in one of the packed memory, which the processes of these guests have, and no
+ * other VM's. In both, places are given out for all domains together, and a place is used in its owner's file only. A guest
+ * of --share-domain none is a domain of its own together with its templates and clones. A domain comes with its first guest and goes with the last.
  *
  * Who has which file: a VM's process its own; the merger those in which frames are merged, for reading; the reclaimer,
  * the host and the keeper all.
@@ -17,6 +18,7 @@ struct domain {
 	uint32_t number;         /* as in domain_fds.h */
 	char name[IPT_NAME_LEN]; /* HOST_DOMAIN_NONE: one guest's, which no other joins */
 	struct pool pool;
+	int packed_fd; /* its part of the packed memory (store.h), as large as the whole; -1: there is none */
 	unsigned users; /* host_vms that have it, and the host itself the default one */
 };
 
@@ -24,8 +26,8 @@ struct domain {
 
 /* The first domain, the default one, which stays. -errno with words. */
 int host_domain_create(struct host *h, uint32_t frames, char *error);
-/* One that a host before us had; takes fd. -errno. Then, when it is known who goes on: let go of those that nobody has. */
-int host_domain_add_kept(struct host *h, uint32_t number, const char *name, int fd,
+/* One that a host before us had; takes fd, the pool's file and the packed memory's or -1. -errno. Then, when it is known who goes on: let go of those that nobody has. */
+int host_domain_add_kept(struct host *h, uint32_t number, const char *name, const int fd[2],
 			 uint32_t frames);
 void host_domain_let_go_unused(struct host *h);
 /* NULL: there is none of that number. */
@@ -49,6 +51,8 @@ int host_domain_clean_all(void *host, frame_t first, uint32_t count);
 /* Has the frame memory, whosever it is? */
 bool host_domain_has(const struct host *h, frame_t f);
 
+/* Bytes of packed memory that have host memory behind them. */
+uint64_t host_domain_packed_bytes(const struct host *h);
 /* A worker has just begun: all files. It is killed if it doesn't take them. */
 void host_domain_tell_all(struct host_worker *w);
 

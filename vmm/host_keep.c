@@ -83,7 +83,6 @@ void host_keep_host(struct host *h)
 	r.fd[KEPT_LEDGER] = add_fd(fds, h->keeper->ledger_fd);
 	r.fd[KEPT_MERGE] = add_fd(fds, host_merge_board_fd(h));
 	r.fd[KEPT_RECLAIM] = add_fd(fds, host_reclaim_board_fd(h));
-	r.fd[KEPT_STORE_MEM] = add_fd(fds, r.store.mem_fd);
 	r.fd[KEPT_STORE_FILE] = add_fd(fds, r.store.file_fd);
 	memcpy(message.record, &r, sizeof r);
 	message.head.bytes = sizeof r;
@@ -97,6 +96,7 @@ void host_keep_domain(struct host *h, const struct domain *d)
 	message.head = head(KEEPER_PUT, KEEPER_DOMAIN, d->number);
 	memcpy(r.name, d->name, sizeof r.name);
 	add_fd(fds, d->pool.fd);
+	add_fd(fds, d->packed_fd);
 	memcpy(message.record, &r, sizeof r);
 	message.head.bytes = sizeof r;
 	send_message(h, fds);

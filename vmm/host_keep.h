@@ -34,7 +34,6 @@ enum kept_host_fd {
 	KEPT_LEDGER,
 	KEPT_MERGE,
 	KEPT_RECLAIM,
-	KEPT_STORE_MEM,
 	KEPT_STORE_FILE,
 	KEPT_HOST_FDS
 };
@@ -48,7 +47,7 @@ struct kept_host {
 	int8_t fd[KEPT_HOST_FDS]; /* which of the descriptors; -1: not there */
 };
 
-/* A sharing domain; the key is its number. Descriptor: its file of the pool. */
+/* A sharing domain; the key is its number. Descriptors: its file of the pool, and of the packed memory if there is one. */
 struct kept_domain {
 	char name[IPT_NAME_LEN];
 };

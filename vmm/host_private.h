@@ -109,6 +109,10 @@ void host_reclaim_destroy(struct host *h);
 struct reclaim_board *host_reclaim_board(struct host *h);
 int host_reclaim_board_fd(struct host *h);
 const struct store *host_store(const struct host *h);
+/* A new domain's packed memory: -1 in *fd where there is none. -errno with words. In a VM's process, just forked: the store,
+ * with its domain's packed memory; NULL: none. */
+int host_reclaim_packed(const struct host *h, int *fd, char *error);
+const struct store *host_reclaim_store(struct host *h, const struct domain *d);
 /* A VM was registered: its desk says what it may have. */
 void host_reclaim_admit(struct host_vm *vm);
 /* A VM of that domain has joined a file: may its pages be dropped? Before the VM's process is there. */

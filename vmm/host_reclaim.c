@@ -111,8 +111,9 @@ int host_reclaim_open(struct host *h, struct ipt_config *c, char *error)
 		return errorf(error, -ENOMEM, "no memory for the reclaimer");
 	if (host_adopt_store(h, &g->store))
 		return 0;
-	rc = store_create(&g->store, config->pack_bytes, config->swap_file, config->swap_bytes,
-			  error);
+	rc = store_create(&g->store, 0, config->swap_file, config->swap_bytes, error);
+	if (!rc && config->pack_bytes) /* each domain makes its own */
+		rc = store_mem_size(&g->store, config->pack_bytes, error);
 	c->packed_pages = g->store.mem_pages;
 	c->blocks = g->store.file_blocks;
 	return rc;
@@ -128,8 +129,6 @@ int host_reclaim_start(struct host *h, char *error)
 	w->heard = heard;
 	w->failed_for_good = failed;
 	w->keep[w->keeps++] = ipt_fd(h->table);
-	if (g->store.mem_fd >= 0)
-		w->keep[w->keeps++] = g->store.mem_fd;
 	if (g->store.file_fd >= 0)
 		w->keep[w->keeps++] = g->store.file_fd;
 	int rc = host_worker_start(w);
@@ -176,6 +175,20 @@ const struct store *host_store(const struct host *h)
 struct host_worker *host_reclaim_worker(struct host *h)
 {
 	return h->reclaimer ? &h->reclaimer->worker : NULL;
+}
+
+int host_reclaim_packed(const struct host *h, int *fd, char *error)
+{
+	const struct store *s = host_store(h);
+	*fd = s && s->mem_pages ? store_mem_create(s, error) : -1;
+	return s && s->mem_pages && *fd < 0 ? *fd : 0;
+}
+
+const struct store *host_reclaim_store(struct host *h, const struct domain *d)
+{
+	if (h->reclaimer)
+		h->reclaimer->store.mem_fd = d->packed_fd;
+	return host_store(h);
 }
 
 void host_reclaim_admit(struct host_vm *vm)
@@ -250,5 +263,5 @@ void host_reclaim_info(struct host *h, struct host_reclaim *out)
 	out->running = host_worker_runs(&g->worker);
 	out->starts = g->worker.starts;
 	out->board = g->board;
-	out->packed_populated = store_mem_populated_bytes(&g->store);
+	out->packed_populated = host_domain_packed_bytes(h);
 }

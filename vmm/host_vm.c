@@ -129,7 +129,7 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 	keep[n++] = ends[0];
 	keep[n++] = ends[2];
 	keep[n++] = ends[3];
-	const struct store *store = host_store(h);
+	const struct store *store = host_reclaim_store(h, vm->domain);
 	if (store && store->mem_fd >= 0)
 		keep[n++] = store->mem_fd;
 	if (store && store->file_fd >= 0)
@@ -152,7 +152,7 @@ static _Noreturn void child(struct host *h, const struct host_vm *vm, const int 
 				 .console_fd = ends[2],
 				 .agent_fd = ends[3],
 				 .merging = host_merge_board(h),
-				 .store = host_store(h),
+				 .store = store,
 				 .reclaim = host_reclaim_board(h),
 				 .sandbox = &h->sandbox,
 				 .user = user,

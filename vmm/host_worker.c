@@ -55,7 +55,7 @@ void host_worker_confine(const struct host_worker *w, enum seccomp_kind kind)
 	const struct sandbox_limits limits = {
 		.data_bytes = data ? data + SPARE_BYTES + host_frames(h) * SPARE_FRAME : 0,
 		.lock_bytes = 64 * KiB,
-		.files = 64 + DOMAINS_MOST,
+		.files = 64 + 2 * DOMAINS_MOST,
 		.tasks = 4};
 	char error[ERROR_MAX];
 	if (sandbox_enter(&h->sandbox, kind, w->user, &limits, error)) {

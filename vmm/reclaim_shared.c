@@ -23,7 +23,7 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 static int keep(void *ctx, uint32_t i, const struct ipt_out *where)
 {
 	const struct reclaim_shared *s = ctx;
-	return store_mem_write(s->links->store, where->where, batch.packed[i], where->bytes);
+	return store_mem_write(&s->store, where->where, batch.packed[i], where->bytes);
 }
 
 /* Is it a VM that a process works for? One that died in the middle of something seems to be at it for ever. */
@@ -126,14 +126,18 @@ void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n
 	struct ipt_vm_info info;
 	if (clock_ns() < s->later_ns || ipt_vm_info(s->links->table, vm, &info))
 		return;
-	s->pool.fd = domain_fd(&s->files, reclaim_domain(s->links->board, vm));
-	if (s->pool.fd < 0)
+	/* Looked up once: from one domain's file of the pool into the same one's packed memory, whoever writes on boards. */
+	const struct domain_fd *of = domain_fds_of(&s->files, reclaim_domain(s->links->board, vm));
+	if (!of)
 		return; /* we are still to hear of it */
+	s->pool.fd = of->fd;
+	s->store = *s->links->store;
+	s->store.mem_fd = of->packed;
 	if (info.kind == IPT_FILE) {
 		drop(s, vm, first, f, n);
 		return;
 	}
-	int rc = s->links->store->mem_pages ? out(s, vm, first, f, n) : -ENOSPC;
+	int rc = s->store.mem_pages ? out(s, vm, first, f, n) : -ENOSPC;
 	if (rc != -E2BIG)
 		return;
 	for (uint32_t i = 0; i < n; i++)

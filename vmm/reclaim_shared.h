@@ -5,12 +5,14 @@
 #include "vmm/domain_fds.h"
 #include "vmm/pool.h"
 #include "vmm/reclaim_clock.h"
+#include "vmm/store.h"
 
 struct reclaim_shared {
 	const struct reclaimer_links *links;
 	const struct reclaim_clock *clock;
-	struct domain_fds files; /* of the pool, by domain */
-	struct pool pool;        /* where the frames are that go at this moment */
+	struct domain_fds files; /* of the pool and of packed memory, by domain */
+	struct pool pool;        /* where the frames are that go at this moment; */
+	struct store store;      /* and where they go to */
 	uint64_t freed;          /* frames */
 	uint64_t later_ns;       /* a VM was at frames that it looked up; nothing before then */
 };

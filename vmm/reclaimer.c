@@ -28,6 +28,7 @@
 #define ANSWER_MS    20   /* between looks for answers that nobody rang for */
 #define DEAF_MS      2000 /* after which a VM that didn't answer is left alone for now */
 #define SAMPLE_MS    2000
+#define TRIM_MS      10000
 #define SAMPLE_RUNS \
 	16 /* of 2 MiB to a sample, at most: what is looked at costs the guest a fault a page */
 #define SAMPLE_SHARE 128 /* of the pool */
@@ -58,6 +59,7 @@ struct reclaimer {
 	struct reclaim_fact *fact; /* by id */
 	uint32_t sample_at[SAMPLE_RUNS];
 	unsigned short dice[3];
+	uint64_t trim_ns; /* with several domains the packed memory isn't trimmed again before */
 };
 
 static void count(_Atomic uint64_t *counter, uint64_t n)
@@ -451,18 +453,43 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 
 /* ---- what the store doesn't need any more -------------------------------------------------- */
 
+/* The packed memory of one domain. */
+static struct store store_of(const struct reclaimer *r, const struct domain_fd *d)
+{
+	struct store s = *r->links.store;
+	s.mem_fd = d->packed;
+	return s;
+}
+
+/* Nobody has an item in these pages, in whichever domain. */
 static int trim(void *ctx, uint32_t first, uint32_t n)
 {
-	return store_mem_trim(ctx, first, n);
+	const struct reclaimer *r = ctx;
+	int rc = 0;
+	for (unsigned i = 0; i < r->shared.files.n && !rc; i++) {
+		struct store s = store_of(r, &r->shared.files.of[i]);
+		rc = store_mem_trim(&s, first, n);
+	}
+	return rc;
 }
 
 /* Give empty pages of the packed memory back. */
 static void trim_store(struct reclaimer *r)
 {
-	const struct store *s = r->links.store;
+	const struct domain_fds *d = &r->shared.files;
 	struct ipt_space_info info;
+	uint64_t has = 0;
+	/* With several domains a page may be there several times over, and trimming not help. */
+	if (!r->links.store->mem_pages || (d->n > 1 && clock_ns() < r->trim_ns))
+		return;
 	ipt_space(r->links.table, &info);
-	uint64_t needed = info.granules_used * IPT_GRANULE, has = store_mem_populated_bytes(s);
-	if (has > needed + needed / 4 + MiB)
-		ipt_packed_trim(r->links.table, 0, s->mem_pages, trim, (void *)s);
+	uint64_t needed = info.granules_used * IPT_GRANULE;
+	for (unsigned i = 0; i < d->n; i++) {
+		struct store s = store_of(r, &d->of[i]);
+		has += store_mem_populated_bytes(&s);
+	}
+	if (has <= needed + needed / 4 + MiB)
+		return;
+	ipt_packed_trim(r->links.table, 0, r->links.store->mem_pages, trim, r);
+	r->trim_ns = clock_ns() + TRIM_MS * UINT64_C(1000000);
 }

@@ -12,26 +12,35 @@
 
 #define MEM_MOST (UINT64_C(1) << 38) /* bytes: granules have 32-bit numbers */
 
-static int create_mem(struct store *s, uint64_t bytes, char *error)
+int store_mem_size(struct store *s, uint64_t bytes, char *error)
 {
 	if (bytes % PAGE_SIZE || bytes > MEM_MOST)
 		return errorf(error, -EINVAL,
 			      "compressed memory: %" PRIu64
 			      " bytes; whole pages of 4 KiB, at most 256 GiB, are possible",
 			      bytes);
-	s->mem_fd = fail_call(STORE_CREATE, sealed_memfd("invisor-packed", bytes));
-	if (s->mem_fd < 0)
-		return errorf(error, -errno, "compressed memory: %" PRIu64 " MiB: %s", bytes / MiB,
-			      strerror(errno));
 	s->mem_pages = (uint32_t)(bytes >> PAGE_SHIFT);
 	return 0;
+}
+
+int store_mem_create(const struct store *s, char *error)
+{
+	uint64_t bytes = (uint64_t)s->mem_pages << PAGE_SHIFT;
+	int fd = fail_call(STORE_CREATE, sealed_memfd("invisor-packed", bytes));
+	return fd >= 0 ? fd
+		       : errorf(error, -errno, "compressed memory: %" PRIu64 " MiB: %s",
+				bytes / MiB, strerror(errno));
 }
 
 int store_create(struct store *s, uint64_t mem_bytes, const char *file, uint64_t file_bytes,
 		 char *error)
 {
 	*s = (struct store){.mem_fd = -1, .file_fd = -1};
-	int rc = mem_bytes ? create_mem(s, mem_bytes, error) : 0;
+	int rc = mem_bytes ? store_mem_size(s, mem_bytes, error) : 0;
+	if (!rc && mem_bytes) {
+		s->mem_fd = store_mem_create(s, error);
+		rc = s->mem_fd < 0 ? s->mem_fd : 0;
+	}
 	if (!rc && file)
 		rc = store_file_open(s, file, file_bytes, error);
 	if (rc)

@@ -26,7 +26,7 @@
 #define STORE_BATCH         64u   /* blocks that can be read or written at once */
 
 struct store {
-	int mem_fd; /* -1: no compressed memory */
+	int mem_fd; /* -1: no compressed memory; or the host's store, as each sharing domain has its own (host_domain.h) */
 	uint32_t mem_pages;
 	int file_fd; /* -1: no swap file. Holds the lock that keeps other hosts out. */
 	int own_fd; /* a description of the file for this process alone; 0: it opens one when it needs it */
@@ -43,6 +43,10 @@ struct store {
  * -EINVAL (sizes), -errno of memfd_create and ftruncate, and those of store_file_open. */
 int store_create(struct store *s, uint64_t mem_bytes, const char *file, uint64_t file_bytes,
 		 char *error);
+/* The parts of it that concern compressed memory: note how large it is; make one of that size, a descriptor, for a store
+ * that is otherwise the same. Places are given out once for all that are made. Errors as of store_create. */
+int store_mem_size(struct store *s, uint64_t bytes, char *error);
+int store_mem_create(const struct store *s, char *error);
 /* Let go of both. The swap file stays, with what it has. */
 void store_destroy(struct store *s);
 

@@ -3,7 +3,8 @@
 
 usage: reach.py PID [WORD]...     (as root)
 
-Prints "files INODE..." of the pool's files that the process has as descriptors or mappings, and for each 64-bit word
+Prints "files INODE..." of the pool's files that the process has as descriptors or mappings, "packed INODE..." of those of
+packed memory if there are any, and for each 64-bit word
 "WORD yes" or "WORD no": is it anywhere in the shared memory that the process has a descriptor of, or maps, or in the pages
 of its own that are in memory? What isn't in memory isn't looked at, since looking would bring it in.
 """
@@ -64,19 +65,26 @@ def mappings(pid):
 def main():
     pid, words = sys.argv[1], [int(w, 0) for w in sys.argv[2:]]
     maps = list(mappings(pid))
-    files, shared = set(), {}
+    files, packed, shared = set(), set(), {}
+
+    def note(name, inode):
+        if name.startswith("/memfd:invisor-pool"):
+            files.add(inode)
+        elif name.startswith("/memfd:invisor-packed"):
+            packed.add(inode)
+
     for name in os.listdir("/proc/%s/fd" % pid):
         path = "/proc/%s/fd/%s" % (pid, name)
         if os.readlink(path).startswith("/memfd:"):
             shared[os.stat(path).st_ino] = path
-            if os.readlink(path).startswith("/memfd:invisor-pool"):
-                files.add(os.stat(path).st_ino)
+            note(os.readlink(path), os.stat(path).st_ino)
     for start, end, _, inode, name in maps:
         if name.startswith("/memfd:"):
             shared.setdefault(inode, "/proc/%s/map_files/%x-%x" % (pid, start, end))
-            if name.startswith("/memfd:invisor-pool"):
-                files.add(inode)
+            note(name, inode)
     print("files", *sorted(files))
+    if packed:
+        print("packed", *sorted(packed))
     found = set()
     looked = 0
     for piece in (p for path in [*shared.values(), None] for p in (data_of(path) if path else own_pages(pid, maps))):

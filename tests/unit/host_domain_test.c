@@ -133,7 +133,7 @@ Test(host_domain, what_another_host_left)
 	struct host next = {.table = host.table};
 	for (unsigned i = 0; i < 3; i++)
 		cr_assert_eq(host_domain_add_kept(&next, kept[i]->number, kept[i]->name,
-						  dup(kept[i]->pool.fd), FRAMES),
+						  (int[]){dup(kept[i]->pool.fd), -1}, FRAMES),
 			     0);
 	cr_expect_null(host_domain_by_number(&next, 77));
 	struct host_vm b2 = {.host = &next};
@@ -144,7 +144,8 @@ Test(host_domain, what_another_host_left)
 	put_page(b.domain, 9);
 	cr_expect(pool_has(&b2.domain->pool, frame(9)), "it is the same file");
 	/* A file that is no such. */
-	cr_expect_eq(host_domain_add_kept(&next, 99, "x", dup(b.domain->pool.fd), FRAMES + 1),
+	cr_expect_eq(host_domain_add_kept(&next, 99, "x", (int[]){dup(b.domain->pool.fd), -1},
+					  FRAMES + 1),
 		     -EPROTO);
 	host_domain_destroy(&next);
 	host_domain_destroy(&host);
@@ -164,6 +165,12 @@ static void say(int link, uint32_t number, int fd)
 	cr_assert_eq(link_send(link, &m, sizeof m, &fd, fd >= 0), 0);
 }
 
+static void say_both(int link, uint32_t number, int fd, int packed)
+{
+	const struct domain_message m = {number};
+	cr_assert_eq(link_send(link, &m, sizeof m, (int[]){fd, packed}, 2), 0);
+}
+
 Test(domain_fds, come_and_go)
 {
 	static struct domain_fds d;
@@ -176,14 +183,17 @@ Test(domain_fds, come_and_go)
 	cr_expect_eq(domain_fd(&d, 1), -1);
 	say(link[0], 7, p[2].fd);
 	say(link[0], 1, p[0].fd);
-	say(link[0], 3, p[1].fd);
+	say_both(link[0], 3, p[1].fd, p[2].fd);
 	cr_expect_eq(domain_fds_hear(&d, link[1]), 0);
 	cr_expect_eq(d.n, 3);
 	cr_expect_eq(inode(domain_fd(&d, 1)), inode(p[0].fd));
 	cr_expect_eq(inode(domain_fd(&d, 3)), inode(p[1].fd));
 	cr_expect_eq(inode(domain_fd(&d, 7)), inode(p[2].fd));
 	cr_expect_eq(domain_fd(&d, 2), -1);
-	int was = domain_fd(&d, 3);
+	cr_expect_eq(domain_fds_of(&d, 7)->packed, -1);
+	int was = domain_fd(&d, 3), packed = domain_fds_of(&d, 3)->packed;
+	cr_expect_eq(inode(packed), inode(p[2].fd));
+	cr_expect_null(domain_fds_of(&d, 4));
 	say(link[0], 3, -1);
 	say(link[0], 4, -1);
 	say(link[0], 1, p[0].fd); /* once more */
@@ -192,6 +202,7 @@ Test(domain_fds, come_and_go)
 	cr_expect_eq(d.n, 2);
 	cr_expect_eq(domain_fd(&d, 3), -1);
 	cr_expect_eq(inode(was), 0, "it is closed");
+	cr_expect_eq(inode(packed), 0);
 	cr_expect_eq(inode(domain_fd(&d, 1)), inode(p[0].fd));
 	close(link[1]);
 }

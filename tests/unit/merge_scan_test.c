@@ -39,7 +39,7 @@ static void begin(struct merge_board *board)
 	scan = (struct merge_scan){.table = table, .board = board, .ask = take};
 	cr_assert_eq(merge_scan_create(&scan), 0);
 	for (uint32_t i = 1; i <= DOMAINS; i++)
-		domain_fds_put(&scan.files, i, dup(pool[i].fd));
+		domain_fds_put(&scan.files, i, dup(pool[i].fd), -1);
 }
 
 static void make(void)
@@ -250,7 +250,7 @@ Test(merge_scan, a_domain_that_was_not_heard_of_waits)
 	make();
 	vmid_t a = vm("a", 1), b = vm("b", 2), b2 = vm("b2", 2);
 	int late = dup(domain_fd(&scan.files, 2));
-	domain_fds_put(&scan.files, 2, -1);
+	domain_fds_put(&scan.files, 2, -1, -1);
 	cr_expect_eq(domain_fd(&scan.files, 2), -1);
 	pages(b, 32, 5);
 	pages(a, 32, 0);
@@ -259,7 +259,7 @@ Test(merge_scan, a_domain_that_was_not_heard_of_waits)
 	pass();
 	cr_expect_eq(n_asked, 1);
 	expect_asked(0, MERGE_ZERO, a, 32, 16);
-	domain_fds_put(&scan.files, 2, late);
+	domain_fds_put(&scan.files, 2, late, -1);
 	pass();
 	pass();
 	expect_asked(1, MERGE_PUBLISH, b, 32, 16);

@@ -972,7 +972,7 @@ Test(reclaim_vm, templates_pages_go_when_nobody_is_at_them)
 	reclaim_set_domain(board, template, 3);
 	reclaim_shared_out(&shared, template, gfn(FIRST), f, 16);
 	cr_expect_eq(board->counters.unsettled, 0);
-	domain_fds_put(&shared.files, 3, dup(pool.fd));
+	domain_fds_put(&shared.files, 3, dup(pool.fd), dup(store.mem_fd));
 	reclaim_shared_out(&shared, template, gfn(FIRST), f, 16);
 	cr_expect_eq(board->counters.unsettled, 16);
 	cr_expect_eq(count(FIRST, 16, IPT_INHERITED), 16);
