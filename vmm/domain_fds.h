@@ -1,6 +1,7 @@
 /*
- * What a worker (merger, reclaimer) knows of the sharing domains: the file of each, and its packed memory, by number. Its host sends it one
- * message for each that comes or goes (host_domain.c), over the link on which the worker has VMs rung.
+ * What a worker (merger, reclaimer) knows of the sharing domains: the file of the pool that each has, and its packed
+ * memory, by number. Its host sends it one message for each that comes or goes (host_domain.c), over the link on which the
+ * worker has VMs rung.
  */
 #ifndef VMM_DOMAIN_FDS_H
 #define VMM_DOMAIN_FDS_H

@@ -2,7 +2,8 @@
  * Sharing domains: guests of one domain may see each other's frames (merging), and their bytes are in one file of the
  * pool (pool.h), and what of them is packed in one of the packed memory, which the processes of these guests have, and no
  * other VM's. In both, places are given out for all domains together, and a place is used in its owner's file only. A guest
- * of --share-domain none is a domain of its own together with its templates and clones. A domain comes with its first guest and goes with the last.
+ * of --share-domain none is a domain of its own together with its templates and clones. A domain comes with its first
+ * guest and goes with the last.
  *
  * Who has which file: a VM's process its own; the merger those in which frames are merged, for reading; the reclaimer,
  * the host and the keeper all.
@@ -26,7 +27,8 @@ struct domain {
 
 /* The first domain, the default one, which stays. -errno with words. */
 int host_domain_create(struct host *h, uint32_t frames, char *error);
-/* One that a host before us had; takes fd, the pool's file and the packed memory's or -1. -errno. Then, when it is known who goes on: let go of those that nobody has. */
+/* One that a host before us had; takes fd, the pool's file and the packed memory's or -1. -errno. Then, when it is known
+ * who goes on: let go of those that nobody has. */
 int host_domain_add_kept(struct host *h, uint32_t number, const char *name, const int fd[2],
 			 uint32_t frames);
 void host_domain_let_go_unused(struct host *h);
