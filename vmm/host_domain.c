@@ -29,16 +29,18 @@ static int descriptor_for(const struct host_worker *w, const struct domain *d)
 	return fd >= 0 ? fd : fcntl(d->pool.fd, F_DUPFD_CLOEXEC, 0);
 }
 
-static int send_it(int link, uint32_t number, const int *fd, unsigned n)
+static int send_it(struct host_worker *w, uint32_t number, const int *fd, unsigned n)
 {
 	const struct domain_message m = {number};
 	int rc = -EAGAIN;
 	for (unsigned i = 0; rc == -EAGAIN || rc == -ENOMEM || rc == -ENOBUFS; i++) {
 		if (i == TELL_TRIES)
 			return rc;
+		if (i && w->wake)
+			w->wake(w);
 		if (i)
-			poll(&(struct pollfd){.fd = link, .events = POLLOUT}, 1, TELL_MS);
-		rc = link_send(link, &m, sizeof m, fd, n);
+			poll(&(struct pollfd){.fd = w->link_fd, .events = POLLOUT}, 1, TELL_MS);
+		rc = link_send(w->link_fd, &m, sizeof m, fd, n);
 	}
 	return rc;
 }
@@ -49,9 +51,8 @@ static void tell(struct host_worker *w, const struct domain *d, bool is_there)
 	if (!w || !host_worker_runs(w) || (w->reads_only && !host_domain_merged_as(d)))
 		return;
 	int fd[] = {is_there ? descriptor_for(w, d) : -1, w->reads_only ? -1 : d->packed_fd};
-	int rc = is_there && fd[0] < 0
-			 ? -errno
-			 : send_it(w->link_fd, d->number, fd, is_there ? 1 + (fd[1] >= 0) : 0);
+	int rc = is_there && fd[0] < 0 ? -errno
+				       : send_it(w, d->number, fd, is_there ? 1 + (fd[1] >= 0) : 0);
 	if (fd[0] >= 0)
 		close(fd[0]);
 	if (rc)

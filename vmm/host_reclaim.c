@@ -64,6 +64,11 @@ static void heard(struct host_worker *w, uint32_t id)
 	}
 }
 
+static void wake(struct host_worker *w)
+{
+	reclaim_ring(container(struct host_reclaimer, worker, w)->board);
+}
+
 /* Nobody fulfils a wish any more, and those who wait for memory are to hear of it. */
 static void failed(struct host_worker *w)
 {
@@ -127,6 +132,7 @@ int host_reclaim_start(struct host *h, char *error)
 	struct host_worker *w = &g->worker;
 	w->run = run;
 	w->heard = heard;
+	w->wake = wake;
 	w->failed_for_good = failed;
 	w->keep[w->keeps++] = ipt_fd(h->table);
 	if (g->store.file_fd >= 0)

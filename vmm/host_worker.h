@@ -14,6 +14,8 @@ struct host_worker {
 	void (*run)(struct host_worker *w, int link); /* in its process: never returns */
 	void (*heard)(struct host_worker *w, uint32_t id);
 	void (*failed_for_good)(struct host_worker *w); /* it isn't started again; may be NULL */
+	/* So that it hears what its link has; NULL: that wakes it by itself. */
+	void (*wake)(struct host_worker *w);
 	bool reads_only; /* of the pool: what is merged, for reading; else all. By its link (domain_fds.h) */
 	int keep[WORKER_KEEP]; /* other descriptors that it needs, besides the link */
 	unsigned keeps;

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define FRAMES 4096
@@ -148,6 +150,54 @@ Test(host_domain, what_another_host_left)
 					  FRAMES + 1),
 		     -EPROTO);
 	host_domain_destroy(&next);
+	host_domain_destroy(&host);
+}
+
+/* ---- a worker that sleeps ------------------------------------------------------------------ */
+
+#define MANY 600
+static int bell[2];
+
+static void ring(struct host_worker *w)
+{
+	(void)w;
+	cr_assert_eq(write(bell[1], "", 1), 1);
+}
+
+/* Looks at its link only when it is woken, as the reclaimer does. Status 0: it has heard of all. */
+static _Noreturn void sleeper(int link)
+{
+	static struct domain_fds d;
+	char byte;
+	while (d.n < MANY && read(bell[0], &byte, 1) == 1)
+		domain_fds_hear(&d, link);
+	_exit(d.n != MANY);
+}
+
+Test(host_domain, more_than_a_sleeping_workers_link_holds)
+{
+	struct host_worker w = {.host = &host, .wake = ring};
+	struct rlimit r;
+	int link[2], status;
+	make();
+	getrlimit(RLIMIT_NOFILE, &r);
+	r.rlim_cur = r.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &r);
+	if (r.rlim_cur < MANY + 64)
+		cr_skip_test("it takes more descriptors than this process may have");
+	for (unsigned i = 1; i < MANY; i++)
+		vm_in("none");
+	cr_assert_eq(link_pair(link), 0);
+	cr_assert_eq(pipe(bell), 0);
+	pid_t pid = fork();
+	if (pid == 0)
+		sleeper(link[1]);
+	w.link_fd = link[0];
+	w.pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	host_domain_tell_all(&w);
+	ring(&w);
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %#x", (unsigned)status);
 	host_domain_destroy(&host);
 }
 
