@@ -192,6 +192,7 @@ Test(host_domain, more_than_a_sleeping_workers_link_holds)
 	pid_t pid = fork();
 	if (pid == 0)
 		sleeper(link[1]);
+	close(link[1]);
 	w.link_fd = link[0];
 	w.pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 	host_domain_tell_all(&w);
