@@ -26,6 +26,7 @@
 #define TURN_LEAST   1024
 #define BATCH_FRAMES 1024 /* that a VM is to free by one batch, at most */
 #define ANSWER_MS    20   /* between looks for answers that nobody rang for */
+#define AGAIN_MS     100  /* after which it is rung once more: a ring may be lost on its way */
 #define DEAF_MS      2000 /* after which a VM that didn't answer is left alone for now */
 #define SAMPLE_MS    2000
 #define TRIM_MS      10000
@@ -39,6 +40,7 @@
 
 struct desk_note {
 	uint64_t asked_ns; /* 0: nothing is asked */
+	uint64_t rung_ns;
 	uint64_t deaf_until_ns;
 	bool sample; /* what is asked tells of how much is used */
 };
@@ -104,7 +106,8 @@ static void ask(struct reclaimer *r, uint32_t id, uint32_t most, bool sample)
 	count(&c->batches, 1);
 	count(&c->batch_runs, v->runs);
 	v->runs = 0;
-	r->note[id] = (struct desk_note){.asked_ns = clock_ns(), .sample = sample};
+	uint64_t now = clock_ns();
+	r->note[id] = (struct desk_note){.asked_ns = now, .rung_ns = now, .sample = sample};
 	r->asked++;
 	atomic_store_explicit(&d->state, RECLAIM_ASKED, memory_order_release);
 	ring_host(r, id);
@@ -239,8 +242,14 @@ static void collect(struct reclaimer *r)
 		bool waits = state == RECLAIM_ASKED || state == RECLAIM_TAKEN;
 		if (waits && is_gone(r, id))
 			waits = false;
-		else if (waits && now - n->asked_ns < DEAF_MS * UINT64_C(1000000))
+		else if (waits && now - n->asked_ns < DEAF_MS * UINT64_C(1000000)) {
+			if (state == RECLAIM_ASKED &&
+			    now - n->rung_ns >= AGAIN_MS * UINT64_C(1000000)) {
+				n->rung_ns = now;
+				ring_host(r, id);
+			}
 			continue;
+		}
 		if (state == RECLAIM_DONE)
 			take_answer(r, id);
 		if (waits) {
@@ -366,14 +375,17 @@ static void keep_limits(struct reclaimer *r)
 static void fulfil_wish(struct reclaimer *r)
 {
 	struct reclaim_wish *w = &r->links.board->wish;
-	if (atomic_load_explicit(&w->state, memory_order_acquire) != RECLAIM_ASKED)
-		return;
-	uint64_t before = r->freed;
-	const struct goal g = {w->vm, before + w->frames, true};
-	pursue(r, &g);
-	atomic_store_explicit(&w->freed, (uint32_t)(r->freed - before), memory_order_relaxed);
-	atomic_store_explicit(&w->state, RECLAIM_DONE, memory_order_release);
-	ring_host(r, 0);
+	uint32_t state = atomic_load_explicit(&w->state, memory_order_acquire);
+	if (state == RECLAIM_ASKED) {
+		uint64_t before = r->freed;
+		const struct goal g = {w->vm, before + w->frames, true};
+		pursue(r, &g);
+		atomic_store_explicit(&w->freed, (uint32_t)(r->freed - before),
+				      memory_order_relaxed);
+		atomic_store_explicit(&w->state, state = RECLAIM_DONE, memory_order_release);
+	}
+	if (state == RECLAIM_DONE)
+		ring_host(r, 0); /* each time, until the host has seen it: a ring may be lost */
 }
 
 /* ---- samples ------------------------------------------------------------------------------- */
@@ -429,8 +441,6 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 	links->confine(links->worker);
 	r.stalls_ns = clock_ns();
 	inherit(&r);
-	ring_host(&r,
-		  0); /* one before us may have died when a wish was done, and nobody knew it yet */
 	for (;;) {
 		uint32_t bell = bell_of(&r);
 		atomic_store_explicit(&b->rung, 0, memory_order_release);
