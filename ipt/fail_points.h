@@ -129,6 +129,9 @@
 	X(BLK_RESULT, "blk.result", RESULT, EIO, "a disk's request is answered")                   \
 	X(BLK_SHORT, "blk.short", BYTES, 512, "a disk's answer says fewer bytes than it did")      \
 	X(BLK_MEMORY, "blk.memory", ERROR, ENOMEM, "memory for a disk's request")                  \
+	X(BLK_KEEP, "blk.keep", ERROR, EIO, "what a volatile disk's write goes over is read")      \
+	X(BLK_KEEP_MEMORY, "blk.keep_memory", ERROR, ENOMEM, "memory for that")                    \
+	X(BLK_LOSE, "blk.lose", ERROR, EIO, "a power cut: what was there before is put back")      \
 	X(PMEM_READ, "pmem.read", ERROR, EIO, "pread of a file's page into the pool")              \
 	X(PMEM_FLUSH, "pmem.flush", RESULT, EIO, "a write or fsync of a shared file is answered")  \
 	X(PMEM_OPEN, "pmem.open", ERROR, EMFILE, "a file for persistent memory is opened")         \

@@ -7,7 +7,8 @@
  * begins has no meaning (section 2.7.4.1).
  *
  * Durability: a write is durable once a later FLUSH is done; at once if the driver agreed to no
- * FLUSH, or turned the write cache off (section 5.2.6.2).
+ * FLUSH, or turned the write cache off (section 5.2.6.2). A volatile disk (undo.h) takes that literally
+ * at a power cut; what changes it is then done on the loop's thread, one after the other.
  *
  * Discard punches a hole; where the file system has none, it is UNSUPP. Write-zeroes punches a hole
  * if the driver allows unmapping, else zeroes the range in place; where the file system has
@@ -238,6 +239,7 @@ static void destroy(struct virtio_dev *d)
 	struct blk *b = (struct blk *)d;
 	virtio_fini(d);
 	close(b->fd);
+	undo_free(b->undo);
 	free(b);
 }
 
@@ -245,6 +247,17 @@ void virtio_blk_stats(struct virtio_dev *d, struct virtio_blk_stats *out)
 {
 	pthread_mutex_lock(&d->lock);
 	*out = ((struct blk *)d)->stats;
+	pthread_mutex_unlock(&d->lock);
+}
+
+void virtio_blk_cut(struct virtio_dev *d, const struct virtio_blk_cut *how,
+		    struct virtio_blk_loss *out)
+{
+	struct blk *b = (struct blk *)d;
+	*out = (struct virtio_blk_loss){.writes = 0};
+	pthread_mutex_lock(&d->lock);
+	if (b->undo)
+		undo_cut(b->undo, b->fd, how, out);
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -276,11 +289,20 @@ int virtio_blk_create(struct virtio_dev **out, const struct virtio_env *env,
 	if ((flags & O_ACCMODE) == O_WRONLY ||
 	    (!config->read_only && (flags & O_ACCMODE) != O_RDWR))
 		return -EACCES;
-	if (bytes < SECTOR || serial > ID_BYTES)
+	if (bytes < SECTOR || serial > ID_BYTES || (config->read_only && config->is_volatile))
 		return -EINVAL;
 	struct blk *b = calloc(1, sizeof(*b));
 	if (!b)
 		return -ENOMEM;
+	if (config->is_volatile) {
+		b->undo = undo_create();
+		b->no_zero_range =
+			true; /* a hole, or zeroes: what the sandbox lets the thread do itself */
+		if (!b->undo) {
+			free(b);
+			return -ENOMEM;
+		}
+	}
 	b->fd = config->fd;
 	b->read_only = config->read_only;
 	b->sectors = bytes / SECTOR;
@@ -310,6 +332,7 @@ int virtio_blk_create(struct virtio_dev **out, const struct virtio_env *env,
 		snprintf(name, sizeof(name), "virtio-blk %s", config->serial);
 	r = virtio_init(&b->dev, env, &ops, VIRTIO_ID_BLOCK, name, features, 1);
 	if (r) {
+		undo_free(b->undo);
 		free(b);
 		return r;
 	}

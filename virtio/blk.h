@@ -6,6 +6,7 @@
 #define VIRTIO_BLK_H
 
 #include "virtio/device.h"
+#include "virtio/undo.h"
 #include <stddef.h>
 
 /* Section 5.2.3. The kernel's header has these too, and a struct of the name that virtio.h uses. */
@@ -63,6 +64,7 @@ struct blk {
 	bool no_punch, no_zero_range; /* the file system said so */
 	bool said_error;
 	struct virtio_blk_stats stats;
+	struct undo *undo; /* NULL: the disk isn't volatile */
 };
 
 /* What is left of a request. */
@@ -83,6 +85,10 @@ struct request {
 	bool unflushed;        /* WRITE_ZEROES: fallocate did a part, and it knows no RWF_DSYNC */
 	bool waits;            /* an injected delay is under way */
 	bool faulty;           /* the status that it ends with is that of the injected fault */
+	bool through;          /* what it changes is durable when it ends */
+	bool at_once;          /* the step under way is done, with `result` */
+	int result;
+	uint64_t mark; /* FLUSH: what it makes durable came before (undo.h) */
 	struct virtio_disk_fault fault;
 	struct __kernel_timespec delay;
 	uint64_t done_bytes; /* IN, OUT: moved so far */

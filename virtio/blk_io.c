@@ -2,10 +2,13 @@
 #include "ipt/fail.h"
 #include "virtio/blk.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #define AGAIN_MAX 16 /* times that an operation is sent again after EINTR or EAGAIN */
 
@@ -67,6 +70,9 @@ static void host_error(struct request *r, int error)
 
 void blk_finish(struct request *r, uint8_t status)
 {
+	/* What was there before it is history, and so is what came before that. */
+	if (r->through && r->b->undo && status == S_OK)
+		undo_settle(r->b->undo, undo_mark(r->b->undo));
 	blk_answer(r->chain, status, status == S_OK && r->type == T_IN ? r->done_bytes : 0);
 	free(r);
 }
@@ -78,16 +84,21 @@ static bool write_through(const struct blk *b)
 	return !(b->dev.driver_features & 1u << F_FLUSH) || !b->config[CONFIG_WRITEBACK];
 }
 
-void blk_step(struct request *r)
+static int zeroes_iovs(const struct request *r)
 {
-	struct blk *b = r->b;
-	int durable = write_through(b) ? RWF_DSYNC : 0;
-	struct io_uring_sqe *sqe = loop_sqe(b->dev.env.loop, &r->op);
-	if (!sqe) {
-		host_error(r, EBUSY);
-		blk_finish(r, S_IOERR);
-		return;
-	}
+	uint64_t n = r->now.bytes / ZEROES_BYTES;
+	return (int)(n < ZEROES_IOVS ? n : ZEROES_IOVS);
+}
+
+static int fallocate_mode(const struct request *r)
+{
+	return FALLOC_FL_KEEP_SIZE | (r->now.unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+}
+
+static void prepare(const struct request *r, struct io_uring_sqe *sqe)
+{
+	const struct blk *b = r->b;
+	int durable = r->through ? RWF_DSYNC : 0;
 	switch (r->type) {
 	case T_IN:
 		io_uring_prep_readv(sqe, b->fd, r->iov, (unsigned)r->iovs, r->now.at);
@@ -100,20 +111,54 @@ void blk_step(struct request *r)
 		break;
 	default:
 		if (r->by_hand && r->now.bytes >= ZEROES_BYTES) {
-			uint64_t n = r->now.bytes / ZEROES_BYTES;
-			io_uring_prep_writev2(sqe, b->fd, zeroes_iov,
-					      (unsigned)(n < ZEROES_IOVS ? n : ZEROES_IOVS),
+			io_uring_prep_writev2(sqe, b->fd, zeroes_iov, (unsigned)zeroes_iovs(r),
 					      r->now.at, durable);
 		} else if (r->by_hand) {
 			io_uring_prep_write(sqe, b->fd, zeroes, (unsigned)r->now.bytes, r->now.at);
 			sqe->rw_flags = durable;
 		} else {
-			io_uring_prep_fallocate(sqe, b->fd,
-						FALLOC_FL_KEEP_SIZE |
-							(r->now.unmap ? FALLOC_FL_PUNCH_HOLE
-								      : FALLOC_FL_ZERO_RANGE),
-						(off_t)r->now.at, (off_t)r->now.bytes);
+			io_uring_prep_fallocate(sqe, b->fd, fallocate_mode(r), (off_t)r->now.at,
+						(off_t)r->now.bytes);
 		}
+	}
+}
+
+/* Change a volatile disk here and now, so that what was there before is known: bytes or -errno, as io_uring has it. */
+static int change(const struct request *r)
+{
+	const struct blk *b = r->b;
+	off_t at = (off_t)r->now.at;
+	bool many = r->type != T_OUT && r->by_hand && r->now.bytes >= ZEROES_BYTES;
+	uint64_t bytes = many ? (uint64_t)zeroes_iovs(r) * ZEROES_BYTES : r->now.bytes;
+	int rc = undo_keep(b->undo, b->fd, r->now.at, bytes);
+	if (rc)
+		return rc;
+	ssize_t n = r->type == T_OUT ? pwritev(b->fd, r->iov, r->iovs, at)
+		    : many           ? pwritev(b->fd, zeroes_iov, zeroes_iovs(r), at)
+		    : r->by_hand     ? pwrite(b->fd, zeroes, bytes, at)
+				     : fallocate(b->fd, fallocate_mode(r), at, (off_t)bytes);
+	return n < 0 ? -errno : (int)n;
+}
+
+void blk_step(struct request *r)
+{
+	struct blk *b = r->b;
+	bool changes = r->type != T_IN && r->type != T_FLUSH;
+	struct io_uring_sqe *sqe = loop_sqe(b->dev.env.loop, &r->op);
+	if (!sqe) {
+		host_error(r, EBUSY);
+		blk_finish(r, S_IOERR);
+		return;
+	}
+	r->through = changes ? write_through(b) : r->through;
+	r->at_once = b->undo && changes && !r->through;
+	if (b->undo && r->type == T_FLUSH)
+		r->mark = undo_mark(b->undo);
+	if (r->at_once) {
+		r->result = change(r);
+		io_uring_prep_nop(sqe); /* the loop tells of it as of the others */
+	} else {
+		prepare(r, sqe);
 	}
 }
 
@@ -256,6 +301,8 @@ static void done_locked(struct request *r, int res)
 		host_error(r, res ? -res : EIO);
 		blk_finish(r, S_IOERR);
 	} else if (r->type == T_FLUSH) {
+		if (b->undo)
+			undo_settle(b->undo, r->mark);
 		blk_finish(r, S_OK);
 	} else if (allocating) {
 		r->unflushed = r->type == T_WRITE_ZEROES;
@@ -287,6 +334,8 @@ void blk_done(struct loop_op *op, int res, uint32_t flags)
 	struct request *r = (struct request *)op;
 	struct virtio_dev *d = &r->b->dev;
 	(void)flags;
+	if (r->at_once && res >= 0) /* else not even the NOP was carried out */
+		res = r->result;
 	if (r->type == T_IN || r->type == T_OUT)
 		res = fail_result(FAIL_BLK_RESULT, FAIL_BLK_SHORT, res);
 	else

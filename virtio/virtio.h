@@ -74,10 +74,11 @@ int virtio_rng_create(struct virtio_dev **out, const struct virtio_env *env);
  * Size in whole 512-byte sectors of the file's size: -EINVAL if there is none, -ENOTBLK if fd is
  * neither, -EACCES if it isn't open for what is wanted. read_only: writes, discards and write-zeroes
  * are refused with an I/O error, and the feature bit says so. serial: at most 20 bytes, for GET_ID.
+ * is_volatile: what was written and not flushed may be lost by virtio_blk_cut; not with read_only.
  */
 struct virtio_blk_config {
 	int fd;
-	bool read_only;
+	bool read_only, is_volatile;
 	const char *serial;
 };
 int virtio_blk_create(struct virtio_dev **out, const struct virtio_env *env,
@@ -89,6 +90,27 @@ struct virtio_blk_stats {
 	uint64_t bytes_read, bytes_written;
 };
 void virtio_blk_stats(struct virtio_dev *d, struct virtio_blk_stats *out);
+
+/* Memory that a volatile disk's process may need for its cache. */
+#define VIRTIO_BLK_CACHE_BYTES (32 * MiB)
+/* A power cut: what becomes of writes that no flush made durable. */
+struct virtio_blk_cut {
+	enum { VIRTIO_BLK_LOSE_ALL, VIRTIO_BLK_LOSE_NONE, VIRTIO_BLK_LOSE_RANDOM } lose;
+	/* RANDOM: the what-th number that goes with a sector, of 0 to below - 1; the same whenever it is asked for. */
+	uint64_t (*draw)(void *ctx, uint64_t sector, unsigned what, uint64_t below);
+	void *ctx;
+};
+struct virtio_blk_loss {
+	uint64_t writes, bytes;           /* that were not flushed */
+	uint64_t lost_writes, lost_bytes; /* of these: wholly or in part; in whole sectors */
+	uint64_t evicted; /* writes that were durable without a flush, since the cache was full */
+	int error;        /* -errno: something that was to be lost is in the file */
+};
+/* The file gets what a power cut leaves of it: all that was flushed, of the rest as `how` says. Of a disk that isn't
+ * volatile nothing is lost, and *out is all zero. On the loop's thread, which handles nothing of the device from here
+ * on. */
+void virtio_blk_cut(struct virtio_dev *d, const struct virtio_blk_cut *how,
+		    struct virtio_blk_loss *out);
 
 /* Persistent memory: tells the driver that [start, start + bytes) of the guest's physical space is
  * such, and carries out its flushes. Both in whole pages, else -EINVAL. */

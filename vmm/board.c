@@ -178,8 +178,10 @@ int board_create(struct vm *vm, char *error)
 		const struct vm_disk *disk = &vm->config.disk[i];
 		char serial[21];
 		snprintf(serial, sizeof serial, "invisor-%u", i);
-		struct virtio_blk_config c = {
-			.fd = disk->fd, .read_only = disk->read_only, .serial = serial};
+		struct virtio_blk_config c = {.fd = disk->fd,
+					      .read_only = disk->read_only,
+					      .is_volatile = disk->is_volatile,
+					      .serial = serial};
 		e = env(vm);
 		rc = virtio_blk_create(&d, &e, &c);
 		rc = add(vm, rc, d, error);

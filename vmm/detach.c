@@ -61,7 +61,10 @@ static int collect(json_t *options, const struct run_options *o, char *error)
 		rc = add_file(options, "--initrd", o->initrd, "", error);
 	for (unsigned i = 0; !rc && i < o->disks; i++)
 		rc = add_file(options, "--disk", o->disk[i].path,
-			      o->disk[i].read_only ? ",ro" : ",rw", error);
+			      o->disk[i].read_only     ? ",ro"
+			      : o->disk[i].is_volatile ? ",rw,cache=volatile"
+						       : ",rw",
+			      error);
 	for (unsigned i = 0; !rc && i < o->pmems; i++)
 		rc = add_file(options, "--pmem", o->pmem[i].path,
 			      o->pmem[i].share ? ",share" : ",private", error);

@@ -244,6 +244,7 @@ void host_inject_news(struct host_vm *vm)
 	if (answered) {
 		w->result.outcome = b->outcome;
 		w->result.id = b->id;
+		w->result.loss = b->loss;
 		snprintf(w->result.words, sizeof w->result.words, "%.*s", INJECT_WORDS - 1,
 			 b->words);
 	} else {

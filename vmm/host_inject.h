@@ -11,6 +11,7 @@ struct inject_result {
 	enum inject_outcome outcome;
 	uint32_t id; /* its slot's, if it is armed */
 	char words[INJECT_WORDS];
+	struct inject_loss loss; /* power-cut */
 	/* memory: which frame it was (UINT32_MAX: none), and who saw it, as far as there is room; in all. */
 	uint32_t frame, viewers;
 	vmid_t viewer[INJECT_VIEWERS];

@@ -246,6 +246,7 @@ static enum inject_outcome obey(struct vm *vm, const struct inject *f)
 	case INJECT_CLOCK:
 		return jump(vm, f);
 	case INJECT_POWER_CUT:
+		inject_power_cut(vm, f, &b->loss, b->words);
 		return INJECT_DONE;
 	case INJECT_CLEAR:
 		clear(vm);
@@ -263,10 +264,11 @@ void inject_obey(struct vm *vm)
 	struct inject f = b->wanted;
 	b->words[0] = 0;
 	b->id = 0;
+	b->loss = (struct inject_loss){.disks = 0};
 	b->outcome = obey(vm, &f);
 	atomic_store_explicit(&b->answered, asked, memory_order_release);
 	if (f.kind == INJECT_POWER_CUT)
-		vm_cut_power(vm);
+		vm_cut_power(vm, b->words);
 	vm_tell_host(vm);
 }
 

@@ -7,7 +7,7 @@
  *   irq         a virtio device's interrupts are lost, or late
  *   stall       a vCPU stays out of the guest for a while
  *   clock       the guest's clocks jump
- *   power-cut   the VM ends at once
+ *   power-cut   the VM ends at once; disks with a volatile cache lose what was not flushed
  *
  * Disk and irq faults stay until they have happened `times` times, or are cleared: each has a place (slot) in the box,
  * whose counters the host reads at any time. The others happen once.
@@ -43,6 +43,9 @@ enum inject_kind {
 /* "memory", "disk" ...; NULL for those that aren't faults. */
 const char *inject_kind_name(enum inject_kind k);
 
+/* What a power cut takes of volatile disks' unflushed writes; not said: all. */
+enum inject_lose { INJECT_LOSE_UNSAID, INJECT_LOSE_ALL, INJECT_LOSE_NONE, INJECT_LOSE_RANDOM };
+
 enum inject_effect { INJECT_ERROR, INJECT_LATENCY, INJECT_TORN, INJECT_DROP, INJECT_DELAY };
 
 /* One fault, in numbers alone: it goes from process to process, and what comes out of the box is checked again. */
@@ -63,7 +66,15 @@ struct inject {
 	char name[12];    /* and what it was called */
 	uint32_t vcpu;    /* stall */
 	int64_t jump_ms;  /* clock */
-	uint64_t seed;    /* disk: of its chances */
+	uint64_t seed;    /* disk: of its chances; power-cut: of what it takes */
+	uint32_t lose;    /* power-cut: enum inject_lose */
+};
+
+/* What a power cut took of all volatile disks together. */
+struct inject_loss {
+	uint32_t disks;                   /* that are volatile */
+	uint64_t writes, bytes;           /* not flushed */
+	uint64_t lost_writes, lost_bytes; /* of these, wholly or in part */
 };
 
 /* What became of it. */
@@ -90,6 +101,7 @@ struct inject_box {
 	_Atomic uint32_t asked, answered;
 	_Atomic uint32_t outcome; /* enum inject_outcome; words too, before `answered` */
 	_Atomic uint32_t id;      /* of the slot that it got */
+	struct inject_loss loss;
 	char words[INJECT_WORDS];
 	struct inject_slot slot[INJECT_SLOTS];
 	_Atomic uint64_t machine_checks, last_gpa; /* given to the guest */
@@ -126,6 +138,9 @@ void inject_obey(struct vm *vm);
 /* A vCPU's thread begins; and before each time that it enters the guest. False: don't yet. */
 void inject_thread(struct vm *vm, unsigned cpu);
 bool inject_may_enter(struct vm *vm, unsigned cpu);
+/* inject_power.c: disks get to be what a power cut leaves of them. Loop's thread. */
+void inject_power_cut(struct vm *vm, const struct inject *f, struct inject_loss *loss,
+		      char words[INJECT_WORDS]);
 /* inject_memory.c: the VM's own page is damaged. Loop's thread. */
 struct memory;
 enum inject_outcome inject_memory(struct memory *m, gfn_t g, frame_t f, char words[INJECT_WORDS]);

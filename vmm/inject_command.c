@@ -109,7 +109,13 @@ int command_inject(int argc, char **argv)
 			 "..., pmem0 ...\n"
 			 "  stall ms=N                 a vCPU stays out of the guest (vcpu=N)\n"
 			 "  clock jump_ms=N            the guest's clocks jump, back too\n"
-			 "  power-cut                  the VM ends at once, with nothing flushed\n"
+			 "  power-cut                  the VM ends at once, with nothing flushed; "
+			 "of "
+			 "disks with\n"
+			 "                             cache=volatile lose=all, none or random of "
+			 "what "
+			 "the guest\n"
+			 "                             did not flush (random: seed=N)\n"
 			 "  list                       what is armed, and how often it happened\n"
 			 "  clear                      nothing is armed any more\n",
 		.flag = {[JSON] = "json"},

@@ -259,6 +259,26 @@ static int parse_clock(const json_t *o, struct inject *f, char *error)
 	return rc;
 }
 
+static const char *const losses[] = {
+	[INJECT_LOSE_ALL] = "all", [INJECT_LOSE_NONE] = "none", [INJECT_LOSE_RANDOM] = "random"};
+
+static int parse_power_cut(const json_t *o, struct inject *f, char *error)
+{
+	int64_t n;
+	if (json_object_get(o, "lose")) {
+		f->lose = INJECT_LOSE_RANDOM;
+		while (f->lose && strcmp(losses[f->lose], text(o, "lose")))
+			f->lose--;
+		if (!f->lose)
+			return errorf(error, -EINVAL, "lose: all, none or random");
+	}
+	if (json_object_get(o, "seed") && f->lose != INJECT_LOSE_RANDOM)
+		return errorf(error, -EINVAL, "seed: goes with \"lose\": \"random\"");
+	int rc = inject_number(o, "seed", 0, INT64_MAX, 0, &n, error);
+	f->seed = rc ? 0 : (uint64_t)n;
+	return rc;
+}
+
 /* ---- the whole ----------------------------------------------------------------------------- */
 
 static const char *const members[INJECT_KINDS][12] = {
@@ -268,14 +288,27 @@ static const char *const members[INJECT_KINDS][12] = {
 	[INJECT_IRQ] = {"fault", "device", "drop", "delay_ms", "times"},
 	[INJECT_STALL] = {"fault", "vcpu", "ms"},
 	[INJECT_CLOCK] = {"fault", "jump_ms"},
-	[INJECT_POWER_CUT] = {"fault"},
+	[INJECT_POWER_CUT] = {"fault", "lose", "seed"},
 };
+
+static bool has_volatile(const struct vm_config *vm)
+{
+	unsigned i = 0;
+	while (i < vm->disks && !vm->disk[i].is_volatile)
+		i++;
+	return i < vm->disks;
+}
 
 int inject_check(const struct inject *f, const struct vm_config *vm, char *error)
 {
 	const struct machine *m = &vm->machine;
 	if (f->kind == INJECT_DISK && f->disk >= vm->disks)
 		return errorf(error, -EINVAL, "disk: %s has %u", m->name, vm->disks);
+	if (f->kind == INJECT_POWER_CUT && f->lose && !has_volatile(vm))
+		return errorf(error, -EINVAL,
+			      "lose: %s has no disk with a volatile cache (--disk "
+			      "FILE,cache=volatile)",
+			      m->name);
 	if (f->kind == INJECT_STALL && f->vcpu >= m->cpus)
 		return errorf(error, -EINVAL, "vcpu: %s has %u, numbered from 0", m->name, m->cpus);
 	if (f->kind == INJECT_MEMORY && f->gpa != INJECT_ANYWHERE &&
@@ -316,6 +349,9 @@ int inject_parse(const json_t *o, const char *const *others, const struct vm_con
 		break;
 	case INJECT_CLOCK:
 		rc = parse_clock(o, out, error);
+		break;
+	case INJECT_POWER_CUT:
+		rc = parse_power_cut(o, out, error);
 		break;
 	}
 	return rc || !vm ? rc : inject_check(out, vm, error);
@@ -385,6 +421,12 @@ json_t *inject_json(const struct inject *f)
 		break;
 	case INJECT_CLOCK:
 		json_object_set_new(o, "jump_ms", json_integer(f->jump_ms));
+		break;
+	case INJECT_POWER_CUT:
+		if (f->lose && f->lose < sizeof losses / sizeof *losses)
+			json_object_set_new(o, "lose", json_string(losses[f->lose]));
+		if (f->lose == INJECT_LOSE_RANDOM)
+			put(o, "seed", f->seed);
 		break;
 	}
 	return o;

@@ -11,6 +11,14 @@ struct injecting {
 	json_t *answer;
 };
 
+static void put_loss(json_t *o, const struct inject_loss *l)
+{
+	json_object_set_new(o, "unflushed_writes", json_integer((json_int_t)l->writes));
+	json_object_set_new(o, "unflushed_bytes", json_integer((json_int_t)l->bytes));
+	json_object_set_new(o, "lost_writes", json_integer((json_int_t)l->lost_writes));
+	json_object_set_new(o, "lost_bytes", json_integer((json_int_t)l->lost_bytes));
+}
+
 void inject_put_result(json_t *o, struct host *h, const struct inject_result *r)
 {
 	json_t *words = json_string(r->words);
@@ -18,6 +26,8 @@ void inject_put_result(json_t *o, struct host *h, const struct inject_result *r)
 	json_object_set_new(o, "words", words ? words : json_string("(not text)"));
 	if (r->id)
 		json_object_set_new(o, "id", json_integer(r->id));
+	if (r->loss.disks)
+		put_loss(o, &r->loss);
 	if (r->frame == UINT32_MAX)
 		return;
 	json_t *seen = json_array();

@@ -21,7 +21,9 @@ static const char run_help[] =
 	"      --append STR      words added to the kernel's command line\n"
 	"      --mem SIZE        memory of each guest: 64M, 1G ... (256M)\n"
 	"      --cpus N          virtual processors of each guest, 1 to 8 (1)\n"
-	"      --disk FILE[,ro]  a virtio disk; repeat for more, up to 8\n"
+	"      --disk FILE[,ro|,cache=volatile]  a virtio disk; repeat for more, up to 8. "
+	"cache=volatile:\n"
+	"                        a power cut may take what was not flushed (docs/FAULTS.md)\n"
 	"      --pmem FILE,share|private  persistent memory (/dev/pmem0) of the file's pages, "
 	"which\n"
 	"                        guests have in common: share writes to the file, private copies\n"
@@ -82,19 +84,31 @@ static int bad(char *error, const char *option, const char *value, const char *m
 	return errorf(error, -EINVAL, "%s: '%.80s' %s", option, value, mend);
 }
 
+/* Does `value` end with that? Then it ends before it. */
+static bool cut_off(char *value, const char *end)
+{
+	char *comma = strrchr(value, ',');
+	bool is = comma && !strcmp(comma, end);
+	if (is)
+		*comma = 0;
+	return is;
+}
+
 static int parse_disk(struct run_options *o, char *value, char *error)
 {
 	if (o->disks == VM_MAX_DISKS)
 		return errorf(error, -EINVAL, "--disk: at most %d disks", VM_MAX_DISKS);
-	bool ro = false;
-	char *comma = strrchr(value, ',');
-	if (comma && (!strcmp(comma, ",ro") || !strcmp(comma, ",rw"))) {
-		ro = !strcmp(comma, ",ro");
-		*comma = 0;
-	}
+	bool is_volatile = cut_off(value, ",cache=volatile");
+	bool ro = cut_off(value, ",ro");
+	if (!ro)
+		cut_off(value, ",rw");
 	if (!*value)
 		return bad(error, "--disk", value, "names no file; give FILE or FILE,ro");
+	if (ro && is_volatile)
+		return bad(error, "--disk", value,
+			   "is read-only, so that there is nothing for cache=volatile to lose");
 	o->disk[o->disks].path = value;
+	o->disk[o->disks].is_volatile = is_volatile;
 	o->disk[o->disks++].read_only = ro;
 	return 0;
 }

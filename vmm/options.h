@@ -24,7 +24,7 @@ struct run_options {
 	unsigned cpus;
 	struct {
 		const char *path;
-		bool read_only;
+		bool read_only, is_volatile;
 	} disk[VM_MAX_DISKS];
 	unsigned disks;
 	struct {

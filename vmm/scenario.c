@@ -188,7 +188,8 @@ static void plan_one(const struct scenario *s, uint64_t seed, uint32_t i, uint32
 		e->fault.gpa = e->fault.from +
 			       (chance_below(seed, i, k, DRAW_ADDRESS, e->fault.bytes >> PAGE_SHIFT)
 				<< PAGE_SHIFT);
-	if (e->fault.kind == INJECT_DISK && !e->fault.seed) /* 53 bits, for JSON */
+	bool draws = e->fault.kind == INJECT_DISK || e->fault.kind == INJECT_POWER_CUT;
+	if (draws && !e->fault.seed) /* 53 bits, for JSON */
 		e->fault.seed = chance_number(seed, i, k, DRAW_SEED) >> 11;
 }
 

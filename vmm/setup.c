@@ -83,7 +83,10 @@ static int open_disk(struct run_setup *s, unsigned i, char *error)
 		return errorf(error, -EBUSY, "--disk: %.150s is in use by another guest or host",
 			      path);
 	}
-	s->config.disk[i] = (struct vm_disk){.path = path, .fd = fd, .read_only = ro};
+	s->config.disk[i] = (struct vm_disk){.path = path,
+					     .fd = fd,
+					     .read_only = ro,
+					     .is_volatile = s->options.disk[i].is_volatile};
 	s->config.disks = i + 1;
 	return 0;
 }

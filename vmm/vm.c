@@ -456,9 +456,12 @@ _Noreturn void vm_give_up(struct vm *vm, const char *words)
 	_exit(1);
 }
 
-_Noreturn void vm_cut_power(struct vm *vm)
+_Noreturn void vm_cut_power(struct vm *vm, const char *and)
 {
-	note_end(vm, END_POWER_CUT, "its power was cut (an injected fault)");
+	char words[MAILBOX_WORDS];
+	snprintf(words, sizeof words, "its power was cut (an injected fault)%s%s", *and? "; " : "",
+		 and);
+	note_end(vm, END_POWER_CUT, words);
 	vm_set_state(vm, VM_ENDED);
 	_exit(1);
 }
@@ -484,9 +487,13 @@ _Noreturn void vm_run(struct vm *vm)
 static int confine(struct vm *vm, uint64_t data_before, char *error)
 {
 	const struct machine *m = &vm->config.machine;
-	uint64_t clones = (uint64_t)vm->links.relatives + 1;
+	uint64_t clones = (uint64_t)vm->links.relatives + 1, caches = 0;
+	for (unsigned i = 0; i < vm->config.disks; i++)
+		caches += vm->config.disk[i].is_volatile ? VIRTIO_BLK_CACHE_BYTES : 0;
 	const struct sandbox_limits limits = {
-		.data_bytes = data_before ? data_before + machine_window_bytes(m) + SPARE_BYTES : 0,
+		.data_bytes = data_before
+				      ? data_before + machine_window_bytes(m) + SPARE_BYTES + caches
+				      : 0,
 		.lock_bytes = LOCKED_BYTES,
 		.files = FILES_MOST,
 		/* Each has a vCPU's threads, the loop's, the ender, KVM's and io_uring's. */

@@ -29,7 +29,7 @@
 struct vm_disk {
 	const char *path; /* for messages */
 	int fd;           /* open, and locked by the host */
-	bool read_only;
+	bool read_only, is_volatile;
 };
 
 /* What a VM may have when there is less memory than all want (docs/RECLAIM.md). */
@@ -150,8 +150,9 @@ void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
 /* Fill in the virtio slots that board_create will make, so that FDT and ACPI describe them. */
 void vm_machine_devices(struct machine *m, unsigned disks);
 
-/* The VM is over, at once: nothing is flushed, no console byte is waited for. Never returns. */
-_Noreturn void vm_cut_power(struct vm *vm);
+/* The VM is over, at once: nothing is flushed, no console byte is waited for. `and`: what else is to be said about it, or
+ * "". Never returns. */
+_Noreturn void vm_cut_power(struct vm *vm, const char *and);
 
 /* What the state of the VM is, for the host to see. */
 void vm_set_state(struct vm *vm, enum vm_state state);

@@ -277,7 +277,8 @@ void disk_run(const struct stage *s)
 	switch (s->mode) {
 	case MODE_WRITE:
 		transfer(T_OUT, false, false);
-		flush(1);
+		if (s->flush)
+			flush(1);
 		break;
 	case MODE_VERIFY:
 		transfer(T_IN, true, false);

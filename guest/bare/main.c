@@ -53,6 +53,7 @@
  *   disk=K                   the K-th block device by address, from 0 (0)
  *   mode=rw|write|verify|ro|discard|zeroes|flush|info
  *                            rw: write, flush, read back, and requests past the end are refused;
+ *                            write: write, flush (not with flush=0);
  *                            ro: the device says read-only, reads, and refuses writes;
  *                            discard: then reads without looking; zeroes: then reads zeros;
  *                            flush: passes= times. On a read-only device only verify, ro, flush and

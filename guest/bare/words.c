@@ -43,6 +43,7 @@ static const struct word table[] = {
 	{"from", NUMBER, IN_STAGE(from)},
 	{"chunk", NUMBER, IN_STAGE(chunk)},
 	{"depth", NUMBER, IN_STAGE(depth)},
+	{"flush", FLAG, IN_STAGE(flush)},
 	{"mode", CHOICE, IN_STAGE(mode),
 	 .choice = "rw|write|verify|ro|discard|zeroes|flush|info|read|check"},
 	{"target", CHOICE, IN_STAGE(target),
@@ -72,6 +73,7 @@ static const struct stage defaults = {
 	.sectors = WORDS_UNSET,
 	.chunk = 16,
 	.depth = 1,
+	.flush = 1,
 	.mode = MODE_RW,
 	.target = TARGET_ALL,
 };

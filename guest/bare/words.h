@@ -46,7 +46,7 @@ struct stage {
 	uint64_t verify_only, words, distinct;
 	uint64_t set, rounds, writes, ratio, init;
 	uint64_t loops, bytes;
-	uint64_t disk, pmem, sectors, from, chunk, depth, mode, target;
+	uint64_t disk, pmem, sectors, from, chunk, depth, mode, target, flush;
 };
 
 struct words {

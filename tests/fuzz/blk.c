@@ -9,7 +9,8 @@
 
 static int create(struct drv *t)
 {
-	struct virtio_blk_config c = {memfd_create("fuzz", MFD_CLOEXEC), false, "fuzz"};
+	struct virtio_blk_config c = {
+		.fd = memfd_create("fuzz", MFD_CLOEXEC), .read_only = false, .serial = "fuzz"};
 	cr_assert(c.fd >= 0 && ftruncate(c.fd, SECTORS * 512) == 0);
 	return virtio_blk_create(&t->dev, &t->env, &c);
 }

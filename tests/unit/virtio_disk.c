@@ -29,7 +29,8 @@ struct range {
 static void disk(struct drv *t, int fd, bool read_only)
 {
 	drv_init(t);
-	struct virtio_blk_config c = {dup(fd), read_only, "serial-0123456789abc"};
+	struct virtio_blk_config c = {
+		.fd = dup(fd), .read_only = read_only, .serial = "serial-0123456789abc"};
 	cr_assert_eq(virtio_blk_create(&t->dev, &t->env, &c), 0);
 }
 
@@ -82,7 +83,7 @@ Test(virtio_blk, configuration)
 Test(virtio_blk, refuses_what_is_no_disk)
 {
 	struct drv t;
-	struct virtio_blk_config c = {-1, false, NULL};
+	struct virtio_blk_config c = {.fd = -1, .read_only = false, .serial = NULL};
 	drv_init(&t);
 	cr_assert_eq(virtio_blk_create(&t.dev, &t.env, &c), -EBADF);
 	int p[2];

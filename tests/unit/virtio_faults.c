@@ -50,7 +50,7 @@ static int begin_with(struct drv *t, uint64_t features)
 	int fd = temp_file(SECTORS * 512, true);
 	plan = (struct plan){.asked = 0};
 	drv_init(t);
-	struct virtio_blk_config c = {dup(fd), false, "serial"};
+	struct virtio_blk_config c = {.fd = dup(fd), .read_only = false, .serial = "serial"};
 	cr_assert_eq(virtio_blk_create(&t->dev, &t->env, &c), 0);
 	drv_start(t, features, 1);
 	virtio_set_faults(t->dev, &faults);

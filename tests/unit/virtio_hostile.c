@@ -270,13 +270,16 @@ Test(virtio_hostile, console, .timeout = 60)
 
 Test(virtio_hostile, blk, .timeout = 60)
 {
-	for (int read_only = 0; read_only < 2; read_only++) {
+	for (unsigned kind = 0; kind < 3; kind++) {
 		struct hostile *h = calloc(1, sizeof(*h));
 		drv_init(&h->drv);
 		h->queues = 1;
-		struct virtio_blk_config c = {temp_file(SECTORS * 512, true), read_only, "x"};
+		struct virtio_blk_config c = {.fd = temp_file(SECTORS * 512, true),
+					      .read_only = kind == 1,
+					      .is_volatile = kind == 2,
+					      .serial = "x"};
 		cr_assert_eq(virtio_blk_create(&h->drv.dev, &h->drv.env, &c), 0);
-		attack(h, 3 + (uint64_t)read_only, ROUNDS / (1 + read_only));
+		attack(h, 3 + kind, ROUNDS / (kind ? 2 : 1));
 		free(h);
 	}
 }

@@ -16,7 +16,8 @@
 static void disk(struct drv *t, bool read_only)
 {
 	drv_init(t);
-	struct virtio_blk_config c = {temp_file(SECTORS * 512, false), read_only, "pause"};
+	struct virtio_blk_config c = {
+		.fd = temp_file(SECTORS * 512, false), .read_only = read_only, .serial = "pause"};
 	cr_assert_eq(virtio_blk_create(&t->dev, &t->env, &c), 0);
 	drv_start(t, ALL, 1);
 }
