@@ -50,10 +50,11 @@ void inject_power_cut(struct vm *vm, const struct inject *f, struct inject_loss 
 	if (!loss->disks)
 		return;
 	int n = snprintf(words, INJECT_WORDS,
-			 "lost %llu of %llu writes that were not flushed (%llu of %llu KiB)%s",
-			 (unsigned long long)loss->lost_writes, (unsigned long long)loss->writes,
+			 "lost %llu of %llu KiB that were not flushed, of %llu of %llu writes%s",
 			 (unsigned long long)(loss->lost_bytes + KiB - 1) / KiB,
-			 (unsigned long long)(loss->bytes + KiB - 1) / KiB, why);
+			 (unsigned long long)(loss->bytes + KiB - 1) / KiB,
+			 (unsigned long long)loss->lost_writes, (unsigned long long)loss->writes,
+			 why);
 	if (evicted && n > 0 && n < INJECT_WORDS)
 		snprintf(words + n, INJECT_WORDS - (size_t)n, "; the cache was too small for %llu",
 			 (unsigned long long)evicted);
