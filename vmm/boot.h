@@ -8,7 +8,8 @@
  *   bare ELF   a 64-bit static ELF with our note (name "invisor", type 1), linked at 1 MiB or
  *              above with physical and virtual addresses the same: entered by every vCPU at once in
  *              CPL 3 with IOPL 3, paging on (identity, user), RDI = gpa of the FDT, RSI = vCPU
- *              number, RSP = top of a stack of its own (16-byte aligned, BOOT_STACK_BYTES)
+ *              number, RSP = top of a stack of its own (16-byte aligned, BOOT_STACK_BYTES);
+ *              machine checks are on (CR4.MCE)
  *
  * Nothing here knows KVM's ioctls beyond struct kvm_regs/kvm_sregs, and guest memory is reached
  * only through gmem (virtio/gmem.h).
@@ -21,7 +22,8 @@
  *   0x02000  zero page (struct boot_params), or PVH start info, memory map and module list
  *   0x03000  command line, at most MACHINE_CMDLINE_MAX bytes with its NUL
  *   0x04000  FDT, behind a struct setup_data of type SETUP_DTB; at most BOOT_DTB_SIZE bytes
- *   0x09000  Linux: page tables, the first 4 GiB one to one (PML4, PDPT, 4 page directories)
+ *   0x09000  Linux: page tables, the first 4 GiB one to one (PML4, PDPT, 4 page directories). Bare: the
+ *            IDT, zeros until the guest writes gates there; its GDT has code of CPL 0 for them (BOOT_BARE_CS0)
  *   0x0f000  Linux: a page for the first stack
  *   0x20000  bare: page tables, up to 0x80000
  *   0x80000  bare: BOOT_STACK_BYTES of stack for each of MACHINE_MAX_CPUS vCPUs, up to 0xa0000
@@ -45,6 +47,8 @@
 #define BOOT_DTB_SIZE     UINT64_C(0x5000)
 #define BOOT_TABLES       UINT64_C(0x9000)
 #define BOOT_STACK_TOP    UINT64_C(0x10000)
+#define BOOT_BARE_IDT     UINT64_C(0x9000)
+#define BOOT_BARE_CS0     0x10
 #define BOOT_BARE_TABLES  UINT64_C(0x20000)
 #define BOOT_BARE_STACKS  UINT64_C(0x80000)
 #define BOOT_STACK_BYTES  UINT64_C(0x4000)

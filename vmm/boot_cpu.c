@@ -21,6 +21,7 @@
 #define CR0_AM         (UINT64_C(1) << 18)
 #define CR0_PG         (UINT64_C(1) << 31)
 #define CR4_PAE        (UINT64_C(1) << 5)
+#define CR4_MCE        (UINT64_C(1) << 6)
 #define CR4_OSFXSR     (UINT64_C(1) << 9)
 #define CR4_OSXMMEXCPT (UINT64_C(1) << 10)
 #define EFER_SCE       (UINT64_C(1) << 0)
@@ -91,7 +92,8 @@ void boot_cpu_state(struct boot_cpu *cpu, enum boot_mode mode, uint64_t cr3)
 	if (mode != BOOT_MODE_LONG_USER)
 		return;
 	s->cr0 |= CR0_MP | CR0_WP | CR0_AM;
-	s->cr4 |= CR4_OSFXSR | CR4_OSXMMEXCPT;
+	s->cr4 |= CR4_MCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+	s->idt = (struct kvm_dtable){.base = BOOT_BARE_IDT, .limit = PAGE_SIZE - 1};
 	s->efer |= EFER_NXE | EFER_SCE;
 	/* All ports for CPL 3, twice over: by IOPL 3, and, for a KVM that keeps IOPL to itself, by the
 	 * TSS's I/O permission map (SDM vol. 1, 19.5.2). The TSS lies at gpa 0 and is zero: so the map
@@ -106,6 +108,10 @@ int boot_write_gdt(struct gmem *mem, enum boot_mode mode, char error[BOOT_ERROR_
 	const struct kvm_segment cs = code_segment(mode), ds = data_segment(mode);
 	gdt[cs.selector >> 3] = descriptor(&cs);
 	gdt[ds.selector >> 3] = descriptor(&ds);
+	if (mode == BOOT_MODE_LONG_USER) {
+		const struct kvm_segment cs0 = code_segment(BOOT_MODE_LONG);
+		gdt[BOOT_BARE_CS0 >> 3] = descriptor(&cs0);
+	}
 	return boot_write(mem, gpa(BOOT_GDT), gdt, sizeof(gdt), "the GDT", error);
 }
 

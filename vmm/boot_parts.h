@@ -59,7 +59,7 @@ int boot_bare_fits(const struct machine *m, char error[BOOT_ERROR_MAX]);
 #define BOOT_USER_DS 0x2b
 #define BOOT_USER_CS 0x33
 enum boot_mode { BOOT_MODE_FLAT32, BOOT_MODE_LONG, BOOT_MODE_LONG_USER };
-/* Segments, GDTR, empty IDTR, TSS, control registers, EFER and RFLAGS for a mode. cr3: page tables,
+/* Segments, GDTR, IDTR (empty but for LONG_USER), TSS, control registers, EFER and RFLAGS for a mode. cr3: page tables,
  * unused for FLAT32. */
 void boot_cpu_state(struct boot_cpu *cpu, enum boot_mode mode, uint64_t cr3);
 int boot_write_gdt(struct gmem *mem, enum boot_mode mode, char error[BOOT_ERROR_MAX]);

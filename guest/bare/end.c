@@ -39,7 +39,7 @@ static _Noreturn void finish(uint64_t how)
 	case END_REBOOT:
 		cpu_out8(MACHINE_RESET_PORT, MACHINE_RESET_VALUE);
 		break;
-	case END_TRIPLE: /* no IDT: the fault can't be delivered, nor the next */
+	case END_TRIPLE: /* no gate: the fault can't be delivered, nor the next */
 		__asm__ volatile("ud2");
 		break;
 	case END_HALT: /* privileged, so a general protection fault with the same end */

@@ -22,4 +22,41 @@ bare_start:
 	ud2 /* bare_main doesn't return */
 	.size bare_start, . - bare_start
 
+/*
+ * A machine check, in CPL 0: take the address from the bank that has one, clear all banks and MCG_STATUS, without which
+ * the next one would be the last, and go on at trap_landed.
+ */
+	.section .text
+	.globl trap_entry
+	.type trap_entry, @function
+trap_entry:
+	movl $0x179, %ecx /* MCG_CAP: in its low byte, how many banks */
+	rdmsr
+	movzbl %al, %edi
+	movl $0x401, %ecx /* MC0_STATUS */
+1:	decl %edi
+	js 3f
+	rdmsr
+	testl %edx, %edx
+	jns 2f /* not valid */
+	incl %ecx /* its address */
+	rdmsr
+	movl %eax, trap_address
+	movl %edx, trap_address + 4
+	decl %ecx
+	xorl %eax, %eax
+	xorl %edx, %edx
+	wrmsr
+2:	addl $4, %ecx
+	jmp 1b
+3:	movl $0x17a, %ecx /* MCG_STATUS */
+	xorl %eax, %eax
+	xorl %edx, %edx
+	wrmsr
+	movq $trap_landed, (%rsp) /* the frame: RIP, CS, RFLAGS, RSP, SS */
+	andq $-16, 24(%rsp)
+	subq $128 + 8, 24(%rsp) /* past the red zone, and as after a call */
+	iretq
+	.size trap_entry, . - trap_entry
+
 	.section .note.GNU-stack, "", @progbits

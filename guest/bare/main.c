@@ -14,9 +14,11 @@
  * For the whole run:
  *   console=com1|virtio      where lines go and come from (com1)
  *   end=off|reboot|triple|spin|halt|wild|park
- *                            what comes after DONE: ACPI power-off (off), ACPI reset, ud2 without an
- *                            IDT, a loop without end, hlt in CPL 3 (faults, so as triple), a jump
+ *                            what comes after DONE: ACPI power-off (off), ACPI reset, ud2 without a
+ *                            gate, a loop without end, hlt in CPL 3 (faults, so as triple), a jump
  *                            into device registers (KVM internal error), rest at the idle port
+ *   mce=0|1                  1: machine checks are caught, with one vCPU: work that meets lost memory ends
+ *                            with FAIL, a command of work=serve with words. 0: the VM ends by shutdown (0)
  *   tsc=HZ                   TSC frequency, else /cpus/timebase-frequency, else CPUID, else a guess
  *
  * For all workloads:
@@ -88,6 +90,7 @@
 #include "guest/bare/console.h"
 #include "guest/bare/end.h"
 #include "guest/bare/team.h"
+#include "guest/bare/trap.h"
 #include "guest/bare/work.h"
 
 const struct work work_table[] = {
@@ -119,6 +122,10 @@ void bare_main(const void *fdt, uint64_t cpu)
 		end_fail("%s", error);
 	if (!have_console)
 		end_fail("no virtio console");
+	if (words.mce && board.cpus > 1)
+		end_fail("mce=1 is for one vCPU");
+	if (words.mce)
+		trap_open();
 	if (board.cpus > TEAM_MAX)
 		end_fail("%u vCPUs, at most %u", board.cpus, TEAM_MAX);
 	for (unsigned i = 0; i < words.stages; i++)

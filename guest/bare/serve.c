@@ -21,6 +21,7 @@
  *   cpu loops=N                    arithmetic
  *   off                            DONE and ACPI power-off
  *
+ * With mce=1 (main.c) a command that meets lost memory says "machine check: memory at GPA is lost", with status 1.
  * Pages of persistent memory (work=pmem) are pages like others.
  * seed= is 1 and pages= is 1 if unset; base= must be given.
  */
@@ -33,6 +34,7 @@
 #include "guest/bare/region.h"
 #include "guest/bare/team.h"
 #include "guest/bare/text.h"
+#include "guest/bare/trap.h"
 #include "guest/bare/work.h"
 #include "vmm/machine.h"
 #include <string.h>
@@ -331,7 +333,15 @@ static unsigned obey_one(const char *text, size_t left, size_t *took)
 			agent_say("%s: bad words", c->name);
 			return BAD;
 		}
-		return c->run(&a);
+		if (__builtin_setjmp(trap_back)) {
+			trap_catch(false);
+			agent_say("machine check: memory at 0x%lx is lost", trap_address);
+			return WRONG;
+		}
+		trap_catch(true);
+		unsigned status = c->run(&a);
+		trap_catch(false);
+		return status;
 	}
 	agent_say("no such command");
 	return BAD;

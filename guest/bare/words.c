@@ -51,6 +51,7 @@ static const struct word table[] = {
 	{"console", CHOICE, .global = &words.console, .choice = "com1|virtio"},
 	{"end", CHOICE, .global = &words.end, .choice = "off|reboot|triple|spin|halt|wild|park"},
 	{"tsc", NUMBER, .global = &words.tsc},
+	{"mce", FLAG, .global = &words.mce},
 };
 
 static const struct stage defaults = {

@@ -52,7 +52,7 @@ struct stage {
 struct words {
 	unsigned stages;
 	struct stage stage[WORDS_STAGES];
-	uint64_t console, end, tsc;
+	uint64_t console, end, tsc, mce;
 };
 
 extern struct words words;

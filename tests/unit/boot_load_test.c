@@ -253,8 +253,11 @@ Test(boot_load, bare)
 			cr_assert(cpu->sregs.cs.dpl == 3 && cpu->sregs.cs.l);
 			cr_assert(cpu->sregs.ss.dpl == 3);
 			cr_assert_eq(cpu->sregs.efer, 0xd01);
-			cr_assert_eq(cpu->sregs.cr4, 0x620);
+			cr_assert_eq(cpu->sregs.cr4, 0x660);
+			cr_assert_eq(cpu->sregs.idt.base, BOOT_BARE_IDT);
+			cr_assert_eq(cpu->sregs.idt.limit, 0xfff);
 		}
+		cr_assert_eq(le64(BOOT_GDT + BOOT_BARE_CS0), 0x00af9b000000ffff);
 		cr_assert_eq(le64(BOOT_GDT + 0x28), 0x00cff3000000ffff);
 		cr_assert_eq(le64(BOOT_GDT + 0x30), 0x00affb000000ffff);
 		boot_memory_free(&memory);
