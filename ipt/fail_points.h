@@ -140,6 +140,14 @@
 	X(IMAGE_OPEN, "image.open", ERROR, EMFILE, "a kernel or initrd is opened")                 \
 	X(IMAGE_MAP, "image.map", ERROR, ENOMEM, "a kernel or initrd is mapped")                   \
 	X(DISK_OPEN, "disk.open", ERROR, EMFILE, "a disk is opened")                               \
-	X(STATS_WRITE, "stats.write", ERROR, ENOSPC, "the file of --stats is made")
+	X(STATS_WRITE, "stats.write", ERROR, ENOSPC, "the file of --stats is made")                \
+	/* commands, and what becomes the host in the background */                                \
+	X(ASK_SOCKET, "ask.socket", ERROR, EMFILE, "a socket to a host or a keeper")               \
+	X(ASK_MEMORY, "ask.memory", ERROR, ENOMEM, "memory for a host's answer")                   \
+	X(ASK_SEND, "ask.send", ERROR, EINTR, "a command sends a request")                         \
+	X(ASK_RECEIVE, "ask.receive", ERROR, EINTR, "a command reads an answer")                   \
+	X(DAEMON_PIPE, "daemon.pipe", ERROR, EMFILE, "by which a new host says that it is up")     \
+	X(DAEMON_FORK, "daemon.fork", ERROR, EAGAIN, "fork of a host in the background")           \
+	X(DAEMON_LOG, "daemon.log", ERROR, ENOSPC, "its log is opened")
 
 #endif

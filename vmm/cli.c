@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define FIRST_FLAG 256 /* beyond all letters */
+#define ALWAYS     4   /* options that all commands have */
 
 struct parsing {
 	struct cli *cli;
@@ -16,7 +17,9 @@ static int one(void *ctx, int option, char *value, char *error)
 {
 	struct parsing *p = ctx;
 	int i = option - FIRST_FLAG;
-	(void)error;
+	struct run_options o = options_run_defaults;
+	if (option == 'F' || option == 'X') /* of this process (docs/FAULTS.md) */
+		return options_run_one(&o, option == 'F' ? 'f' : 'x', value, error);
 	if (option == 'H') {
 		p->cli->host = value;
 		return 0;
@@ -43,7 +46,10 @@ void cli_json(const json_t *answer)
 int cli_parse(struct cli *c, const struct cli_spec *spec, int argc, char **argv)
 {
 	char name[CLI_FLAGS][16], error[ERROR_MAX] = "";
-	struct option longs[CLI_FLAGS + 3] = {{"help", 0, NULL, 'h'}, {"host", 1, NULL, 'H'}};
+	struct option longs[CLI_FLAGS + ALWAYS + 1] = {{"help", 0, NULL, 'h'},
+						       {"host", 1, NULL, 'H'},
+						       {"fail", 1, NULL, 'F'},
+						       {"fail-seed", 1, NULL, 'X'}};
 	char shorts[2 + 2 * CLI_FLAGS + 1] = ":h";
 	for (int i = 0; i < CLI_FLAGS && spec->flag[i]; i++) {
 		const char *flag = spec->flag[i];
@@ -55,7 +61,7 @@ int cli_parse(struct cli *c, const struct cli_spec *spec, int argc, char **argv)
 			flag += 2;
 		}
 		snprintf(name[i], sizeof name[i], "%.*s", (int)strcspn(flag, "="), flag);
-		longs[2 + i] = (struct option){name[i], value, NULL, code};
+		longs[ALWAYS + i] = (struct option){name[i], value, NULL, code};
 	}
 	const struct options_spec options = {.command = spec->command,
 					     .help = spec->usage,

@@ -1,4 +1,5 @@
 /* `invisor host`: the long-running host, in the background, and what is said to it. */
+#include "ipt/fail.h"
 #include "vmm/ask.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
@@ -291,7 +292,13 @@ static void close_all_but(int a, int b)
 static _Noreturn void become_daemon(const struct start *s, int lock, const char *log)
 {
 	setsid();
-	pid_t pid = fork(); /* no leader of the session: it can't get a terminal again */
+	/* No leader of the session: it can't get a terminal again. */
+	pid_t pid = fail_call(DAEMON_FORK, fork());
+	if (pid < 0) {
+		char error[ERROR_MAX];
+		errorf(error, 0, "fork: %s", strerror(errno));
+		report(s, error);
+	}
 	if (pid)
 		_exit(pid < 0);
 	umask(077);
@@ -300,7 +307,8 @@ static _Noreturn void become_daemon(const struct start *s, int lock, const char 
 	/* What the host said that died is of use still, if there is something to adopt. */
 	uint64_t left;
 	int fresh = ask_keeper(KEEPER_COUNT, &left) ? O_TRUNC : 0;
-	int out = open(log, O_WRONLY | O_CREAT | fresh | O_APPEND | O_CLOEXEC, 0600);
+	int out = fail_call(DAEMON_LOG,
+			    open(log, O_WRONLY | O_CREAT | fresh | O_APPEND | O_CLOEXEC, 0600));
 	if (null < 0 || out < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 ||
 	    dup2(out, STDERR_FILENO) < 0 || chdir("/") < 0) {
 		char error[ERROR_MAX];
@@ -324,10 +332,12 @@ static int start_daemon(struct start *s, int lock, const char *dir)
 	size_t n = 0;
 	ssize_t got;
 	snprintf(log, sizeof log, "%s/%s", dir, LOG);
-	if (pipe2(pipes, O_CLOEXEC) < 0)
+	if (fail_call(DAEMON_PIPE, pipe2(pipes, O_CLOEXEC)) < 0)
 		return cli_fail(strerror(errno));
 	fflush(NULL);
-	pid_t pid = fork();
+	pid_t pid = fail_call(DAEMON_FORK, fork());
+	if (pid < 0)
+		snprintf(words, sizeof words, "fork: %s", strerror(errno));
 	if (pid == 0) {
 		close(pipes[0]);
 		s->report = pipes[1];

@@ -51,7 +51,7 @@ int rundir_dial(const char *path)
 	struct sockaddr_un a;
 	if (!rundir_address(&a, path))
 		return -ENAMETOOLONG;
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fd = fail_call(ASK_SOCKET, socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
 	if (fd < 0)
 		return -errno;
 	if (connect(fd, (struct sockaddr *)&a, sizeof a) < 0) {
@@ -70,12 +70,14 @@ static bool is_hosts(const char *file)
 }
 
 /* Connect to every host there is, and remove the sockets that nobody listens at. Returns how many
- * answer; the long-running host's path, or else the first's, goes to `found`. */
-static unsigned look(char *found, size_t size)
+ * answer; the long-running host's path, or else the first's, goes to `found`. *why: -errno, why another couldn't be
+ * asked, else 0. */
+static unsigned look(char *found, size_t size, int *why)
 {
 	char dir[256], path[600];
 	unsigned n = 0;
 	struct dirent *e;
+	*why = 0;
 	rundir_path(dir, sizeof dir);
 	DIR *d = opendir(dir);
 	while (d && (e = readdir(d))) {
@@ -89,6 +91,8 @@ static unsigned look(char *found, size_t size)
 				snprintf(found, size, "%s", path);
 		} else if (fd == -ECONNREFUSED) {
 			unlink(path);
+		} else if (fd != -ENOENT) {
+			*why = fd;
 		}
 	}
 	if (d)
@@ -99,18 +103,22 @@ static unsigned look(char *found, size_t size)
 void rundir_tidy(void)
 {
 	char ignored[600];
-	look(ignored, sizeof ignored);
+	int why;
+	look(ignored, sizeof ignored, &why);
 }
 
 int rundir_connect(const char *socket_path, char *error)
 {
 	char path[600] = "";
 	unsigned n = 1;
+	int why = 0;
 	if (socket_path)
 		snprintf(path, sizeof path, "%s", socket_path);
 	else
-		n = look(path, sizeof path);
+		n = look(path, sizeof path, &why);
 	const char *file = strrchr(path, '/');
+	if (!n && why)
+		return errorf(error, why, "a host can't be asked: %s", strerror(-why));
 	if (!n)
 		return errorf(error, -ENOENT, "no host runs");
 	if (n > 1 && !(file && !strcmp(file + 1, RUNDIR_HOST)))
