@@ -248,6 +248,8 @@ static enum inject_outcome obey(struct vm *vm, const struct inject *f)
 	case INJECT_POWER_CUT:
 		inject_power_cut(vm, f, &b->loss, b->words);
 		return INJECT_DONE;
+	case INJECT_NOTICE:
+		return inject_notice(vm, f, b->words);
 	case INJECT_CLEAR:
 		clear(vm);
 		return INJECT_DONE;
@@ -331,6 +333,17 @@ static bool is_the_guests(int vcpu, uint64_t hva)
 	return again;
 }
 
+void inject_tell_others(struct vm *vm, unsigned cpu)
+{
+	for (unsigned i = 0; i < vm->kvm.cpus; i++)
+		if (i != cpu) {
+			vm->inject.checked[i] = true;
+			want_attention(vm, i);
+		}
+	if (vm->kvm.cpus > 1)
+		vcpu_kick_all(vm);
+}
+
 /* This vCPU has touched lost memory. */
 static void check_machine(struct vm *vm, unsigned cpu, uint64_t hva)
 {
@@ -349,13 +362,8 @@ static void check_machine(struct vm *vm, unsigned cpu, uint64_t hva)
 	}
 	b->last_gpa = gfn_gpa(g).v;
 	count(&b->machine_checks);
-	for (unsigned i = 0; i < vm->kvm.cpus && !amd; i++)
-		if (i != cpu) {
-			vm->inject.checked[i] = true;
-			want_attention(vm, i);
-		}
-	if (!amd && vm->kvm.cpus > 1)
-		vcpu_kick_all(vm);
+	if (!amd)
+		inject_tell_others(vm, cpu);
 }
 
 /* Wait, but not for too long at a time. True: it is over. */
@@ -384,6 +392,8 @@ bool inject_may_enter(struct vm *vm, unsigned cpu)
 		vm->inject.checked[cpu] = false;
 		mce_broadcast(vm->kvm.vcpu[cpu].fd);
 	}
+	if (cpu == 0 && !inject_give_notice(vm))
+		want_attention(vm, cpu);
 	bool over = sit_out(vm, cpu);
 	if (!over)
 		want_attention(vm, cpu);

@@ -3,6 +3,7 @@
  * by which they come to the VM's process, and what that process does about them.
  *
  *   memory      a frame is damaged: its bytes are destroyed, and it is never used again
+ *   notice      the guest is told that a page's memory is bad, before it touches it
  *   disk        requests to a range of a disk fail, come late, or are torn
  *   irq         a virtio device's interrupts are lost, or late
  *   stall       a vCPU stays out of the guest for a while
@@ -37,9 +38,15 @@ enum inject_kind {
 	INJECT_STALL,
 	INJECT_CLOCK,
 	INJECT_POWER_CUT,
+	INJECT_NOTICE,
 	INJECT_CLEAR, /* no fault: all slots become empty */
 	INJECT_KINDS
 };
+/* Does it concern a page, which may be a random one of [from, from + bytes)? */
+static inline bool inject_has_page(uint32_t kind)
+{
+	return kind == INJECT_MEMORY || kind == INJECT_NOTICE;
+}
 /* "memory", "disk" ...; NULL for those that aren't faults. */
 const char *inject_kind_name(enum inject_kind k);
 
@@ -51,7 +58,7 @@ enum inject_effect { INJECT_ERROR, INJECT_LATENCY, INJECT_TORN, INJECT_DROP, INJ
 /* One fault, in numbers alone: it goes from process to process, and what comes out of the box is checked again. */
 struct inject {
 	uint32_t kind;
-	uint64_t gpa;   /* memory: of the page; INJECT_ANYWHERE: by frame */
+	uint64_t gpa;   /* memory, notice: of the page; INJECT_ANYWHERE: by frame */
 	uint32_t frame; /* memory: UINT32_MAX: by gpa */
 	uint32_t disk;
 	uint32_t ops; /* disk: bits by enum virtio_disk_op */
@@ -125,6 +132,7 @@ struct inject_state {
 	_Atomic uint32_t attention;
 	_Atomic uint64_t stalled_until_ns[MACHINE_MAX_CPUS];
 	_Atomic int64_t jump_ns[MACHINE_MAX_CPUS]; /* of the TSC, still to be made */
+	_Atomic uint64_t notice; /* gpa | 1: that vCPU 0 is still to be told of; 0: none */
 	_Atomic bool checked
 		[MACHINE_MAX_CPUS]; /* another vCPU had a machine check: this one hears of it */
 };
@@ -141,6 +149,12 @@ bool inject_may_enter(struct vm *vm, unsigned cpu);
 /* inject_power.c: disks get to be what a power cut leaves of them. Loop's thread. */
 void inject_power_cut(struct vm *vm, const struct inject *f, struct inject_loss *loss,
 		      char words[INJECT_WORDS]);
+/* A vCPU has been given a machine check: on processors that tell all of them, so that the others have it too. */
+void inject_tell_others(struct vm *vm, unsigned cpu);
+/* inject_notice.c: the guest is to be told of a page (loop's thread); vCPU 0 is about to enter the guest, and is told of it
+ * if it can be (its thread). False: not yet. */
+enum inject_outcome inject_notice(struct vm *vm, const struct inject *f, char words[INJECT_WORDS]);
+bool inject_give_notice(struct vm *vm);
 /* inject_memory.c: the VM's own page is damaged. Loop's thread. */
 struct memory;
 enum inject_outcome inject_memory(struct memory *m, gfn_t g, frame_t f, char words[INJECT_WORDS]);

@@ -7,7 +7,8 @@
 
 static const char *const kinds[INJECT_KINDS] = {
 	[INJECT_MEMORY] = "memory", [INJECT_DISK] = "disk",   [INJECT_IRQ] = "irq",
-	[INJECT_STALL] = "stall",   [INJECT_CLOCK] = "clock", [INJECT_POWER_CUT] = "power-cut"};
+	[INJECT_STALL] = "stall",   [INJECT_CLOCK] = "clock", [INJECT_POWER_CUT] = "power-cut",
+	[INJECT_NOTICE] = "notice"};
 
 const char *inject_kind_name(enum inject_kind k)
 {
@@ -100,6 +101,13 @@ static int parse_memory(const json_t *o, struct inject *f, char *error)
 	rc = inject_number(o, "gpa", 0, (INT64_C(1) << 48) - 1, -1, &n, error);
 	f->gpa = (uint64_t)n & ~PAGE_MASK;
 	return rc;
+}
+
+static int parse_notice(const json_t *o, struct inject *f, char *error)
+{
+	return json_object_get(o, "gpa")
+		       ? parse_memory(o, f, error)
+		       : errorf(error, -EINVAL, "gpa: needs an address of the guest's");
 }
 
 static int parse_ops(const char *value, struct inject *f, char *error)
@@ -289,6 +297,7 @@ static const char *const members[INJECT_KINDS][12] = {
 	[INJECT_STALL] = {"fault", "vcpu", "ms"},
 	[INJECT_CLOCK] = {"fault", "jump_ms"},
 	[INJECT_POWER_CUT] = {"fault", "lose", "seed"},
+	[INJECT_NOTICE] = {"fault", "gpa", "from", "bytes"},
 };
 
 static bool has_volatile(const struct vm_config *vm)
@@ -311,11 +320,11 @@ int inject_check(const struct inject *f, const struct vm_config *vm, char *error
 			      m->name);
 	if (f->kind == INJECT_STALL && f->vcpu >= m->cpus)
 		return errorf(error, -EINVAL, "vcpu: %s has %u, numbered from 0", m->name, m->cpus);
-	if (f->kind == INJECT_MEMORY && f->gpa != INJECT_ANYWHERE &&
+	if (inject_has_page(f->kind) && f->gpa != INJECT_ANYWHERE &&
 	    !machine_bank_of(m, gpa(f->gpa), 1))
 		return errorf(error, -EINVAL, "gpa: %s has no memory at 0x%" PRIx64, m->name,
 			      f->gpa);
-	if (f->kind == INJECT_MEMORY && f->bytes && !machine_bank_of(m, gpa(f->from), f->bytes))
+	if (inject_has_page(f->kind) && f->bytes && !machine_bank_of(m, gpa(f->from), f->bytes))
 		return errorf(error, -EINVAL, "from: %s has no such memory", m->name);
 	return 0;
 }
@@ -329,8 +338,9 @@ int inject_parse(const json_t *o, const char *const *others, const struct vm_con
 		;
 	*out = (struct inject){.kind = kind};
 	if (!kind)
-		return errorf(error, -EINVAL,
-			      "fault: one of memory, disk, irq, stall, clock and power-cut");
+		return errorf(
+			error, -EINVAL,
+			"fault: one of memory, notice, disk, irq, stall, clock and power-cut");
 	int rc = inject_members(o, members[kind], others, error);
 	if (rc)
 		return rc;
@@ -352,6 +362,9 @@ int inject_parse(const json_t *o, const char *const *others, const struct vm_con
 		break;
 	case INJECT_POWER_CUT:
 		rc = parse_power_cut(o, out, error);
+		break;
+	case INJECT_NOTICE:
+		rc = parse_notice(o, out, error);
 		break;
 	}
 	return rc || !vm ? rc : inject_check(out, vm, error);
@@ -398,6 +411,7 @@ json_t *inject_json(const struct inject *f)
 	json_t *o = json_pack("{s:s}", "fault", kind ? kind : "none");
 	switch (f->kind) {
 	case INJECT_MEMORY:
+	case INJECT_NOTICE:
 		if (f->gpa != INJECT_ANYWHERE)
 			put(o, "gpa", f->gpa);
 		else

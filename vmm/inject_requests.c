@@ -137,7 +137,7 @@ void take_inject(struct control_request *r, const json_t *o)
 		go(r, vm, &f);
 	else if (inject_parse(o, others, vm ? &vm->config : NULL, &f, error))
 		control_refuse(r, "inject: %s", error);
-	else if (f.kind == INJECT_MEMORY && f.bytes)
+	else if (inject_has_page(f.kind) && f.bytes)
 		control_refuse(r, "inject: gpa: random is for scenarios");
 	else
 		go(r, vm, &f);

@@ -10,20 +10,24 @@
 /* IA32_MCG_CAP */
 #define CAP_CTL_P (UINT64_C(1) << 8)
 #define CAP_SER_P (UINT64_C(1) << 24)
+#define CR4_MCE   (UINT64_C(1) << 6)
 /* IA32_MCG_STATUS */
-#define MCG_RIPV (UINT64_C(1) << 0)
-#define MCG_EIPV (UINT64_C(1) << 1)
-#define MCG_MCIP (UINT64_C(1) << 2)
+#define MSR_MCG_STATUS 0x17a
+#define MCG_RIPV       (UINT64_C(1) << 0)
+#define MCG_EIPV       (UINT64_C(1) << 1)
+#define MCG_MCIP       (UINT64_C(1) << 2)
 /* IA32_MCi_STATUS; 43, 44, 55 and 56 differ between makers */
-#define VAL        (UINT64_C(1) << 63)
-#define UC         (UINT64_C(1) << 61)
-#define EN         (UINT64_C(1) << 60)
-#define MISCV      (UINT64_C(1) << 59)
-#define ADDRV      (UINT64_C(1) << 58)
-#define S          (UINT64_C(1) << 56)
-#define AR         (UINT64_C(1) << 55)
-#define AMD_POISON (UINT64_C(1) << 43)
-#define DATA_LOAD  UINT64_C(0x134) /* SDM vol. 3B table 16-11: the error was found by a load */
+#define VAL          (UINT64_C(1) << 63)
+#define UC           (UINT64_C(1) << 61)
+#define EN           (UINT64_C(1) << 60)
+#define MISCV        (UINT64_C(1) << 59)
+#define ADDRV        (UINT64_C(1) << 58)
+#define S            (UINT64_C(1) << 56)
+#define AR           (UINT64_C(1) << 55)
+#define AMD_POISON   (UINT64_C(1) << 43)
+#define AMD_DEFERRED (UINT64_C(1) << 44)
+#define SCRUBBING    UINT64_C(0xc0)  /* the same: the error was found by looking for such */
+#define DATA_LOAD    UINT64_C(0x134) /* SDM vol. 3B table 16-11: the error was found by a load */
 /* IA32_MCi_MISC: the address is physical, and good to 4 KiB */
 #define MISC_PAGE (UINT64_C(2) << 6 | 12)
 
@@ -101,6 +105,33 @@ int mce_deliver(int vcpu, bool amd, gpa_t at)
 				  .mcg_status = MCG_MCIP | MCG_RIPV | MCG_EIPV,
 				  .status = VAL | UC | EN | MISCV | ADDRV};
 	mce.status |= amd ? AMD_POISON : S | AR | DATA_LOAD;
+	return set(vcpu, &mce);
+}
+
+enum mce_room mce_room(int vcpu)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} msr = {.head.nmsrs = 1, .entry.index = MSR_MCG_STATUS};
+	struct kvm_vcpu_events events;
+	struct kvm_sregs s;
+	if (ioctl(vcpu, KVM_GET_SREGS, &s) < 0 || !(s.cr4 & CR4_MCE) ||
+	    ioctl(vcpu, KVM_GET_MSRS, &msr) != 1 || ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events) < 0)
+		return MCE_NEVER;
+	return msr.entry.data & MCG_MCIP || events.exception.pending || events.exception.injected
+		       ? MCE_LATER
+		       : MCE_NOW;
+}
+
+int mce_notify(int vcpu, bool amd, gpa_t at)
+{
+	struct kvm_x86_mce mce = {.bank = BANK,
+				  .addr = at.v,
+				  .misc = MISC_PAGE,
+				  .mcg_status = MCG_MCIP | MCG_RIPV,
+				  .status = VAL | UC | EN | MISCV | ADDRV};
+	mce.status |= amd ? AMD_POISON | AMD_DEFERRED : S | SCRUBBING;
 	return set(vcpu, &mce);
 }
 

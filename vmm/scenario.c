@@ -184,7 +184,7 @@ static void plan_one(const struct scenario *s, uint64_t seed, uint32_t i, uint32
 	const struct scenario_step *step = &s->step[i];
 	uint64_t jitter = chance_below(seed, i, k, DRAW_JITTER, step->jitter_ms + UINT64_C(1));
 	*e = (struct scenario_event){step->at_ms + step->every_ms * k + jitter, i, k, step->fault};
-	if (e->fault.kind == INJECT_MEMORY && e->fault.bytes)
+	if (inject_has_page(e->fault.kind) && e->fault.bytes)
 		e->fault.gpa = e->fault.from +
 			       (chance_below(seed, i, k, DRAW_ADDRESS, e->fault.bytes >> PAGE_SHIFT)
 				<< PAGE_SHIFT);

@@ -112,6 +112,7 @@ static const struct rule vcpu[] = {
 	ANY(poll),                  /* until the host has taken some */
 	IOCTL(KVM_X86_SET_MCE),     /* a machine check, for lost memory */
 	IOCTL(KVM_GET_VCPU_EVENTS), /* is it the guest's? */
+	IOCTL(KVM_GET_MSRS),        /* is another being handled? */
 	IOCTL(KVM_GET_TSC_KHZ),     /* a clock that is to jump */
 	IOCTL(KVM_GET_DEVICE_ATTR), /* the same: the TSC's offset */
 	IOCTL(KVM_SET_DEVICE_ATTR),

@@ -24,12 +24,17 @@ bare_start:
 
 /*
  * A machine check, in CPL 0: take the address from the bank that has one, clear all banks and MCG_STATUS, without which
- * the next one would be the last, and go on at trap_landed.
+ * the next one would be the last. If it is about the instruction that was stopped (EIPV), go on at trap_landed; else it is a
+ * notice, to be counted.
  */
 	.section .text
 	.globl trap_entry
 	.type trap_entry, @function
 trap_entry:
+	pushq %rax
+	pushq %rcx
+	pushq %rdx
+	pushq %rdi
 	movl $0x179, %ecx /* MCG_CAP: in its low byte, how many banks */
 	rdmsr
 	movzbl %al, %edi
@@ -50,9 +55,20 @@ trap_entry:
 2:	addl $4, %ecx
 	jmp 1b
 3:	movl $0x17a, %ecx /* MCG_STATUS */
+	rdmsr
+	movl %eax, %edi
 	xorl %eax, %eax
 	xorl %edx, %edx
 	wrmsr
+	testl $2, %edi
+	jnz 4f
+	incl trap_notices
+	popq %rdi
+	popq %rdx
+	popq %rcx
+	popq %rax
+	iretq
+4:	addq $32, %rsp
 	movq $trap_landed, (%rsp) /* the frame: RIP, CS, RFLAGS, RSP, SS */
 	andq $-16, 24(%rsp)
 	subq $128 + 8, 24(%rsp) /* past the red zone, and as after a call */

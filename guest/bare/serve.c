@@ -16,6 +16,7 @@
  *   inflate base= pages=           give the pages to the balloon; deflate takes them back
  *   report base= pages=            report the pages as free: they read as before or as zero then
  *   balloon                        "balloon target=N actual=N", pages
+ *   notices                        "N notices, the last of GPA": of lost memory that wasn't touched (mce=1)
  *   identity                       which clone this is, 0: none
  *   echo TEXT                      the rest of the line
  *   cpu loops=N                    arithmetic
@@ -270,6 +271,13 @@ static unsigned identity(const struct args *a)
 	return OK;
 }
 
+static unsigned notices(const struct args *a)
+{
+	(void)a;
+	agent_say("%u notices, the last of 0x%lx", trap_notices, trap_address);
+	return OK;
+}
+
 static unsigned echo(const struct args *a)
 {
 	agent_write(a->rest, a->rest_n);
@@ -305,7 +313,7 @@ static const struct command commands[] = {
 	{"runs", runs, 0, true},          {"cpu", cpu, 0, false},
 	{"inflate", inflate, 0, false},   {"deflate", deflate, 0, false},
 	{"report", report, 0, false},     {"balloon", say_balloon, 0, false},
-	{"off", off, 0, false},
+	{"notices", notices, 0, false},   {"off", off, 0, false},
 };
 
 /* One command, and what it took of the line. */

@@ -19,7 +19,8 @@ struct gate {
 extern char trap_entry[]; /* entry.S */
 
 void *trap_back[5];
-uint64_t trap_address; /* written by trap_entry */
+uint64_t trap_address;          /* written by trap_entry */
+volatile uint32_t trap_notices; /* as this */
 static bool catching;
 static char stack[STACK_BYTES] __attribute__((aligned(16)));
 

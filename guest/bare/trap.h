@@ -8,8 +8,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-extern void *trap_back[5]; /* __builtin_setjmp: where a caught one goes */
-extern uint64_t trap_address;
+extern void *trap_back[5];    /* __builtin_setjmp: where a caught one goes */
+extern uint64_t trap_address; /* of the last one, or of the last notice */
+/* How often something was said about memory that nobody had touched. */
+extern volatile uint32_t trap_notices;
 
 /* Catch them from now on; with one vCPU only, since all have the same stack for it. */
 void trap_open(void);
