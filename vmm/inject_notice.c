@@ -34,7 +34,7 @@ bool inject_give_notice(struct vm *vm)
 	if (!notice)
 		return true;
 	bool amd = mce_is_amd(vm->kvm.host);
-	enum mce_room room = mce_room(vm->kvm.vcpu[0].fd);
+	enum mce_room room = mce_room(vm->kvm.vcpu[0].fd, amd);
 	if (room == MCE_LATER)
 		return false;
 	gpa_t at = gpa(notice & ~PAGE_MASK);

@@ -12,10 +12,11 @@
 #define CAP_SER_P (UINT64_C(1) << 24)
 #define CR4_MCE   (UINT64_C(1) << 6)
 /* IA32_MCG_STATUS */
-#define MSR_MCG_STATUS 0x17a
-#define MCG_RIPV       (UINT64_C(1) << 0)
-#define MCG_EIPV       (UINT64_C(1) << 1)
-#define MCG_MCIP       (UINT64_C(1) << 2)
+#define MSR_MCG_STATUS      0x17a
+#define MSR_MC_STATUS(bank) (0x401 + 4 * (bank))
+#define MCG_RIPV            (UINT64_C(1) << 0)
+#define MCG_EIPV            (UINT64_C(1) << 1)
+#define MCG_MCIP            (UINT64_C(1) << 2)
 /* IA32_MCi_STATUS; 43, 44, 55 and 56 differ between makers */
 #define VAL          (UINT64_C(1) << 63)
 #define UC           (UINT64_C(1) << 61)
@@ -108,30 +109,42 @@ int mce_deliver(int vcpu, bool amd, gpa_t at)
 	return set(vcpu, &mce);
 }
 
-enum mce_room mce_room(int vcpu)
+/* False: it isn't there. */
+static bool read_msr(int vcpu, uint32_t index, uint64_t *value)
 {
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry entry;
-	} msr = {.head.nmsrs = 1, .entry.index = MSR_MCG_STATUS};
+	} msr = {.head.nmsrs = 1, .entry.index = index};
+	bool is = ioctl(vcpu, KVM_GET_MSRS, &msr) == 1;
+	*value = msr.entry.data;
+	return is;
+}
+
+enum mce_room mce_room(int vcpu, bool amd)
+{
 	struct kvm_vcpu_events events;
 	struct kvm_sregs s;
+	uint64_t status;
+	if (amd)
+		return !read_msr(vcpu, MSR_MC_STATUS(BANK), &status) ? MCE_NEVER
+		       : status & VAL                                ? MCE_LATER
+								     : MCE_NOW;
 	if (ioctl(vcpu, KVM_GET_SREGS, &s) < 0 || !(s.cr4 & CR4_MCE) ||
-	    ioctl(vcpu, KVM_GET_MSRS, &msr) != 1 || ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events) < 0)
+	    !read_msr(vcpu, MSR_MCG_STATUS, &status) ||
+	    ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events) < 0)
 		return MCE_NEVER;
-	return msr.entry.data & MCG_MCIP || events.exception.pending || events.exception.injected
+	return status & MCG_MCIP || events.exception.pending || events.exception.injected
 		       ? MCE_LATER
 		       : MCE_NOW;
 }
 
 int mce_notify(int vcpu, bool amd, gpa_t at)
 {
-	struct kvm_x86_mce mce = {.bank = BANK,
-				  .addr = at.v,
-				  .misc = MISC_PAGE,
-				  .mcg_status = MCG_MCIP | MCG_RIPV,
-				  .status = VAL | UC | EN | MISCV | ADDRV};
-	mce.status |= amd ? AMD_POISON | AMD_DEFERRED : S | SCRUBBING;
+	struct kvm_x86_mce mce = {
+		.bank = BANK, .addr = at.v, .misc = MISC_PAGE, .status = VAL | EN | MISCV | ADDRV};
+	mce.status |= amd ? AMD_POISON | AMD_DEFERRED : UC | S | SCRUBBING;
+	mce.mcg_status = amd ? 0 : MCG_MCIP | MCG_RIPV;
 	return set(vcpu, &mce);
 }
 

@@ -20,12 +20,13 @@ uint64_t mce_taken(void);
 
 /* Deliver one: memory at gpa is lost. Thread of the vCPU, outside KVM_RUN. 0 or -errno. */
 int mce_deliver(int vcpu, bool amd, gpa_t at);
-/* Can the vCPU be given one now? LATER: it is in the midst of another, or of another exception. NEVER: its guest takes none
- * (CR4.MCE), and would be shut down. As above. */
+/* Can the vCPU be given a notice now? LATER: it is in the midst of a machine check or of another exception, or (AMD) hasn't
+ * looked at the last one yet. NEVER: its guest takes no machine checks (CR4.MCE), and would be shut down. As above. */
 enum mce_room { MCE_NOW, MCE_LATER, MCE_NEVER };
-enum mce_room mce_room(int vcpu);
-/* Tell that memory at gpa is lost, although nobody touched it (SDM vol. 3B section 16.9.3.1, SRAO; on AMD's a deferred error
- * that is told at once, as Linux takes it). As above. */
+enum mce_room mce_room(int vcpu, bool amd);
+/* Tell that memory at gpa is lost, although nobody touched it: by a machine check (SDM vol. 3B section 16.9.3.1, SRAO); on
+ * AMD's by a deferred error in a bank, which the guest finds when it looks there, for KVM has no interrupt for it (APM vol. 2
+ * section 9.3.2.4). As above. */
 int mce_notify(int vcpu, bool amd, gpa_t at);
 /* Another vCPU had one: on processors that tell all (Intel's), this one hears of it. As above. */
 int mce_broadcast(int vcpu);

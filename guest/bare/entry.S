@@ -24,8 +24,8 @@ bare_start:
 
 /*
  * A machine check, in CPL 0: take the address from the bank that has one, clear all banks and MCG_STATUS, without which
- * the next one would be the last. If it is about the instruction that was stopped (EIPV), go on at trap_landed; else it is a
- * notice, to be counted.
+ * the next one would be the last. If it is about the instruction that was stopped (EIPV), go on at trap_landed; else what was
+ * found is a notice, to be counted. Also reached by trap_look's int3.
  */
 	.section .text
 	.globl trap_entry
@@ -35,6 +35,8 @@ trap_entry:
 	pushq %rcx
 	pushq %rdx
 	pushq %rdi
+	pushq %rsi
+	xorl %esi, %esi /* how many banks had one */
 	movl $0x179, %ecx /* MCG_CAP: in its low byte, how many banks */
 	rdmsr
 	movzbl %al, %edi
@@ -44,6 +46,7 @@ trap_entry:
 	rdmsr
 	testl %edx, %edx
 	jns 2f /* not valid */
+	incl %esi
 	incl %ecx /* its address */
 	rdmsr
 	movl %eax, trap_address
@@ -62,13 +65,14 @@ trap_entry:
 	wrmsr
 	testl $2, %edi
 	jnz 4f
-	incl trap_notices
+	addl %esi, trap_notices
+	popq %rsi
 	popq %rdi
 	popq %rdx
 	popq %rcx
 	popq %rax
 	iretq
-4:	addq $32, %rsp
+4:	addq $40, %rsp
 	movq $trap_landed, (%rsp) /* the frame: RIP, CS, RFLAGS, RSP, SS */
 	andq $-16, 24(%rsp)
 	subq $128 + 8, 24(%rsp) /* past the red zone, and as after a call */

@@ -274,6 +274,7 @@ static unsigned identity(const struct args *a)
 static unsigned notices(const struct args *a)
 {
 	(void)a;
+	trap_look();
 	agent_say("%u notices, the last of 0x%lx", trap_notices, trap_address);
 	return OK;
 }

@@ -15,6 +15,8 @@ extern volatile uint32_t trap_notices;
 
 /* Catch them from now on; with one vCPU only, since all have the same stack for it. */
 void trap_open(void);
+/* Are there notices that came without a machine check? */
+void trap_look(void);
 /* While that is on, a machine check goes to trap_back, with trap_address of what is lost; else it ends the run (end_fail). */
 void trap_catch(bool on);
 
