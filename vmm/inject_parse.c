@@ -340,7 +340,7 @@ int inject_parse(const json_t *o, const char *const *others, const struct vm_con
 	if (!kind)
 		return errorf(
 			error, -EINVAL,
-			"fault: one of memory, notice, disk, irq, stall, clock and power-cut");
+			"fault: one of memory, disk, irq, stall, clock, power-cut and notice");
 	int rc = inject_members(o, members[kind], others, error);
 	if (rc)
 		return rc;
