@@ -139,6 +139,16 @@ class Host:
             self.process.wait()
             raise Wrong("the host doesn't end: %s: %s" % (", ".join(where), self.words()[-300:]))
 
+    def destroy(self):
+        """It, its keeper, and the VMs that would go on without it."""
+        self.process.kill()
+        self.process.wait()
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
     def processes(self):
         """Pids of all that belong to the run directory and are invisor's."""
         return processes_of(self.run_dir)
