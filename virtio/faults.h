@@ -34,7 +34,7 @@ struct virtio_faults {
 	void (*disk)(void *ctx, struct virtio_dev *d, enum virtio_disk_op op, uint64_t at,
 		     uint64_t bytes, struct virtio_disk_fault *out);
 	/* The driver is about to be interrupted, since used rings have moved. LATER: who says so calls
-	 * virtio_interrupt_now when it is time. Any thread. */
+	 * virtio_interrupt_now when it is time. Loop's thread: used rings move only there. */
 	enum virtio_irq_fault (*interrupt)(void *ctx, struct virtio_dev *d);
 	void *ctx;
 };

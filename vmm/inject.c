@@ -18,7 +18,7 @@ struct inject_timer {
 	struct vm *vm;
 	struct virtio_dev *device;
 	struct __kernel_timespec delay;
-	bool armed;
+	bool armed, sent; /* sent: before its time came */
 };
 
 static struct inject_box *box(struct vm *vm)
@@ -95,7 +95,7 @@ static void on_timer(struct loop_op *op, int res, uint32_t flags)
 	t->armed = false;
 	/* With the lock held devices stay: inject_end. */
 	pthread_mutex_lock(&vm->inject.timers);
-	if (!vm->inject.ended)
+	if (!vm->inject.ended && !t->sent)
 		virtio_interrupt_now(t->device);
 	pthread_mutex_unlock(&vm->inject.timers);
 }
@@ -107,8 +107,10 @@ static bool interrupt_later(struct vm *vm, struct virtio_dev *d, unsigned slot, 
 	if (!s->timer)
 		s->timer = calloc(MACHINE_MAX_VIRTIO, sizeof *s->timer);
 	struct inject_timer *t = s->timer ? &s->timer[slot] : NULL;
-	if (t && t->armed)
+	if (t && t->armed && !t->sent)
 		return true;
+	if (t && t->armed) /* of one that is over: this one isn't late */
+		return false;
 	struct io_uring_sqe *sqe = t ? loop_sqe(vm->loop, &t->op) : NULL;
 	if (!sqe)
 		return false;
@@ -139,6 +141,16 @@ static enum virtio_irq_fault interrupt(void *ctx, struct virtio_dev *d)
 	}
 	pthread_mutex_unlock(&vm->inject.lock);
 	return what;
+}
+
+void inject_hurry(struct vm *vm)
+{
+	struct inject_timer *t = vm->inject.timer;
+	for (unsigned i = 0; t && i < MACHINE_MAX_VIRTIO; i++)
+		if (t[i].armed && !t[i].sent) {
+			t[i].sent = true;
+			virtio_interrupt_now(t[i].device);
+		}
 }
 
 static void tell_devices(struct vm *vm, bool have)

@@ -141,6 +141,8 @@ struct inject_state {
 void inject_init(struct vm *vm);
 /* Devices are about to go: none is interrupted any more. */
 void inject_end(struct vm *vm);
+/* Interrupts that are late come now: a clone, which has no timers, would never get them. Loop's thread, no vCPU runs. */
+void inject_hurry(struct vm *vm);
 /* ORDER_INJECT. Loop's thread. */
 void inject_obey(struct vm *vm);
 /* A vCPU's thread begins; and before each time that it enters the guest. False: don't yet. */

@@ -108,7 +108,7 @@ int keeper_ask(const char *path, enum keeper_op op, uint64_t *vms)
 		rc = keeper_receive(fd, &m, fds, KEEPER_PATIENCE_MS);
 	close(fd);
 	*vms = rc == 1 ? m.head.key : 0;
-	return rc < 0 ? rc : 0;
+	return rc == 1 && op == KEEPER_END ? -EBUSY : rc < 0 ? rc : 0;
 }
 
 /* ---- what is kept -------------------------------------------------------------------------- */
@@ -118,6 +118,7 @@ struct kept {
 	int fd[LINK_FDS_MAX];
 	struct ring ring; /* of a console that we read */
 	bool over;        /* the VM: its process is gone */
+	bool quiet;       /* it has closed its console */
 	struct keeper_head head;
 	uint8_t record[];
 };
@@ -202,6 +203,7 @@ static void read_console(struct kept *k)
 	while ((n = recv(fd_of(k, k->head.console), bytes, sizeof bytes, MSG_DONTWAIT)) > 0)
 		if (k->ring.shared)
 			ring_put(&k->ring, bytes, (size_t)n);
+	k->quiet = n == 0; /* or it would be ready all the time */
 }
 
 static unsigned count(void)
@@ -307,12 +309,16 @@ static void on_listening(void)
 		return;
 	}
 	hear_host(0);
-	if (m.head.op == KEEPER_COUNT) {
-		m.head.op = KEEPER_DONE;
-		m.head.key = count();
-		keeper_send(fd, &m, NULL);
-	} else if (m.head.op == KEEPER_END && keeper.link < 0) {
+	if (m.head.op == KEEPER_END && keeper.link < 0)
 		end();
+	if (m.head.op == KEEPER_COUNT || m.head.op == KEEPER_END) {
+		m.head = (struct keeper_head){.op = KEEPER_DONE,
+					      .key = count(),
+					      .link = -1,
+					      .console = -1,
+					      .ring = -1,
+					      .pidfd = -1};
+		keeper_send(fd, &m, NULL);
 	}
 	close(fd);
 }
@@ -348,7 +354,8 @@ static size_t watch(void)
 		bool born = k->head.pidfd >= 0;
 		add(&n, born ? fd_of(k, k->head.pidfd) : fd_of(k, k->head.link),
 		    born ? POLLIN : POLLRDHUP);
-		add(&n, fd_of(k, k->head.console), POLLIN);
+		if (!k->quiet)
+			add(&n, fd_of(k, k->head.console), POLLIN);
 	}
 	return n;
 }

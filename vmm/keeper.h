@@ -58,7 +58,8 @@ int keeper_peer(int fd);
 
 /* A connection to the keeper at that socket. -errno; -ENOENT: there is none. */
 int keeper_dial(const char *path);
-/* COUNT or END, asked of the keeper at that socket: 0, and how many VMs it said there are; -ENOENT: there is none. */
+/* COUNT or END, asked of the keeper at that socket: 0, and how many VMs it said there are; -ENOENT: there is none; -EBUSY:
+ * it has a host, and doesn't end for anyone else. */
 int keeper_ask(const char *path, enum keeper_op op, uint64_t *vms);
 
 /* The keeper's process: never returns. `listening` is bound to `path`, `link` leads to its host. */

@@ -234,6 +234,40 @@ Test(keeper, reads_consoles_when_nobody_else_does)
 	end_vm(&v);
 }
 
+/* CPU time of the keeper so far, in clock ticks. */
+static unsigned long ticks(void)
+{
+	char name[64];
+	unsigned long user = 0, system = 0;
+	snprintf(name, sizeof name, "/proc/%d/stat", (int)keeper);
+	FILE *f = fopen(name, "re");
+	cr_assert_not_null(f);
+	cr_assert_eq(fscanf(f, "%*d %*s %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user,
+			    &system),
+		     2);
+	fclose(f);
+	return user + system;
+}
+
+Test(keeper, is_not_kept_busy_by_who_closes_his_console)
+{
+	struct fake v = make_vm(1, "v", true);
+	close(host);
+	usleep(50000);
+	cr_assert_eq(send(v.console[1], "last words", 10, 0), 10);
+	close(v.console[1]);
+	usleep(100000);
+	unsigned long before = ticks();
+	usleep(600000);
+	cr_assert_leq(ticks() - before, 10, "of some 60 that there were");
+	struct ring ring = {.bytes = NULL};
+	cr_assert_eq(ring_open(&ring, v.ring), 0);
+	cr_assert_eq(ring.written, 10);
+	ring_free(&ring);
+	end_vm(&v);
+	cr_assert(ends());
+}
+
 Test(keeper, stays_for_what_is_to_be_written_to_files)
 {
 	struct keeper_message m = message(KEEPER_PUT, KEEPER_VM, 1, "writes");
@@ -256,11 +290,11 @@ Test(keeper, ends_vms_when_asked_to_while_there_is_no_host)
 {
 	uint64_t n;
 	struct fake v = make_vm(1, "v", true);
-	keeper_ask(path, KEEPER_END, &n);
+	cr_assert_eq(keeper_ask(path, KEEPER_END, &n), -EBUSY);
 	cr_assert_eq(count(), 1, "not while it has a host");
 	close(host);
 	usleep(50000);
-	keeper_ask(path, KEEPER_END, &n);
+	cr_assert_eq(keeper_ask(path, KEEPER_END, &n), 0);
 	cr_assert(ends());
 	struct pollfd p = {.fd = v.pidfd, .events = POLLIN};
 	cr_assert_eq(poll(&p, 1, MS), 1);
