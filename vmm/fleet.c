@@ -342,11 +342,13 @@ static void adopted(void *ctx, struct host_vm *vm)
 	struct batch *b = batch_adopted();
 	const char *bytes;
 	size_t n;
-	if (!b || fleet_adopt(f, vm, b)) {
+	int rc = b ? fleet_adopt(f, vm, b) : -ENOMEM;
+	if (b)
+		batch_drop(b);
+	if (rc) {
 		fleet_say("%s: no memory for its console", name_of(vm));
 		return;
 	}
-	batch_drop(b);
 	struct guest *g = vm->user;
 	g->is_clone = vm->is_template || vm->number;
 	g->line.how = SCREEN_HIDDEN;

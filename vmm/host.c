@@ -290,6 +290,12 @@ static void raise_descriptor_limit(void)
 	}
 }
 
+static int watch(struct host *h, struct host_source *s, char *error)
+{
+	int rc = host_add_source(h, s, EPOLLIN);
+	return rc ? errorf(error, rc, "the host's event loop: %s", strerror(-rc)) : 0;
+}
+
 int host_create(struct host **out, const struct host_config *config,
 		const struct host_events *events, char *error)
 {
@@ -325,15 +331,15 @@ int host_create(struct host **out, const struct host_config *config,
 			rc = errorf(error, -errno, "the host's event loop: %s", strerror(errno));
 	}
 	if (!rc)
-		rc = host_add_source(h, &h->on_news, EPOLLIN);
+		rc = watch(h, &h->on_news, error);
 	if (!rc)
-		rc = host_add_source(h, &h->on_tick, EPOLLIN);
+		rc = watch(h, &h->on_tick, error);
 	if (!rc)
 		rc = host_merge_create(h, error);
 	if (!rc)
 		rc = host_reclaim_start(h, error);
 	if (!rc)
-		rc = host_keep_watch(h);
+		rc = host_keep_watch(h, error);
 	if (!rc && !h->unadopted)
 		host_keep_host(h);
 	if (rc) {

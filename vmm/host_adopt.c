@@ -112,16 +112,16 @@ int host_adopt_pool(struct host *h, char *error)
 	h->config.swap_file = *k->swap_file ? name_for_good(k->swap_file) : NULL;
 	keeper->ledger_fd = host_adopt_fd(h, KEPT_LEDGER);
 	keeper->ledger = shared_attach(keeper->ledger_fd, sizeof *keeper->ledger);
+	if (!keeper->ledger)
+		return errorf(error, -errno, "the ledger of the host that died: %s",
+			      strerror(errno));
 	int table = host_adopt_fd(h, KEPT_TABLE);
 	int rc = ipt_attach(&h->table, table);
 	close(table);
 	if (rc)
 		return errorf(error, rc, "the table of the host that died: %s", strerror(-rc));
 	struct ipt_config c = *ipt_config(h->table);
-	if (!keeper->ledger)
-		rc = -errno;
-	if (!rc)
-		rc = adopt_domains(h, c.frames);
+	rc = adopt_domains(h, c.frames);
 	if (rc)
 		return errorf(error, rc, "the pool of the host that died: %s", strerror(-rc));
 	atomic_fetch_add(&keeper->ledger->hosts, 1);
@@ -240,6 +240,29 @@ static bool end_unadopted(struct host *h, const struct kept_record *r)
 	return true;
 }
 
+/* It can't be looked after: end it, and give back what it had, though nobody was told of it. -ETIME: it doesn't end. */
+static int give_up(struct host_vm *vm, int rc)
+{
+	struct host *h = vm->host;
+	struct pollfd p = {.fd = vm->pidfd >= 0 ? vm->pidfd : vm->link_fd,
+			   .events = POLLIN | POLLRDHUP};
+	if (vm->phase == HOST_VM_ALIVE && !vm->is_template)
+		h->alive--;
+	vm->phase = HOST_VM_FORKING;
+	if (vm->pidfd >= 0) {
+		syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0);
+		host_remove_source(h, &vm->on_exit);
+	}
+	if (vm->console_fd >= 0)
+		host_remove_source(h, &vm->on_console);
+	shutdown(vm->link_fd, SHUT_WR);
+	if (poll(&p, 1, KEEPER_PATIENCE_MS) != 1)
+		return -ETIME;
+	host_adopt_link_ended(vm);
+	return rc;
+}
+
+/* 1: it is ours; 0: it was never finished, and is about to end. -errno: it couldn't be adopted; -ETIME: and lives. */
 static int adopt_vm(struct host *h, struct kept_record *r)
 {
 	const struct kept_vm *k = (const void *)r->bytes;
@@ -277,11 +300,15 @@ static int adopt_vm(struct host *h, struct kept_record *r)
 		rc = host_add_source(h, &vm->on_link, EPOLLIN);
 	if (!rc && k->born)
 		rc = host_vm_supervise(vm);
-	if (rc || !k->born) /* its link's end tells when there is no process */
+	if (rc)
+		return give_up(vm, rc);
+	if (!k->born) { /* its link's end tells when there is no process */
 		shutdown(vm->link_fd, SHUT_WR);
-	else if (h->events.adopted)
+		return 0;
+	}
+	if (h->events.adopted)
 		h->events.adopted(h->events.ctx, vm);
-	return rc;
+	return 1;
 }
 
 /* A half-made one has no process any more, if it ever had: give back what it had. */
@@ -314,9 +341,9 @@ void host_adopt_link_ended(struct host_vm *vm)
 
 void host_adopt_answer(struct host_vm *vm, const struct link_answer *a)
 {
-	/* It was frozen after all, for a template that nobody keeps. */
-	if (!vm->is_template && a->template_id && a->id)
-		vm->id = vmid(a->id);
+	/* It was frozen after all, for a template that nobody keeps. What is true of that says the table. */
+	if (!vm->is_template && a->template_id)
+		host_adopt_find(vm);
 }
 
 /* ---- what is in the table and nobody's ------------------------------------------------------ */
@@ -388,9 +415,9 @@ unsigned host_adopt(struct host *h)
 	for (unsigned i = 0; i < k->records; i++) {
 		struct kept_record *r = &k->record[i];
 		int rc = r->head.kind == KEEPER_VM ? adopt_vm(h, r) : 0;
-		n += r->head.kind == KEEPER_VM && !rc;
+		n += rc == 1;
 		may_reap = may_reap && rc != -ETIME;
-		if (rc && h->events.said) {
+		if (rc < 0 && h->events.said) {
 			char words[ERROR_MAX];
 			errorf(words, rc, "a VM of the host that died can't be adopted: %s",
 			       strerror(-rc));

@@ -178,7 +178,8 @@ static int ask(struct clone_job *job, char *error)
 		struct link_request request = {.op = LINK_CLONE,
 					       .id = clone->id.v,
 					       .number = clone->number,
-					       .predict = job->request.predict};
+					       .predict = job->request.predict,
+					       .key = clone->key};
 		snprintf(request.name, sizeof request.name, "%s", config.machine.name);
 		int fds[LINK_FDS_MAX];
 		memcpy(fds, ends, sizeof ends);
@@ -256,6 +257,7 @@ static int ask_to_freeze(struct clone_job *job, char *error)
 	t->phase = HOST_VM_FORKING;
 	t->job = job;
 	host_domain_follow(t, vm->domain);
+	request.key = t->key;
 	snprintf(request.name, sizeof request.name, "%s", config.machine.name);
 	rc = host_vm_share_pmem(t, vm, error);
 	if (!rc)

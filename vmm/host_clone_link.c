@@ -35,6 +35,14 @@ static int supervise(struct host_vm *vm, struct host_vm *of)
 	return rc || !e->cloned ? rc : e->cloned(e->ctx, vm, of);
 }
 
+/* Is that the id by which the VM goes on, now that the one before is its template's? */
+static bool goes_on_as(const struct host_vm *vm, const struct link_answer *a)
+{
+	struct ipt_vm_info info;
+	return ipt_vm_info(vm->host->table, vmid(a->id), &info) == 0 &&
+	       info.parent.v == a->template_id && !strcmp(info.name, vm->config.machine.name);
+}
+
 /* Returns whether the pidfd is taken. */
 static bool frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 {
@@ -42,7 +50,9 @@ static bool frozen(struct host_vm *vm, const struct link_answer *a, int pidfd)
 	struct host_vm *t = job->template;
 	struct host *h = job->host;
 	bool unwatched = !a->status && pidfd < 0;
-	bool lies = (a->template_id && a->template_id != vm->id.v) ||
+	/* Of one that was adopted amid a freeze, the table may have told before. */
+	bool was_it = a->template_id == vm->id.v || (vm->adopted && a->id == vm->id.v);
+	bool lies = a->key != t->key || (a->template_id && !(was_it && goes_on_as(vm, a))) ||
 		    (!a->status && !unwatched && proc_kin(pidfd, a->pid, vm->pid) == PROC_STRANGER);
 	vm->job = NULL;
 	job->source = t; /* from now on it doesn't matter what becomes of vm */
@@ -93,7 +103,8 @@ static bool cloned(struct host_vm *t, const struct link_answer *a, int pidfd)
 	struct clone_job *job = t->job;
 	struct host_vm *clone = job->clones[job->answered];
 	enum proc_kin kin = !a->status && pidfd >= 0 ? proc_kin(pidfd, a->pid, t->pid) : PROC_GONE;
-	if (a->id != clone->id.v || (!a->status && pidfd < 0) || kin == PROC_STRANGER) {
+	if (a->key != clone->key || a->id != clone->id.v || (!a->status && pidfd < 0) ||
+	    kin == PROC_STRANGER) {
 		/* That process can't be watched. It ends with its link, as those do that were asked for. */
 		host_clone_fail(job, "%s: %s", clone->config.machine.name,
 				!a->status && pidfd < 0 ? "the host has too many files open"
@@ -158,6 +169,16 @@ static void never_came(struct host_vm *vm)
 	}
 }
 
+/* The key of the next answer on its link. */
+static uint64_t awaited(const struct host_vm *vm)
+{
+	const struct clone_job *job = vm->job;
+	const struct host_vm *what = !vm->is_template            ? job->template
+				     : job->answered < job->made ? job->clones[job->answered]
+								 : NULL;
+	return what ? what->key : 0;
+}
+
 void host_clone_link(struct host_vm *vm)
 {
 	struct link_answer a;
@@ -175,7 +196,9 @@ void host_clone_link(struct host_vm *vm)
 		return;
 	}
 	a.words[sizeof a.words - 1] = 0;
-	bool takes = n > 0 && vm->job;
+	/* Of what another host asked for, the one that died, the answers may come yet. */
+	bool late = n > 0 && vm->adopted && vm->job && a.key != awaited(vm);
+	bool takes = n > 0 && vm->job && !late;
 	if (takes && vm->is_template && vm->job->answered < vm->job->made) {
 		if (cloned(vm, &a, fds[0]))
 			fds[0] = -1;

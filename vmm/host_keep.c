@@ -309,7 +309,13 @@ static void on_link(struct host_source *s, uint32_t events)
 	int rc = ++k->failed < FAILS_IN ? start(k, error) : -ESRCH;
 	if (!rc) {
 		host_keep_all(h);
-		rc = host_keep_watch(h);
+		rc = host_keep_watch(h, error);
+		if (rc) { /* one whose end we don't hear of would be none */
+			k->on_link.fd = -1;
+			syscall(SYS_pidfd_send_signal, k->pidfd, SIGKILL, NULL, 0);
+			wait_for_end(k);
+			let_go(k);
+		}
 	}
 	snprintf(words, sizeof words, "the keeper ended%s%s%s",
 		 rc ? "; the guests end with this host from now on" : ", and there is another",
@@ -350,13 +356,14 @@ int host_keep_start(struct host *h, char *error)
 	return start(k, error);
 }
 
-int host_keep_watch(struct host *h)
+int host_keep_watch(struct host *h, char *error)
 {
 	struct host_keeper *k = h->keeper;
 	if (!k)
 		return 0;
 	k->on_link.fd = k->link;
-	return host_add_source(h, &k->on_link, EPOLLIN | EPOLLRDHUP);
+	int rc = host_add_source(h, &k->on_link, EPOLLIN | EPOLLRDHUP);
+	return rc ? errorf(error, rc, "the host can't listen to its keeper: %s", strerror(-rc)) : 0;
 }
 
 void host_keep_all(struct host *h)
@@ -409,7 +416,7 @@ static int note(struct host_keeper *k, const int fds[LINK_FDS_MAX])
 	return 0;
 }
 
-/* 0; -ENOENT: it ended before it gave anything. */
+/* 0; -ENOENT: it ended before it gave everything. */
 static int take(struct host_keeper *k)
 {
 	int fds[LINK_FDS_MAX], rc;
@@ -425,7 +432,7 @@ static int take(struct host_keeper *k)
 			if (rc)
 				link_close(fds);
 		} else if (rc == 0) {
-			rc = k->records ? -ECONNRESET : -ENOENT;
+			rc = -ENOENT; /* and what it had is lost with it */
 		}
 	}
 	return rc == -EPIPE || rc == -ECONNRESET ? -ENOENT : rc;

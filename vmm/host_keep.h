@@ -102,8 +102,8 @@ struct host_keeper {
 int host_keep_find(struct host *h, char *error);
 /* Start one. -errno with words. */
 int host_keep_start(struct host *h, char *error);
-/* Go on hearing of its end; on the host's loop. */
-int host_keep_watch(struct host *h);
+/* Go on hearing of its end; on the host's loop. -errno with words. */
+int host_keep_watch(struct host *h, char *error);
 /* A VM's record is done with. */
 void host_keep_drop_key(struct host *h, uint64_t key);
 /* Put the host's record; all of them, domains before the VMs in them. */

@@ -29,6 +29,7 @@ struct link_request {
 	uint32_t number;  /* CLONE: which clone of the host it is, from 1 */
 	uint32_t predict; /* CLONE: may it be given the pages that its siblings broke at once? */
 	char name[IPT_NAME_LEN]; /* FREEZE: the template's; CLONE: the clone's */
+	uint64_t key;            /* comes back with the answer, which may be to a host that died */
 };
 
 /* A template's or VM's answer; fds: a pidfd of the process that was made. */
@@ -38,6 +39,7 @@ struct link_answer {
 	uint32_t
 		template_id; /* FREEZE: the VM's old id, the template's now; 0: nothing was frozen */
 	uint32_t id;         /* FREEZE: the VM's new one; CLONE: the request's */
+	uint64_t key;        /* the request's */
 	char words[200];
 };
 

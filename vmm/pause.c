@@ -77,7 +77,7 @@ static void answer_freeze(struct vm *vm, const struct link_answer *answer, int p
 
 static void refuse_freeze(struct vm *vm, int rc, const char *words)
 {
-	struct link_answer a = {.status = rc};
+	struct link_answer a = {.status = rc, .key = vm->pause.request.key};
 	snprintf(a.words, sizeof a.words, "%s: %s", vm->config.machine.name, words);
 	answer_freeze(vm, &a, -1);
 }
@@ -120,7 +120,7 @@ static void on_timer(struct loop_op *op, int res, uint32_t flags)
 static void freeze(struct vm *vm)
 {
 	struct vm_pause *p = &vm->pause;
-	struct link_answer a = {.status = 0};
+	struct link_answer a = {.status = 0, .key = p->request.key};
 	int pidfd = -1;
 	inject_hurry(vm);
 	template_make(vm, &p->request, p->template_link, &a, &pidfd);
@@ -191,7 +191,7 @@ void pause_for_freeze(struct vm *vm, const struct link_request *request, int tem
 {
 	struct vm_pause *p = &vm->pause;
 	if (p->freeze) {
-		struct link_answer a = {.status = -EBUSY};
+		struct link_answer a = {.status = -EBUSY, .key = request->key};
 		snprintf(a.words, sizeof a.words, "%s is being frozen already",
 			 vm->config.machine.name);
 		link_send_surely(vm->links.link_fd, &a, sizeof a, NULL, 0);

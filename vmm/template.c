@@ -152,7 +152,7 @@ static void make_clone(struct vm *vm, const struct link_request *request,
 		b->known = noted;
 	}
 	b->request = *request;
-	struct link_answer a = {.id = request->id};
+	struct link_answer a = {.id = request->id, .key = request->key};
 	int pidfd = -1;
 	if (fds[LINK_FDS - 1] < 0) { /* the kernel found no room for them */
 		errno = EMFILE;
