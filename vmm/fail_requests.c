@@ -131,7 +131,8 @@ static json_t *request_of(const struct cli *c, char *error)
 			break;
 		}
 		*equals = 0;
-		json_object_set_new(set, c->operand[i], json_string(equals + 1));
+		if (json_object_set_new(set, c->operand[i], json_string(equals + 1)))
+			errorf(error, 0, "fail: '%.80s': no UTF-8 text", c->operand[i]);
 	}
 	if (c->operands)
 		json_object_set(request, "set", set);

@@ -262,6 +262,19 @@ void host_inject_forget(struct host *h, void *ctx)
 			h->vm[i]->injecting->told = NULL;
 }
 
+/* Is a fault on its way to it? One that a host asked for which died may be, too; the VM is told of that once more, in case
+ * nobody did. */
+static bool is_busy(struct host_vm *vm)
+{
+	const struct inject_box *b = &vm->mailbox->inject;
+	if (vm->injecting)
+		return true;
+	if (b->asked == b->answered)
+		return false;
+	host_order(vm, ORDER_INJECT);
+	return true;
+}
+
 int host_inject(struct host *h, struct host_vm *vm, const struct inject *f, host_injected_fn *told,
 		void *ctx)
 {
@@ -274,8 +287,8 @@ int host_inject(struct host *h, struct host_vm *vm, const struct inject *f, host
 		/* What has to wait must find nothing changed by us. */
 		struct ipt_owner o;
 		if (!done && ipt_owner(h->table, at, &o) == 0 && o.vm.v) {
-			const struct host_vm *of = host_vm_by_id(h, o.vm);
-			if (of && of->injecting)
+			struct host_vm *of = host_vm_by_id(h, o.vm);
+			if (of && is_busy(of))
 				return -EBUSY;
 		}
 		if (done || damage(h, at, &r, &vm, &g)) {
@@ -285,5 +298,5 @@ int host_inject(struct host *h, struct host_vm *vm, const struct inject *f, host
 		now.gpa = gfn_gpa(g).v;
 		now.frame = at.v;
 	}
-	return vm->injecting ? -EBUSY : order(vm, &now, &r, told, ctx);
+	return is_busy(vm) ? -EBUSY : order(vm, &now, &r, told, ctx);
 }

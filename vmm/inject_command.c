@@ -23,9 +23,10 @@ static int add_word(json_t *o, const char *word, char *error)
 	for (char *c = key; *c; c++)
 		*c = *c == '-' ? '_' : *c;
 	const char *value = equals + 1;
+	errno = 0;
 	long long whole = strtoll(value, &end, 0);
 	json_t *v;
-	if (*value && !*end)
+	if (*value && !*end && !errno)
 		v = json_integer(whole);
 	else if (size_parse(value, &n) && n <= INT64_MAX)
 		v = json_integer((json_int_t)n);

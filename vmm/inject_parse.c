@@ -113,7 +113,7 @@ static int parse_notice(const json_t *o, struct inject *f, char *error)
 static int parse_ops(const char *value, struct inject *f, char *error)
 {
 	static const char *const names[] = {"read", "write", "flush"};
-	while (*value) {
+	while (value && *value) {
 		size_t n = strcspn(value, ",");
 		unsigned i = 0;
 		while (i < 3 && (strlen(names[i]) != n || strncmp(value, names[i], n)))
@@ -125,7 +125,9 @@ static int parse_ops(const char *value, struct inject *f, char *error)
 		f->ops |= 1u << i;
 		value += n + (value[n] == ',');
 	}
-	return 0;
+	return f->ops ? 0
+		      : errorf(error, -EINVAL,
+			       "on: some of read, write and flush, with commas between");
 }
 
 static int parse_status(const json_t *o, struct inject *f, char *error)
@@ -175,7 +177,7 @@ static int parse_disk(const json_t *o, struct inject *f, char *error)
 		rc = inject_number(o, "latency_ms", 1, VIRTIO_FAULT_MS, -1, &n, error);
 	*(torn ? &f->sectors : &f->ms) = torn || late ? (uint32_t)n : 0;
 	if (!rc && json_object_get(o, "on"))
-		rc = parse_ops(text(o, "on"), f, error);
+		rc = parse_ops(json_string_value(json_object_get(o, "on")), f, error);
 	if (!rc && !f->ops)
 		f->ops = torn ? 1u << VIRTIO_DISK_WRITE
 			      : 1u << VIRTIO_DISK_READ | 1u << VIRTIO_DISK_WRITE;

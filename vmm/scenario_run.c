@@ -21,7 +21,8 @@ struct done {
 	bool asked, answered;
 	unsigned busy;
 	json_int_t actual_ms;
-	vmid_t vm;
+	uint64_t
+		forked_ns; /* the VM's, which tells it from others that had its name; its id changes when it is frozen */
 	struct inject_result result;
 	uint64_t seen, hits;
 };
@@ -67,11 +68,14 @@ static void refresh(struct scenario_run *r, const struct host_vm *gone)
 {
 	for (uint32_t i = 0; i < r->next; i++) {
 		struct done *d = &r->did[i];
+		const char *name = r->scenario->step[r->scenario->event[i].step].vm;
 		const struct host_vm *vm = !d->result.id ? NULL
-					   : gone && gone->id.v == d->vm.v
+					   : gone && !strcmp(gone->config.machine.name, name)
 						   ? gone
-						   : host_vm_by_id(r->fleet->host, d->vm);
-		for (unsigned k = 0; vm && k < INJECT_SLOTS; k++) {
+						   : host_vm_by_name(r->fleet->host, name);
+		if (!vm || vm->forked_ns != d->forked_ns)
+			continue;
+		for (unsigned k = 0; k < INJECT_SLOTS; k++) {
 			const struct inject_slot *s = &vm->mailbox->inject.slot[k];
 			if (s->id == d->result.id) {
 				d->seen = s->seen;
@@ -206,7 +210,7 @@ static bool fire(struct scenario_run *r, uint32_t i)
 				 rc == -EBUSY ? "the guest's process doesn't answer"
 					      : strerror(-rc));
 		d->answered = d->answered || rc;
-		d->vm = vm->id;
+		d->forked_ns = vm->forked_ns;
 	} else {
 		*d = (struct done){.run = r, .answered = true};
 		snprintf(d->result.words, sizeof d->result.words, "the guest isn't there any more");
