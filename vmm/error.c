@@ -12,3 +12,11 @@ int errorf(char *error, int code, const char *format, ...)
 	}
 	return code;
 }
+
+void error_plain(char *words, size_t size)
+{
+	words[size - 1] = 0;
+	for (; *words; words++)
+		if ((unsigned char)*words < ' ' || *words == 0x7f)
+			*words = '?';
+}

@@ -195,7 +195,7 @@ void host_clone_link(struct host_vm *vm)
 		host_remove_source(vm->host, &vm->on_link); /* the pidfd tells of the end */
 		return;
 	}
-	a.words[sizeof a.words - 1] = 0;
+	error_plain(a.words, sizeof a.words);
 	/* Of what another host asked for, the one that died, the answers may come yet. */
 	bool late = n > 0 && vm->adopted && vm->job && a.key != awaited(vm);
 	bool takes = n > 0 && vm->job && !late;

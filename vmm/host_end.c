@@ -100,7 +100,7 @@ static void note_end(struct host_vm *vm)
 				 "its process ended without a word, status %d",
 				 WEXITSTATUS(vm->wait_status));
 	}
-	mb->words[MAILBOX_WORDS - 1] = 0;
+	error_plain(mb->words, sizeof mb->words);
 	char error[ERROR_MAX];
 	if (host_vm_finish_pmem(vm, error)) {
 		/* Bytes that a guest believes to be in a file: no clean end, whatever else it was. */

@@ -247,6 +247,7 @@ void host_inject_news(struct host_vm *vm)
 		w->result.loss = b->loss;
 		snprintf(w->result.words, sizeof w->result.words, "%.*s", INJECT_WORDS - 1,
 			 b->words);
+		error_plain(w->result.words, sizeof w->result.words);
 	} else {
 		conclude(&w->result, INJECT_REFUSED, "the VM ended before");
 	}

@@ -1,5 +1,6 @@
 /* The small parts of vmm/: sizes and numbers from the command line, quantiles, the terminal's escapes, the
  * ring of console bytes, what top shows. */
+#include "vmm/error.h"
 #include "vmm/histogram.h"
 #include "vmm/options.h"
 #include "vmm/ring.h"
@@ -9,6 +10,18 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
+
+Test(vmm_error, words_of_others_stay_on_their_line)
+{
+	char words[16];
+	memcpy(words, "a\nb\033[2J\177 \303\244", 12);
+	words[12] = 0;
+	error_plain(words, sizeof words);
+	cr_assert_str_eq(words, "a?b?[2J? \303\244");
+	memset(words, 'x', sizeof words);
+	error_plain(words, sizeof words);
+	cr_assert_eq(strlen(words), sizeof words - 1);
+}
 
 Test(vmm_size, what_people_write)
 {
