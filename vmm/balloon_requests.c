@@ -1,4 +1,5 @@
 #include "vmm/balloon.h"
+#include "vmm/answer.h"
 #include "vmm/cli.h"
 #include "vmm/clock.h"
 #include "vmm/commands.h"
@@ -189,16 +190,11 @@ void balloon_stats(struct host_vm *vm, json_t *o)
 
 /* ---- the command --------------------------------------------------------------------------- */
 
-static long long integer(const json_t *o, const char *key)
-{
-	return json_integer_value(json_object_get(o, key));
-}
-
 static void say(const json_t *a)
 {
-	const char *name = json_string_value(json_object_get(a, "vm"));
-	double has = (double)integer(a, "actual_bytes") / (double)MiB;
-	double shall = (double)integer(a, "target_bytes") / (double)MiB;
+	const char *name = answer_text(a, "vm");
+	double has = answer_mib(a, "actual_bytes");
+	double shall = answer_mib(a, "target_bytes");
 	if (json_is_true(json_object_get(a, "reached")))
 		printf("%s has %.1f MiB\n", name, has);
 	else if (json_is_true(json_object_get(a, "driver")))

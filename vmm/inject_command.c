@@ -1,4 +1,5 @@
 /* `invisor inject`. */
+#include "vmm/answer.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/error.h"
@@ -53,8 +54,7 @@ static void say_list(const json_t *a)
 		free(all);
 	}
 	printf("%lld machine checks; %lld frames of the pool are damaged\n",
-	       (long long)json_integer_value(json_object_get(a, "machine_checks")),
-	       (long long)json_integer_value(json_object_get(a, "bad_frames")));
+	       answer_integer(a, "machine_checks"), answer_integer(a, "bad_frames"));
 }
 
 static void say(const json_t *a)
@@ -62,15 +62,15 @@ static void say(const json_t *a)
 	size_t i;
 	json_t *name;
 	const char *words = json_string_value(json_object_get(a, "words"));
-	const json_t *id = json_object_get(a, "id"), *seen = json_object_get(a, "seen_by");
+	const json_t *seen = json_object_get(a, "seen_by");
 	if (json_object_get(a, "faults")) {
 		say_list(a);
 		return;
 	}
-	printf("%s%s%s", json_string_value(json_object_get(a, "outcome")),
-	       words && *words ? ": " : "", words ? words : "");
-	if (id)
-		printf(" (number %lld)", (long long)json_integer_value(id));
+	printf("%s%s%s", answer_text(a, "outcome"), words && *words ? ": " : "",
+	       words ? words : "");
+	if (json_object_get(a, "id"))
+		printf(" (number %lld)", answer_integer(a, "id"));
 	if (json_array_size(seen)) {
 		printf("; seen by");
 		json_array_foreach(seen, i, name) printf(" %s", json_string_value(name));

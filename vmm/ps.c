@@ -1,22 +1,12 @@
 /* `invisor ps`: a running host's VMs, one a line. */
 #include "ipt/addr.h"
+#include "vmm/answer.h"
 #include "vmm/ask.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/error.h"
 #include "vmm/run.h"
 #include <stdio.h>
-
-static const char *text(const json_t *vm, const char *key)
-{
-	const char *s = json_string_value(json_object_get(vm, key));
-	return s ? s : "-";
-}
-
-static long long number(const json_t *vm, const char *key)
-{
-	return json_integer_value(json_object_get(vm, key));
-}
 
 static double frames_mib(long long frames)
 {
@@ -31,12 +21,14 @@ static void say_vms(const json_t *vms)
 	       "PROMISED MiB", "MAPPED MiB", "OWN MiB", "OUT MiB", "PID");
 	json_array_foreach(vms, i, vm)
 	{
-		long long own = number(vm, "frames_private");
-		long long shared = number(vm, "frames_inherited") + number(vm, "aliases");
+		long long own = answer_integer(vm, "frames_private");
+		long long shared =
+			answer_integer(vm, "frames_inherited") + answer_integer(vm, "aliases");
 		printf("%-20s %-9s %-20s %4lld %12.1f %12.1f %12.1f %12.1f %8lld\n",
-		       text(vm, "name"), text(vm, "state"), text(vm, "parent"), number(vm, "cpus"),
-		       (double)number(vm, "memory_bytes") / (double)MiB, frames_mib(own + shared),
-		       frames_mib(own), frames_mib(number(vm, "frames_out")), number(vm, "pid"));
+		       answer_text(vm, "name"), answer_text(vm, "state"), answer_text(vm, "parent"),
+		       answer_integer(vm, "cpus"), answer_mib(vm, "memory_bytes"),
+		       frames_mib(own + shared), frames_mib(own),
+		       frames_mib(answer_integer(vm, "frames_out")), answer_integer(vm, "pid"));
 	}
 }
 

@@ -1,5 +1,6 @@
 /* `invisor owner`, `invisor translate`, `invisor audit` and `invisor stats`: questions to a running host. */
 #include "ipt/addr.h"
+#include "vmm/answer.h"
 #include "vmm/ask.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
@@ -12,58 +13,43 @@
 
 enum { JSON, PROMETHEUS }; /* flags */
 
-static long long integer(const json_t *o, const char *key)
-{
-	return json_integer_value(json_object_get(o, key));
-}
-
-static double mib(const json_t *o, const char *key)
-{
-	return (double)integer(o, key) / (double)MiB;
-}
-
-static const char *string(const json_t *o, const char *key)
-{
-	const char *s = json_string_value(json_object_get(o, key));
-	return s ? s : "?";
-}
-
 static void say_owner(const json_t *a)
 {
-	printf("frame %lld: %s", integer(a, "frame"), string(a, "state"));
+	printf("frame %lld: %s", answer_integer(a, "frame"), answer_text(a, "state"));
 	if (json_object_get(a, "vm"))
-		printf(", VM %s (id %lld)", string(a, "vm"), integer(a, "vm_id"));
+		printf(", VM %s (id %lld)", answer_text(a, "vm"), answer_integer(a, "vm_id"));
 	if (json_object_get(a, "gpa"))
-		printf(", gpa 0x%llx", integer(a, "gpa"));
-	if (integer(a, "pins"))
-		printf(", %lld pins", integer(a, "pins"));
+		printf(", gpa 0x%llx", answer_integer(a, "gpa"));
+	if (answer_integer(a, "pins"))
+		printf(", %lld pins", answer_integer(a, "pins"));
 	putchar('\n');
 	size_t i;
 	json_t *viewer;
 	json_array_foreach(json_object_get(a, "viewers"), i,
-			   viewer) if (strcmp(string(viewer, "how"), "own"))
-		printf("  seen by %s at gpa 0x%llx (%s)\n", string(viewer, "vm"),
-		       integer(viewer, "gpa"), string(viewer, "how"));
+			   viewer) if (strcmp(answer_text(viewer, "how"), "own"))
+		printf("  seen by %s at gpa 0x%llx (%s)\n", answer_text(viewer, "vm"),
+		       answer_integer(viewer, "gpa"), answer_text(viewer, "how"));
 }
 
 static void say_translate(const json_t *a)
 {
-	printf("%s gpa 0x%llx: %s", string(a, "vm"), integer(a, "gpa"), string(a, "state"));
+	printf("%s gpa 0x%llx: %s", answer_text(a, "vm"), answer_integer(a, "gpa"),
+	       answer_text(a, "state"));
 	if (json_object_get(a, "where")) {
 		if (json_object_get(a, "from"))
-			printf(", %s's", string(a, "from"));
-		printf(", %s", string(a, "where"));
+			printf(", %s's", answer_text(a, "from"));
+		printf(", %s", answer_text(a, "where"));
 		if (json_object_get(a, "granule"))
-			printf(" into %lld bytes at granule %lld", integer(a, "bytes"),
-			       integer(a, "granule"));
+			printf(" into %lld bytes at granule %lld", answer_integer(a, "bytes"),
+			       answer_integer(a, "granule"));
 		if (json_object_get(a, "block"))
-			printf(", block %lld", integer(a, "block"));
+			printf(", block %lld", answer_integer(a, "block"));
 	} else if (json_object_get(a, "from")) {
-		printf(" with %s", string(a, "from"));
+		printf(" with %s", answer_text(a, "from"));
 	}
 	if (json_object_get(a, "frame"))
-		printf(", frame %lld, pool offset 0x%llx", integer(a, "frame"),
-		       integer(a, "pool_offset"));
+		printf(", frame %lld, pool offset 0x%llx", answer_integer(a, "frame"),
+		       answer_integer(a, "pool_offset"));
 	putchar('\n');
 }
 
@@ -118,10 +104,10 @@ static void say_audit(const json_t *a)
 {
 	size_t i;
 	json_t *line;
-	if (!integer(a, "violations"))
+	if (!answer_integer(a, "violations"))
 		puts("clean");
 	else
-		printf("%lld violations\n", integer(a, "violations"));
+		printf("%lld violations\n", answer_integer(a, "violations"));
 	json_array_foreach(json_object_get(a, "lines"), i, line)
 		printf("  %s\n", json_string_value(line));
 }
@@ -147,12 +133,14 @@ static void say_vm(const json_t *vm)
 	printf("%-12s %-8s %6.0f MiB promised, %6.1f MiB mapped in %lld extents; %lld faults, p50 "
 	       "%.0f us, "
 	       "p99 %.0f us; %lld KiB of its own, %lld KiB page tables\n",
-	       string(vm, "name"), string(vm, "state"), mib(vm, "memory_bytes"),
-	       (double)integer(vm, "frames_private") * PAGE_SIZE / (double)MiB,
-	       integer(vm, "extents"),
-	       integer(faults, "guest_read") + integer(faults, "guest_write"),
-	       (double)integer(service, "p50_ns") / 1e3, (double)integer(service, "p99_ns") / 1e3,
-	       integer(vm, "process_private_dirty_kib"), integer(vm, "page_table_kib"));
+	       answer_text(vm, "name"), answer_text(vm, "state"), answer_mib(vm, "memory_bytes"),
+	       (double)answer_integer(vm, "frames_private") * PAGE_SIZE / (double)MiB,
+	       answer_integer(vm, "extents"),
+	       answer_integer(faults, "guest_read") + answer_integer(faults, "guest_write"),
+	       (double)answer_integer(service, "p50_ns") / 1e3,
+	       (double)answer_integer(service, "p99_ns") / 1e3,
+	       answer_integer(vm, "process_private_dirty_kib"),
+	       answer_integer(vm, "page_table_kib"));
 }
 
 static void say_reclaim(const json_t *r)
@@ -162,12 +150,14 @@ static void say_reclaim(const json_t *r)
 	printf("reclaim      %lld pages out; %lld frames freed so far: %lld packed, %lld in the "
 	       "file, %lld zero; packed memory %.1f of %.1f MiB, swap %.1f of %.1f MiB; %.1f s of "
 	       "CPU in %lld rounds%s\n",
-	       integer(r, "pages_out"), integer(r, "frames_freed"), integer(r, "pages_packed"),
-	       integer(r, "pages_in_file"), integer(r, "pages_zero"),
-	       mib(r, "packed_memory_used_bytes"), mib(r, "packed_memory_total_bytes"),
-	       mib(r, "swap_used_bytes"), mib(r, "swap_total_bytes"),
-	       (double)(integer(r, "reclaimer_cpu_ns") + integer(r, "vms_cpu_ns")) / 1e9,
-	       integer(r, "rounds"),
+	       answer_integer(r, "pages_out"), answer_integer(r, "frames_freed"),
+	       answer_integer(r, "pages_packed"), answer_integer(r, "pages_in_file"),
+	       answer_integer(r, "pages_zero"), answer_mib(r, "packed_memory_used_bytes"),
+	       answer_mib(r, "packed_memory_total_bytes"), answer_mib(r, "swap_used_bytes"),
+	       answer_mib(r, "swap_total_bytes"),
+	       (double)(answer_integer(r, "reclaimer_cpu_ns") + answer_integer(r, "vms_cpu_ns")) /
+		       1e9,
+	       answer_integer(r, "rounds"),
 	       json_is_true(json_object_get(r, "running")) ? "" : "; the reclaimer failed");
 }
 
@@ -175,35 +165,38 @@ static void say_stats(const json_t *a)
 {
 	const json_t *pool = json_object_get(a, "pool"), *table = json_object_get(a, "table"), *vm;
 	size_t i;
-	long long mapped = integer(pool, "frames_private");
+	long long mapped = answer_integer(pool, "frames_private");
 	printf("pool         %lld frames: %lld private, %lld limbo, %lld free; %.1f of %.1f MiB "
 	       "have memory\n",
-	       integer(pool, "frames_total"), mapped, integer(pool, "frames_limbo"),
-	       integer(pool, "frames_free"), mib(pool, "populated_bytes"),
-	       mib(pool, "total_bytes"));
+	       answer_integer(pool, "frames_total"), mapped, answer_integer(pool, "frames_limbo"),
+	       answer_integer(pool, "frames_free"), answer_mib(pool, "populated_bytes"),
+	       answer_mib(pool, "total_bytes"));
 	printf("table        %s, %.1f KiB: array %.1f, beside it %.1f, %s %.1f, other %.1f; %.2f "
 	       "bytes a mapped "
 	       "frame\n",
-	       string(table, "kind"), mib(table, "total_bytes") * 1024,
-	       mib(table, "array_bytes") * 1024, mib(table, "side_bytes") * 1024,
-	       strcmp(string(table, "kind"), "ipt") ? "tables" : "index",
-	       mib(table, "forward_bytes") * 1024, mib(table, "other_bytes") * 1024,
-	       mapped ? (double)integer(table, "total_bytes") / (double)mapped : 0);
+	       answer_text(table, "kind"), answer_mib(table, "total_bytes") * 1024,
+	       answer_mib(table, "array_bytes") * 1024, answer_mib(table, "side_bytes") * 1024,
+	       strcmp(answer_text(table, "kind"), "ipt") ? "tables" : "index",
+	       answer_mib(table, "forward_bytes") * 1024, answer_mib(table, "other_bytes") * 1024,
+	       mapped ? (double)answer_integer(table, "total_bytes") / (double)mapped : 0);
 	json_t *file;
-	json_array_foreach(json_object_get(a, "files"), i, file) printf(
-		"file         %s: %.1f of %.1f MiB in the pool, for %lld guests\n",
-		string(file, "path"), (double)integer(file, "frames") * PAGE_SIZE / (double)MiB,
-		mib(file, "bytes"), integer(file, "guests"));
+	json_array_foreach(json_object_get(a, "files"), i, file)
+		printf("file         %s: %.1f of %.1f MiB in the pool, for %lld guests\n",
+		       answer_text(file, "path"),
+		       (double)answer_integer(file, "frames") * PAGE_SIZE / (double)MiB,
+		       answer_mib(file, "bytes"), answer_integer(file, "guests"));
 	const json_t *merge = json_object_get(a, "merge");
 	if (json_is_object(merge))
 		printf("merge        %lld shared frames seen at %lld places; given back %lld that "
 		       "held "
 		       "zeroes, %lld for equal ones; %.1f s of CPU in %lld passes%s\n",
-		       integer(merge, "shared_frames"), integer(merge, "aliases"),
-		       integer(merge, "zero_frames_given_back"), integer(merge, "merged_frames"),
-		       (double)(integer(merge, "merger_cpu_ns") + integer(merge, "vms_cpu_ns")) /
+		       answer_integer(merge, "shared_frames"), answer_integer(merge, "aliases"),
+		       answer_integer(merge, "zero_frames_given_back"),
+		       answer_integer(merge, "merged_frames"),
+		       (double)(answer_integer(merge, "merger_cpu_ns") +
+				answer_integer(merge, "vms_cpu_ns")) /
 			       1e9,
-		       integer(merge, "passes"),
+		       answer_integer(merge, "passes"),
 		       json_is_true(json_object_get(merge, "running")) ? ""
 								       : "; the merger failed");
 	say_reclaim(json_object_get(a, "reclaim"));
@@ -233,7 +226,7 @@ int command_stats(int argc, char **argv)
 
 static void say_renew(const json_t *a)
 {
-	printf("%s has a new generation id\n", string(a, "vm"));
+	printf("%s has a new generation id\n", answer_text(a, "vm"));
 }
 
 int command_renew(int argc, char **argv)

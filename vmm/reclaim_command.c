@@ -1,4 +1,5 @@
 /* `invisor reclaim` and `invisor limit`. */
+#include "vmm/answer.h"
 #include "vmm/ask.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
@@ -10,11 +11,6 @@
 
 enum { JSON };
 
-static double mib(const json_t *answer, const char *key)
-{
-	return (double)json_integer_value(json_object_get(answer, key)) / (double)MiB;
-}
-
 /* Ask and print; 1 if less came of it than was asked for. */
 static int reclaim(const struct cli *c, json_t *request)
 {
@@ -25,7 +21,7 @@ static int reclaim(const struct cli *c, json_t *request)
 	json_decref(request);
 	if (!answer)
 		return cli_fail(error);
-	double wanted = mib(answer, "bytes"), freed = mib(answer, "freed_bytes");
+	double wanted = answer_mib(answer, "bytes"), freed = answer_mib(answer, "freed_bytes");
 	if (c->value[JSON])
 		cli_json(answer);
 	else
@@ -77,7 +73,7 @@ static void say_limit(const json_t *a)
 	const char *vm = json_string_value(json_object_get(a, "vm"));
 	if (json_is_integer(json_object_get(a, "limit_bytes")))
 		printf("%s has at most %.1f MiB in memory from now on\n", vm,
-		       mib(a, "limit_bytes"));
+		       answer_mib(a, "limit_bytes"));
 	else
 		printf("%s has no limit any more\n", vm);
 }

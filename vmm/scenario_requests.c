@@ -1,5 +1,6 @@
 /* The request "scenario" (requests.h, docs/CONTROL.md), and `invisor scenario`, which makes it. */
 #include "vmm/scenario_requests.h"
+#include "vmm/answer.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/error.h"
@@ -93,21 +94,16 @@ void scenario_say(const json_t *report)
 	{
 		const json_t *what = json_object_get(e, "what");
 		const char *words = json_string_value(json_object_get(e, "words"));
-		printf("%8.0f ms  %-12s %-10s %s%s%s\n",
-		       json_number_value(json_object_get(e, "actual_ms")),
-		       json_string_value(json_object_get(e, "vm")),
-		       json_string_value(json_object_get(what, "fault")),
-		       json_string_value(json_object_get(e, "outcome")),
+		printf("%8.0f ms  %-12s %-10s %s%s%s\n", answer_number(e, "actual_ms"),
+		       answer_text(e, "vm"), answer_text(what, "fault"), answer_text(e, "outcome"),
 		       words && *words ? ": " : "", words ? words : "");
 	}
 	json_array_foreach(json_object_get(report, "guests"), i, g)
 	{
 		const char *words = json_string_value(json_object_get(g, "words"));
-		printf("%s: %s%s%s, %lld machine checks\n",
-		       json_string_value(json_object_get(g, "vm")),
-		       json_string_value(json_object_get(g, "state")), words ? ": " : "",
-		       words ? words : "",
-		       (long long)json_integer_value(json_object_get(g, "machine_checks")));
+		printf("%s: %s%s%s, %lld machine checks\n", answer_text(g, "vm"),
+		       answer_text(g, "state"), words ? ": " : "", words ? words : "",
+		       answer_integer(g, "machine_checks"));
 	}
 }
 

@@ -1,5 +1,6 @@
 #include "vmm/top.h"
 #include "ipt/addr.h"
+#include "vmm/answer.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,15 +21,9 @@ static const struct column {
 
 /* ---- taking answers in --------------------------------------------------------------------- */
 
-static double number(const json_t *o, const char *key)
-{
-	return json_number_value(json_object_get(o, key));
-}
-
 static void copy(char *out, size_t size, const json_t *o, const char *key)
 {
-	const char *s = json_string_value(json_object_get(o, key));
-	snprintf(out, size, "%s", s ? s : "-");
+	snprintf(out, size, "%s", answer_text(o, key));
 }
 
 static void take_vm(struct top_vm *v, const json_t *o)
@@ -38,18 +33,20 @@ static void take_vm(struct top_vm *v, const json_t *o)
 	copy(v->name, sizeof v->name, o, "name");
 	copy(v->state, sizeof v->state, o, "state");
 	copy(v->parent, sizeof v->parent, o, "parent");
-	v->id = (uint64_t)number(o, "id");
-	v->faults = (uint64_t)(number(faults, "guest_read") + number(faults, "guest_write"));
-	value[TOP_CPUS] = number(o, "cpus");
-	value[TOP_PROMISED] = number(o, "memory_bytes") / (double)MiB;
-	value[TOP_OWN] = number(o, "frames_private") * mib;
-	value[TOP_SHARED] = (number(o, "frames_inherited") + number(o, "aliases")) * mib;
+	v->id = (uint64_t)answer_number(o, "id");
+	v->faults = (uint64_t)(answer_number(faults, "guest_read") +
+			       answer_number(faults, "guest_write"));
+	value[TOP_CPUS] = answer_number(o, "cpus");
+	value[TOP_PROMISED] = answer_mib(o, "memory_bytes");
+	value[TOP_OWN] = answer_number(o, "frames_private") * mib;
+	value[TOP_SHARED] =
+		(answer_number(o, "frames_inherited") + answer_number(o, "aliases")) * mib;
 	value[TOP_MAPPED] = value[TOP_OWN] + value[TOP_SHARED];
-	value[TOP_OUT] = number(o, "frames_out") * mib;
-	value[TOP_STALL] = number(json_object_get(o, "reclaim"), "stall_avg10") * 100;
-	value[TOP_STARVED] = number(o, "starved");
-	value[TOP_P99] = number(json_object_get(o, "fault_service"), "p99_ns") / 1e3;
-	value[TOP_PID] = number(o, "pid");
+	value[TOP_OUT] = answer_number(o, "frames_out") * mib;
+	value[TOP_STALL] = answer_number(json_object_get(o, "reclaim"), "stall_avg10") * 100;
+	value[TOP_STARVED] = answer_number(o, "starved");
+	value[TOP_P99] = answer_number(json_object_get(o, "fault_service"), "p99_ns") / 1e3;
+	value[TOP_PID] = answer_number(o, "pid");
 }
 
 static void rate(struct top_vm *v, const struct top *before, double seconds)
@@ -64,7 +61,7 @@ static void rate(struct top_vm *v, const struct top *before, double seconds)
 /* All that the pool's frames are, whatever states there be. */
 static void say_frames(char *line, const json_t *pool)
 {
-	double total = number(pool, "frames_total");
+	double total = answer_number(pool, "frames_total");
 	int n = snprintf(line, TOP_LINE, "frames %.0f", total);
 	const char *key;
 	json_t *v;
@@ -93,11 +90,10 @@ static void say_reclaim(const struct top *t, char *line, const json_t *stats)
 	snprintf(line, TOP_LINE,
 		 "reclaim free %.1f MiB (low %.1f), out %.1f; packed %.1f of %.1f, swap %.1f of "
 		 "%.1f; stall %.1f%%%s",
-		 number(pool, "frames_free") * mib, number(r, "low_frames") * mib,
-		 number(r, "pages_out") * mib, number(r, "packed_memory_used_bytes") / (double)MiB,
-		 number(r, "packed_memory_total_bytes") / (double)MiB,
-		 number(r, "swap_used_bytes") / (double)MiB,
-		 number(r, "swap_total_bytes") / (double)MiB, worst,
+		 answer_number(pool, "frames_free") * mib, answer_number(r, "low_frames") * mib,
+		 answer_number(r, "pages_out") * mib, answer_mib(r, "packed_memory_used_bytes"),
+		 answer_mib(r, "packed_memory_total_bytes"), answer_mib(r, "swap_used_bytes"),
+		 answer_mib(r, "swap_total_bytes"), worst,
 		 !json_is_true(json_object_get(r, "running"))       ? "; the reclaimer failed"
 		 : json_is_true(json_object_get(r, "nothing_left")) ? "; no more can go out"
 								    : "");
@@ -107,9 +103,10 @@ static void say_headers(struct top *t, const json_t *status, const json_t *stats
 {
 	const json_t *pool = json_object_get(stats, "pool"),
 		     *table = json_object_get(stats, "table");
-	double used = number(pool, "frames_total") - number(pool, "frames_free"), faults = 0;
+	double used = answer_number(pool, "frames_total") - answer_number(pool, "frames_free"),
+	       faults = 0;
 	char state[16], kind[16];
-	unsigned up = (unsigned)number(status, "uptime_seconds");
+	unsigned up = (unsigned)answer_number(status, "uptime_seconds");
 	copy(state, sizeof state, status, "state");
 	copy(kind, sizeof kind, table, "kind");
 	for (unsigned i = 0; i < t->vms; i++)
@@ -118,14 +115,14 @@ static void say_headers(struct top *t, const json_t *status, const json_t *stats
 		t->header[0], TOP_LINE,
 		"host %.0f: %s, up %u:%02u:%02u, %u of %.0f VMs; pool %.1f MiB, of which %.1f have "
 		"memory",
-		number(status, "pid"), state, up / 3600, up / 60 % 60, up % 60, t->vms,
-		number(status, "max_vms"), number(pool, "total_bytes") / (double)MiB,
-		number(pool, "populated_bytes") / (double)MiB);
+		answer_number(status, "pid"), state, up / 3600, up / 60 % 60, up % 60, t->vms,
+		answer_number(status, "max_vms"), answer_mib(pool, "total_bytes"),
+		answer_mib(pool, "populated_bytes"));
 	say_frames(t->header[1], pool);
 	snprintf(t->header[2], TOP_LINE,
 		 "table %s, %.1f KiB, %.1f bytes a used frame; %.1f faults/s", kind,
-		 number(table, "total_bytes") / 1024,
-		 used > 0 ? number(table, "total_bytes") / used : 0, faults);
+		 answer_number(table, "total_bytes") / 1024,
+		 used > 0 ? answer_number(table, "total_bytes") / used : 0, faults);
 	say_reclaim(t, t->header[3], stats);
 }
 
