@@ -9,10 +9,7 @@
 
 void reap_mend(struct ipt *t)
 {
-	for (uint32_t s = 0; s < t->layout.nstripes; s++) {
-		stripe_lock(t, s);
-		stripe_unlock(t, s);
-	}
+	stripe_mend(t);
 	for (unsigned c = 0; c < TABLE_CHAINS; c++) {
 		chain_lock(t, c);
 		chain_unlock(t, c);
@@ -23,11 +20,7 @@ void reap_mend(struct ipt *t)
 	}
 	radix_pages_lock(t);
 	radix_pages_unlock(t);
-	for (unsigned i = 0; i < TABLE_ARENAS && (t->config.packed_pages || t->config.blocks);
-	     i++) {
-		space_lock(t, i);
-		space_unlock(t, i);
-	}
+	space_mend(t);
 }
 
 void ipt_mend(struct ipt *t)

@@ -277,6 +277,15 @@ void space_unlock(struct ipt *t, unsigned arena)
 	lock_drop(&t->arenas[arena].lock, LOCK_SPACE);
 }
 
+void space_mend(struct ipt *t)
+{
+	for (unsigned i = 0; i < TABLE_ARENAS && (t->config.packed_pages || t->config.blocks);
+	     i++) {
+		space_lock(t, i);
+		space_unlock(t, i);
+	}
+}
+
 /* ---- for others ------------------------------------------------------------------------------ */
 
 void ipt_space(struct ipt *t, struct ipt_space_info *out)

@@ -35,6 +35,8 @@ void space_release(struct ipt *t, uint32_t slot);
 
 void space_lock(struct ipt *t, unsigned arena);
 void space_unlock(struct ipt *t, unsigned arena);
+/* Take each once, which repairs those whose holder died. Nothing where there is no store. */
+void space_mend(struct ipt *t);
 /* With arena's lock held: is the space in use, all of it, none of it (0), or only some (-1)? */
 int space_used(const struct ipt *t, const struct ipt_out *page);
 /* The word of a bitmap, and its bits, that a page takes which is somewhere. */

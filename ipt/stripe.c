@@ -25,6 +25,14 @@ void stripe_unlock(struct ipt *t, uint32_t s)
 	lock_drop(&t->stripes[s].lock, LOCK_STRIPE);
 }
 
+void stripe_mend(struct ipt *t)
+{
+	for (uint32_t s = 0; s < t->layout.nstripes; s++) {
+		stripe_lock(t, s);
+		stripe_unlock(t, s);
+	}
+}
+
 void stripe_lock_two(struct ipt *t, uint32_t a, uint32_t b)
 {
 	stripe_lock(t, a < b ? a : b);

@@ -48,6 +48,8 @@ static inline uint32_t stripe_grown(uint32_t lines, uint32_t cap)
 /* Take the lock; rebuilds the stripe from the array if its last holder died. */
 void stripe_lock(struct ipt *t, uint32_t s);
 void stripe_unlock(struct ipt *t, uint32_t s);
+/* Take each once, which repairs those whose holder died. */
+void stripe_mend(struct ipt *t);
 /* Take the locks of two stripes, which may be one and the same. */
 void stripe_lock_two(struct ipt *t, uint32_t a, uint32_t b);
 void stripe_unlock_two(struct ipt *t, uint32_t a, uint32_t b);

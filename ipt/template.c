@@ -103,15 +103,8 @@ void template_mend(struct ipt *t)
 
 	if (!vm.v)
 		return;
-	for (uint32_t s = 0; s < t->layout.nstripes; s++) {
-		stripe_lock(t, s);
-		stripe_unlock(t, s);
-	}
-	for (unsigned i = 0; i < TABLE_ARENAS && (t->config.packed_pages || t->config.blocks);
-	     i++) {
-		space_lock(t, i);
-		space_unlock(t, i);
-	}
+	stripe_mend(t);
+	space_mend(t);
 	put_back(t, vm);
 	if (t->config.packed_pages || t->config.blocks)
 		free_spare(t, vm);

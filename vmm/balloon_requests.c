@@ -1,5 +1,5 @@
-#include "vmm/balloon.h"
 #include "vmm/answer.h"
+#include "vmm/balloon.h"
 #include "vmm/cli.h"
 #include "vmm/clock.h"
 #include "vmm/commands.h"
