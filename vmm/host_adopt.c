@@ -107,7 +107,10 @@ int host_adopt_pool(struct host *h, char *error)
 		return errorf(error, -EPROTO,
 			      "VMs go on here that another build of invisor started; that one can "
 			      "adopt them, and invisor host stop --kill ends them");
+	const struct host_config own = h->config;
 	h->config = k->config;
+	h->config.sandbox = own.sandbox; /* of what is started from now on */
+	h->config.first_id = own.first_id;
 	k->swap_file[KEPT_PATH - 1] = 0;
 	h->config.swap_file = *k->swap_file ? name_for_good(k->swap_file) : NULL;
 	keeper->ledger_fd = host_adopt_fd(h, KEPT_LEDGER);
@@ -128,6 +131,7 @@ int host_adopt_pool(struct host *h, char *error)
 	h->clones = keeper->ledger->clones;
 	h->templates = keeper->ledger->templates;
 	h->domain_numbers = keeper->ledger->domains;
+	h->sandbox.given = keeper->ledger->ids;
 	return host_reclaim_open(h, &c, error);
 }
 

@@ -212,6 +212,7 @@ void host_keep_numbers(struct host *h)
 	h->keeper->ledger->clones = h->clones;
 	h->keeper->ledger->templates = h->templates;
 	h->keeper->ledger->domains = h->domain_numbers;
+	h->keeper->ledger->ids = h->sandbox.given;
 }
 
 /* ---- its process --------------------------------------------------------------------------- */

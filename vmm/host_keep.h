@@ -25,6 +25,7 @@ struct kept_ledger {
 	_Atomic uint64_t keys;                       /* of records, given out */
 	_Atomic uint32_t clones, templates, domains; /* given out */
 	_Atomic uint32_t hosts;                      /* that the pool had */
+	_Atomic uint32_t ids;                        /* of processes in the sandbox, given out */
 };
 
 /* The host's; descriptors in this order, as far as they are there: */

@@ -125,7 +125,7 @@ void host_keep_drop_file(struct host *h, vmid_t id);
 /* A sharing domain has come, or has gone. */
 void host_keep_domain(struct host *h, const struct domain *d);
 void host_keep_drop_domain(struct host *h, uint32_t number);
-/* A new record's key, 0 without a keeper. Numbers of clones, templates, domains were given out. */
+/* A new record's key, 0 without a keeper. Numbers of clones, templates, domains, ids were given out. */
 uint64_t host_keep_key(struct host *h);
 void host_keep_numbers(struct host *h);
 /* A host_vm without anything but these; -1 for descriptors. NULL without memory. */

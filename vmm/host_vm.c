@@ -353,9 +353,10 @@ int host_start_vm(struct host *h, const struct vm_config *config, struct host_vm
 		host_vm_unmake(vm);
 		return rc;
 	}
-	host_keep_vm(vm);
 	pid_t parent = getpid();
 	uid_t user = sandbox_next_id(&h->sandbox);
+	host_keep_numbers(h);
+	host_keep_vm(vm);
 	fflush(NULL);
 	vm->pid = fail_call(VM_FORK, fork());
 	if (vm->pid == 0)

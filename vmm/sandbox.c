@@ -170,7 +170,7 @@ int sandbox_create(struct sandbox *s, enum sandbox_mode mode, uid_t first_id, ch
 	s->mode = mode;
 	s->root = geteuid() == 0;
 	s->first_id = first_id ? first_id : SANDBOX_FIRST_ID;
-	/* Another host's VMs, perhaps adopted by this one, have ids of the same range. */
+	/* Other hosts' VMs have ids of the same range. With those of VMs that are adopted it goes on (host_adopt.c). */
 	if (getrandom(&s->given, sizeof s->given, GRND_NONBLOCK) < 0)
 		s->given = 0;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
