@@ -2,33 +2,48 @@
 #include "ipt/fail.h"
 #include "vmm/host_private.h"
 #include <errno.h>
+#include <limits.h>
 #include <sys/socket.h>
 
-bool host_console_drain(struct host_vm *vm)
+#define ROUNDS \
+	16 /* of 4 KiB each: who always has something to say isn't to keep the host from others */
+
+enum pumped { DRY, REFUSED, MORE };
+
+static enum pumped pump(struct host_vm *vm, unsigned rounds)
 {
 	char bytes[4096];
-	for (;;) {
+	while (rounds--) {
 		/* Peek, give, then take what was taken: what the caller refuses stays in the
 		 * socket. */
 		ssize_t n = fail_call(CONSOLE_RECEIVE, recv(vm->console_fd, bytes, sizeof bytes,
 							    MSG_PEEK | MSG_DONTWAIT));
 		if (n <= 0)
-			return true;
+			return DRY;
 		size_t took = vm->host->events.console(vm->host->events.ctx, vm, bytes, (size_t)n);
 		if (took && recv(vm->console_fd, bytes, took, MSG_DONTWAIT) < 0)
-			return true;
+			return DRY;
 		if (took < (size_t)n)
-			return false;
+			return REFUSED;
 	}
+	return MORE;
+}
+
+bool host_console_drain(struct host_vm *vm)
+{
+	/* Its process is gone: there is no more than its socket holds. */
+	return pump(vm, UINT_MAX) == DRY;
 }
 
 void host_console_ready(struct host_source *s, uint32_t events)
 {
 	struct host_vm *vm = container(struct host_vm, on_console, s);
-	bool dry = host_console_drain(vm);
-	if (vm->draining && dry)
+	enum pumped what = pump(vm, ROUNDS);
+	if (what == MORE) /* it is ready again at once */
+		return;
+	if (vm->draining && what == DRY)
 		host_end_finish(vm);
-	else if (!dry || (events & (EPOLLHUP | EPOLLRDHUP)))
+	else if (what == REFUSED || (events & (EPOLLHUP | EPOLLRDHUP)))
 		/* Quiet until resumed, or for good: the pidfd tells of the end. */
 		host_remove_source(vm->host, s);
 }

@@ -58,7 +58,8 @@ int host_vm_supervise(struct host_vm *vm);
 void host_vm_unmake(struct host_vm *vm);
 /* There is news of it, or it ended: tell who waits for a pause. */
 void host_vm_told(struct host_vm *vm, bool ended);
-/* host_console.c: there are bytes, or it was closed (on_console). Read it dry; false if the caller took no more for now. */
+/* host_console.c: there are bytes, or it was closed (on_console). The process is gone: read it dry; false if the caller took
+ * no more for now. */
 void host_console_ready(struct host_source *s, uint32_t events);
 bool host_console_drain(struct host_vm *vm);
 /* host_end.c: its process ended (on_exit); its process is gone, or it never had one. */

@@ -15,6 +15,8 @@
 
 /* For who connects to say what it wants; its host waits meanwhile, and for no longer than KEEPER_PATIENCE_MS. */
 #define STRANGER_MS 1000
+#define ROUNDS \
+	16 /* of 4 KiB of a console: whoever always has something to say doesn't keep the next host waiting */
 
 /* ---- messages ------------------------------------------------------------------------------ */
 
@@ -197,12 +199,14 @@ static bool is_over(struct kept *k)
 static void read_console(struct kept *k)
 {
 	char bytes[4096];
-	ssize_t n;
+	ssize_t n = 1;
 	if (!k->ring.shared && ring_open(&k->ring, fd_of(k, k->head.ring)))
 		k->ring = (struct ring){.bytes = NULL}; /* read all the same */
-	while ((n = recv(fd_of(k, k->head.console), bytes, sizeof bytes, MSG_DONTWAIT)) > 0)
-		if (k->ring.shared)
+	for (unsigned rounds = 0; rounds < ROUNDS && n > 0; rounds++) {
+		n = recv(fd_of(k, k->head.console), bytes, sizeof bytes, MSG_DONTWAIT);
+		if (k->ring.shared && n > 0)
 			ring_put(&k->ring, bytes, (size_t)n);
+	}
 	k->quiet = n == 0; /* or it would be ready all the time */
 }
 
