@@ -179,9 +179,11 @@ json_t *scenario_run_report(struct fleet *f)
 		else if (vm)
 			json_array_append_new(guests, describe(vm, false));
 	}
-	return json_pack("{s:s, s:s, s:I, s:b, s:o, s:o}", "schema", SCENARIO_SCHEMA, "scenario",
-			 r->name, "seed", (json_int_t)r->scenario->seed, "finished", r->over,
-			 "injections", events, "guests", guests);
+	json_t *name = json_string(r->name); /* a file's, which may be any bytes */
+	return json_pack("{s:s, s:o, s:I, s:b, s:o, s:o}", "schema", SCENARIO_SCHEMA, "scenario",
+			 name ? name : json_string("(not text)"), "seed",
+			 (json_int_t)r->scenario->seed, "finished", r->over, "injections", events,
+			 "guests", guests);
 }
 
 /* ---- time ---------------------------------------------------------------------------------- */
