@@ -7,6 +7,7 @@
  * in the template after it left sees by the lineage's counter that it must look again. The child's
  * process goes on mapping too: what it maps first stays, and the template's frame for it is freed.
  */
+#include "ipt/debug.h"
 #include "ipt/map.h"
 #include "ipt/move.h"
 #include "ipt/reap.h"
@@ -75,7 +76,36 @@ static int pieces(struct ipt *t, vmid_t vm, vmid_t child, uint32_t from, uint32_
 	return err;
 }
 
-int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
+/* Give the child a limbo frame that is pinned. */
+static int leave_one(struct ipt *t, vmid_t vm, vmid_t child, uint32_t f)
+{
+	int err = -EBUSY;
+
+	registry_lock(t);
+	if (registry_slot(t, child, VM_LIVE) && registry_parent(t, child.v) == vm.v) {
+		move_begin(t, vm.v, child.v, f, 1, IPT_LIMBO);
+		store_release64(&t->words[f], word_limbo(child.v));
+		ipt_step();
+		move_end(t);
+		err = 0;
+	}
+	registry_unlock(t);
+	return err;
+}
+
+static int leave_pinned(struct ipt *t, vmid_t vm, vmid_t child)
+{
+	int err = 0;
+
+	for (unsigned z = 0; z < t->config.nodes; z++)
+		for (uint32_t f = zone_start(t, z); !err && f < zone_mark(t, z); f++)
+			if (load_acquire64(&t->words[f]) == word_limbo(vm.v) &&
+			    load_relaxed32(&t->side[f]) & SIDE_PINS)
+				err = leave_one(t, vm, child, f);
+	return err;
+}
+
+static int collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx, bool leave)
 {
 	uint32_t kept;
 	vmid_t child;
@@ -93,8 +123,24 @@ int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
 	reap_slots(t, vm); /* spare ones */
 	err = reap_limbo(t, vm, false, clean, ctx, &kept);
 	reap_count(t, vm, kept);
+	if (err == -EBUSY && leave) {
+		err = leave_pinned(t, vm, child);
+		if (!err) /* others may have become unpinned meanwhile */
+			err = reap_limbo(t, vm, false, clean, ctx, &kept);
+		reap_count(t, vm, err ? kept : 0);
+	}
 	if (err)
 		return err;
 	registry_skip(t, vm, child);
 	return 0;
+}
+
+int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
+{
+	return collapse(t, vm, clean, ctx, false);
+}
+
+int ipt_vm_collapse_pinned(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx)
+{
+	return collapse(t, vm, clean, ctx, true);
 }

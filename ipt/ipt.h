@@ -187,6 +187,11 @@ void ipt_mend(struct ipt *t);
  * holds a pin on it until its window doesn't show it any more.
  */
 int ipt_vm_collapse(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
+/*
+ * The same, but frames that are pinned become limbo of the child instead, and are freed when that is reaped. For pins that
+ * nobody will take off: whoever held them was killed, and of a pin nothing tells whose it is.
+ */
+int ipt_vm_collapse_pinned(struct ipt *t, vmid_t vm, ipt_clean_fn *clean, void *ctx);
 
 /* ---- frames: allocation ------------------------------------------------------------------- */
 

@@ -62,6 +62,8 @@ struct host_vm {
 	uint32_t told_refusals;             /* mailbox.pause_refused before */
 	struct balloon_wait *balloon_waits; /* balloon_requests.c */
 	struct inject_wait *injecting;      /* host_inject.c */
+	uint64_t
+		pinned_ns; /* a template that is to go: since when somebody has had pinned what it had; 0: nobody */
 	bool said_starved;
 	bool draining; /* the process is gone, its last console bytes aren't out yet */
 	enum vm_end end;

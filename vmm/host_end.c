@@ -26,6 +26,8 @@ void host_end_gone(struct host_vm *vm)
 	vm->phase = HOST_VM_GONE;
 }
 
+#define PINNED_MS 1000 /* longer than a copy takes */
+
 /* A template's frames stay for as long as more than one see them; its last child takes them over. -EBUSY: they do;
  * -EAGAIN: a frame is pinned. */
 static int reap(struct host_vm *vm)
@@ -41,7 +43,12 @@ static int reap(struct host_vm *vm)
 	}
 	if (ipt_vm_info(h->table, vm->id, &info) == 0 && info.children > 1)
 		return -EBUSY;
-	int rc = ipt_vm_collapse(h->table, vm->id, host_domain_clean_vm, vm);
+	/* A clone that was killed while it copied has left its pin; others have one for a moment. */
+	bool leave = vm->pinned_ns && clock_ns() - vm->pinned_ns > PINNED_MS * UINT64_C(1000000);
+	int rc = (leave ? ipt_vm_collapse_pinned : ipt_vm_collapse)(h->table, vm->id,
+								    host_domain_clean_vm, vm);
+	if (rc == -EBUSY && !vm->pinned_ns)
+		vm->pinned_ns = clock_ns();
 	return rc == -ENOENT ? 0 : rc == -EBUSY ? -EAGAIN : rc;
 }
 

@@ -188,6 +188,41 @@ BOTH_KINDS(ipt_collapse, into_a_vm)
 	ipt_detach(t);
 }
 
+/* Who held the pin was killed, and nobody takes it off. */
+BOTH_KINDS(ipt_collapse, with_a_pin_of_the_dead)
+{
+	struct ipt *t = help_table(kind, 2000);
+	vmid_t vm = help_vm(t, "vm"), on, last;
+	struct ipt_vm_info info;
+	struct ipt_owner o;
+	frame_t pinned;
+
+	help_mapped(t, vm, 64, 6);
+	cr_assert_eq(ipt_vm_freeze(t, vm, "vm@1", &on), 0);
+	help_mapped(t, on, 70, 0);
+	help_mapped(t, on, 90, 0);
+	cr_assert_eq(ipt_pin(t, vm, gfn(70), &pinned), 0);
+	cr_assert_eq(ipt_vm_collapse(t, vm, NULL, NULL), -EBUSY);
+	cr_assert_eq(ipt_vm_collapse_pinned(t, vm, NULL, NULL), 0);
+	help_audit(t);
+	cr_assert_eq(ipt_vm_info(t, vm, &info), -ENOENT);
+	cr_assert_eq(ipt_owner(t, pinned, &o), 0);
+	cr_assert_eq(o.state, IPT_LIMBO);
+	cr_assert_eq(o.vm.v, on.v);
+	cr_assert_eq(ipt_vm_info(t, on, &info), 0);
+	cr_assert_eq(info.frames[IPT_LIMBO], 1);
+	cr_assert_eq(ipt_free_frames(t), 2000 - 64 - 1 - 2 + 1 + 1);
+	/* From template to template, and then it goes with the last. */
+	cr_assert_eq(ipt_vm_freeze(t, on, "vm@2", &last), 0);
+	cr_assert_eq(ipt_vm_collapse(t, on, NULL, NULL), -EBUSY);
+	cr_assert_eq(ipt_vm_collapse_pinned(t, on, NULL, NULL), 0);
+	help_audit(t);
+	help_reap(t, last);
+	cr_assert_eq(ipt_free_frames(t), 2000);
+	help_audit(t);
+	ipt_detach(t);
+}
+
 /* ---- death at every step --------------------------------------------------------------------- */
 
 static unsigned steps_left;
@@ -198,7 +233,8 @@ static void die_at_last_step(void)
 		kill(getpid(), SIGKILL);
 }
 
-BOTH_KINDS(ipt_collapse, death_at_every_step)
+/* With a pin that nobody takes off, or without. */
+static void die_at_every_step(enum ipt_kind kind, bool pin)
 {
 	static struct seen before;
 	unsigned deaths = 0;
@@ -208,23 +244,28 @@ BOTH_KINDS(ipt_collapse, death_at_every_step)
 	for (unsigned k = 0;; k += UNDER_SLOW ? 7 : 1, deaths++) {
 		struct family m = family_make(kind);
 		uint32_t nfree = ipt_free_frames(m.t);
+		frame_t pinned = INVALID_FRAME;
 		int status;
 
+		if (pin)
+			cr_assert_eq(ipt_pin(m.t, m.middle, gfn(50), &pinned), 0);
 		see(&m, &before);
 		pid_t pid = help_fork();
 		if (pid == 0) {
 			steps_left = k;
 			ipt_step_do(die_at_last_step);
-			_exit(ipt_vm_collapse(m.t, m.middle, NULL, NULL) != 0);
+			_exit(ipt_vm_collapse_pinned(m.t, m.middle, NULL, NULL) != 0);
 		}
 		cr_assert_eq(waitpid(pid, &status, 0), pid);
 		expect_same(&m, &before);
 		help_audit_but(m.t, m.middle);
 		expect_counted(m.t, m.child);
-		int err = ipt_vm_collapse(m.t, m.middle, NULL, NULL);
+		int err = ipt_vm_collapse_pinned(m.t, m.middle, NULL, NULL);
 		cr_assert(err == 0 || err == -ENOENT, "step %u: %d", k, err);
-		cr_assert_eq(ipt_free_frames(m.t), nfree + OVERRIDDEN);
+		cr_assert_eq(ipt_free_frames(m.t), nfree + OVERRIDDEN - pin);
 		expect_same(&m, &before);
+		if (pin)
+			ipt_unpin(m.t, pinned);
 		family_end(&m);
 		if (WIFEXITED(status)) {
 			cr_assert_eq(WEXITSTATUS(status), 0);
@@ -232,6 +273,16 @@ BOTH_KINDS(ipt_collapse, death_at_every_step)
 		}
 	}
 	cr_assert_gt(deaths, 50);
+}
+
+BOTH_KINDS(ipt_collapse, death_at_every_step)
+{
+	die_at_every_step(kind, false);
+}
+
+BOTH_KINDS(ipt_collapse, death_at_every_step_beside_a_pin)
+{
+	die_at_every_step(kind, true);
 }
 
 /* The collapser dies, then the child's process, and all is reaped from the youngest to the oldest. */
