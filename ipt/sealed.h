@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* A memfd of `bytes`, close-on-exec; -1 with errno. */
@@ -23,6 +24,13 @@ static inline int sealed_memfd(const char *name, uint64_t bytes)
 	close(fd);
 	errno = error;
 	return -1;
+}
+
+/* Bytes of a memfd that have host memory behind them now; 0 where there is none (-1). */
+static inline uint64_t sealed_populated_bytes(int fd)
+{
+	struct stat st;
+	return fd < 0 || fstat(fd, &st) < 0 ? 0 : (uint64_t)st.st_blocks * 512;
 }
 
 #endif

@@ -85,9 +85,7 @@ int memory_freeze(struct memory *m, char *error)
 static void begin_learning(struct memory *m, struct learn *learn)
 {
 	m->learn = learn;
-	uint64_t now = clock_ns();
-	m->learner = learn ? learn_join(learn, now) : -1;
-	m->learn_until_ns = now + LEARN_MS * UINT64_C(1000000);
+	m->learner = learn ? learn_join(learn, clock_ns()) : -1;
 }
 
 void memory_go_on(struct memory *m, vmid_t vm, struct learn *learn)

@@ -1,5 +1,6 @@
 #include "vmm/host_domain.h"
 #include "ipt/fail.h"
+#include "ipt/sealed.h"
 #include "vmm/error.h"
 #include "vmm/host_keep.h"
 #include "vmm/pmem.h"
@@ -249,7 +250,7 @@ uint64_t host_domain_packed_bytes(const struct host *h)
 {
 	uint64_t bytes = 0;
 	for (const struct domain *d = h->domains; d; d = d->next)
-		bytes += store_mem_populated_bytes(&(struct store){.mem_fd = d->packed_fd});
+		bytes += sealed_populated_bytes(d->packed_fd);
 	return bytes;
 }
 

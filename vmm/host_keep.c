@@ -47,6 +47,14 @@ static void send_message(struct host *h, const int *fds)
 		syscall(SYS_pidfd_send_signal, k->pidfd, SIGKILL, NULL, 0);
 }
 
+/* The message with what is to be kept. */
+static void send_record(struct host *h, const void *record, uint32_t bytes, const int *fds)
+{
+	memcpy(message.record, record, bytes);
+	message.head.bytes = bytes;
+	send_message(h, fds);
+}
+
 static int8_t add_fd(int *fds, int fd)
 {
 	if (fd < 0)
@@ -84,9 +92,7 @@ void host_keep_host(struct host *h)
 	r.fd[KEPT_MERGE] = add_fd(fds, host_merge_board_fd(h));
 	r.fd[KEPT_RECLAIM] = add_fd(fds, host_reclaim_board_fd(h));
 	r.fd[KEPT_STORE_FILE] = add_fd(fds, r.store.file_fd);
-	memcpy(message.record, &r, sizeof r);
-	message.head.bytes = sizeof r;
-	send_message(h, fds);
+	send_record(h, &r, sizeof r, fds);
 }
 
 void host_keep_domain(struct host *h, const struct domain *d)
@@ -97,9 +103,7 @@ void host_keep_domain(struct host *h, const struct domain *d)
 	memcpy(r.name, d->name, sizeof r.name);
 	add_fd(fds, d->pool.fd);
 	add_fd(fds, d->packed_fd);
-	memcpy(message.record, &r, sizeof r);
-	message.head.bytes = sizeof r;
-	send_message(h, fds);
+	send_record(h, &r, sizeof r, fds);
 }
 
 void host_keep_drop_domain(struct host *h, uint32_t number)
@@ -119,9 +123,7 @@ static void keep_file(struct host *h, const struct pmem_file *f, uint32_t domain
 	snprintf(r.path, sizeof r.path, "%s", f->path);
 	add_fd(fds, f->fd);
 	add_fd(fds, f->write_fd);
-	memcpy(message.record, &r, sizeof r);
-	message.head.bytes = sizeof r;
-	send_message(h, fds);
+	send_record(h, &r, sizeof r, fds);
 }
 
 static void fill(struct kept_vm *r, const struct host_vm *vm)
@@ -177,9 +179,7 @@ void host_keep_vm(struct host_vm *vm)
 		r.sets[i] = add_fd(fds, v && v->share ? v->sets_fd : -1);
 		message.head.writes |= r.sets[i] >= 0;
 	}
-	memcpy(message.record, &r, sizeof r);
-	message.head.bytes = sizeof r;
-	send_message(h, fds);
+	send_record(h, &r, sizeof r, fds);
 }
 
 void host_keep_drop_key(struct host *h, uint64_t key)

@@ -40,7 +40,7 @@ static uint32_t noted_by(const struct learn *l, unsigned learner)
 	return n < LEARN_ENTRIES ? n : LEARN_ENTRIES;
 }
 
-static bool is_through(const struct learn *l, unsigned learner, uint64_t now_ns)
+bool learn_is_through(const struct learn *l, int learner, uint64_t now_ns)
 {
 	uint64_t until = atomic_load_explicit(&l->until_ns[learner], memory_order_relaxed);
 	return until && now_ns >= until;
@@ -49,8 +49,8 @@ static bool is_through(const struct learn *l, unsigned learner, uint64_t now_ns)
 static unsigned through(const struct learn *l, uint64_t now_ns)
 {
 	unsigned n = 0;
-	for (unsigned i = 0; i < LEARN_LEARNERS; i++)
-		n += is_through(l, i, now_ns) && noted_by(l, i);
+	for (int i = 0; i < LEARN_LEARNERS; i++)
+		n += learn_is_through(l, i, now_ns) && noted_by(l, (unsigned)i);
 	return n;
 }
 
@@ -76,7 +76,7 @@ static uint32_t gather(const struct learn *l, uint64_t now_ns, enum learn_kind k
 	bool some = through(l, now_ns);
 	*learners = 0;
 	for (unsigned i = 0; i < LEARN_LEARNERS; i++) {
-		if (some && !is_through(l, i, now_ns))
+		if (some && !learn_is_through(l, (int)i, now_ns))
 			continue;
 		uint32_t before = have, n = noted_by(l, i);
 		for (uint32_t at = 0; at < n; at++) {

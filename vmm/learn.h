@@ -8,6 +8,7 @@
 
 #include "ipt/addr.h"
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #define LEARN_LEARNERS 4
 #define LEARN_ENTRIES  512 /* of each: it notes what it touches first */
@@ -29,6 +30,8 @@ struct learn {
 struct learn *learn_create(void);
 /* Become a learner, until now + LEARN_MS: its number, or -1 if there are enough. */
 int learn_join(struct learn *l, uint64_t now_ns);
+/* Has it noted all that it will? */
+bool learn_is_through(const struct learn *l, int learner, uint64_t now_ns);
 /* A learner has written to a page, or read in the 2 MiB that begin with it, that it shared; only its own process notes for
  * it. What has no room is not noted. */
 void learn_note(struct learn *l, int learner, enum learn_kind kind, gfn_t g);

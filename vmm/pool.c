@@ -98,8 +98,5 @@ bool pool_has(const struct pool *p, frame_t f)
 
 uint64_t pool_populated_bytes(const struct pool *p)
 {
-	struct stat st;
-	if (p->fd < 0 || fstat(p->fd, &st) < 0)
-		return 0;
-	return (uint64_t)st.st_blocks * 512;
+	return sealed_populated_bytes(p->fd);
 }

@@ -7,6 +7,7 @@
  * next one collects that.
  */
 #include "ipt/fail.h"
+#include "ipt/sealed.h"
 #include "vmm/clock.h"
 #include "vmm/reclaim_shared.h"
 #include "vmm/reclaim_stall.h"
@@ -494,10 +495,8 @@ static void trim_store(struct reclaimer *r)
 		return;
 	ipt_space(r->links.table, &info);
 	uint64_t needed = info.granules_used * IPT_GRANULE;
-	for (unsigned i = 0; i < d->n; i++) {
-		struct store s = store_of(r, &d->of[i]);
-		has += store_mem_populated_bytes(&s);
-	}
+	for (unsigned i = 0; i < d->n; i++)
+		has += sealed_populated_bytes(d->of[i].packed);
 	if (has <= needed + needed / 4 + MiB)
 		return;
 	ipt_packed_trim(r->links.table, 0, r->links.store->mem_pages, trim, r);

@@ -147,10 +147,10 @@ static void note(struct memory *m, enum learn_kind kind, gfn_t g)
 {
 	if (m->learner < 0)
 		return;
-	if (clock_ns() < m->learn_until_ns)
-		learn_note(m->learn, m->learner, kind, g);
-	else
+	if (learn_is_through(m->learn, m->learner, clock_ns()))
 		m->learner = -1;
+	else
+		learn_note(m->learn, m->learner, kind, g);
 }
 
 /* The part of g's 64 KiB around it that is shared like g and has no pages in the pool either: 2^k pages, aligned, so

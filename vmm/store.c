@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define MEM_MOST (UINT64_C(1) << 38) /* bytes: granules have 32-bit numbers */
@@ -123,8 +122,5 @@ int store_mem_trim(const struct store *s, uint32_t first_page, uint32_t n)
 
 uint64_t store_mem_populated_bytes(const struct store *s)
 {
-	struct stat st;
-	if (s->mem_fd < 0 || fstat(s->mem_fd, &st) < 0)
-		return 0;
-	return (uint64_t)st.st_blocks * 512;
+	return sealed_populated_bytes(s->mem_fd);
 }

@@ -2,6 +2,7 @@
 limited."""
 import itertools
 import os
+import time
 
 ROOT = "/sys/fs/cgroup"
 numbers = itertools.count()
@@ -24,8 +25,13 @@ class MemoryCgroup:
         return self
 
     def __exit__(self, *_):
-        if os.path.isdir(self.path):
-            os.rmdir(self.path)
+        if not os.path.isdir(self.path):
+            return
+        for _ in range(100):  # who was told to end may be about to
+            if not self.processes():
+                break
+            time.sleep(0.1)
+        os.rmdir(self.path)
 
     def limit(self, size):
         write(self.path + ("/memory.limit_in_bytes" if self.old else "/memory.max"), str(size))

@@ -130,14 +130,6 @@ def clone_kib():
             return (cgroup.used() - before) / 1024 / IDLE
         finally:
             host.stop()
-            wait_until_empty(cgroup)
-
-
-def wait_until_empty(cgroup):
-    for _ in range(100):
-        if not cgroup.processes():
-            return
-        time.sleep(0.1)
 
 
 def idle_clones():

@@ -4,6 +4,7 @@
  * that all have in common: KVM makes much of what a VM has only when its guest is entered. Says "ready", and ends with its
  * input.
  */
+#include "vmm/boot_parts.h"
 #include "vmm/error.h"
 #include "vmm/kvm.h"
 #include <stdio.h>
@@ -31,17 +32,13 @@ static int execute(const struct kvm_vm *vm)
 {
 	int fd = vm->vcpu[0].fd;
 	struct kvm_sregs s;
-	struct kvm_regs r = {.rip = CODE, .rflags = 2};
+	struct boot_cpu cpu;
+	boot_cpu_state(&cpu, BOOT_MODE_LONG, TABLES);
+	cpu.regs.rip = CODE;
 	if (ioctl(fd, KVM_GET_SREGS, &s) < 0)
 		return -1;
-	struct kvm_segment code = {.limit = 0xffffffff, .selector = 8, .present = 1, .type = 11};
-	code.s = code.l = code.g = 1;
-	s.cs = code;
-	s.cr3 = TABLES;
-	s.cr4 = 1 << 5;
-	s.cr0 = 0x80000011;
-	s.efer = 0x500;
-	if (ioctl(fd, KVM_SET_SREGS, &s) < 0 || ioctl(fd, KVM_SET_REGS, &r) < 0 ||
+	boot_apply_sregs(&cpu, &s);
+	if (ioctl(fd, KVM_SET_SREGS, &s) < 0 || ioctl(fd, KVM_SET_REGS, &cpu.regs) < 0 ||
 	    ioctl(fd, KVM_RUN, 0) < 0)
 		return -1;
 	return vm->vcpu[0].run->exit_reason == KVM_EXIT_IO ? 0 : -1;
