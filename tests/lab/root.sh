@@ -2,7 +2,7 @@
 # the emulated CPU is slow at unpacking, QEMU's reading of a disk is as fast as this machine.
 
 # Programs of this machine that the lab offers beside busybox, where they are installed.
-lab_tools="bash awk cat cmp cp cut date dd diff env find free grep head ls mkdir mke2fs e2fsck mktemp nproc numfmt od pgrep pkill
+lab_tools="bash awk cat cmp cp cut date dd debugfs diff env find free grep head ls mkdir mke2fs e2fsck mktemp nproc numfmt od pgrep pkill
 	prlimit printf ps rm sed seq setpriv sha256sum sleep sort stat stdbuf tail taskset tee timeout tr truncate wc xargs"
 
 # lab_libs ROOT FILE...: copies into ROOT the shared libraries that the FILEs (of any kind) need.
