@@ -69,10 +69,12 @@ static int hide_run(struct memory *m, uint8_t *at, uint64_t bytes)
 int memory_freeze(struct memory *m, char *error)
 {
 	pthread_mutex_lock(&m->lock);
+	int rc = m->shares ? memory_unmerge(m) : 0;
 	m->shares = true;        /* from the first piece on */
 	store_io_destroy(m->io); /* which is by our id, and that becomes the template's */
 	m->io = NULL;
-	int rc = each_run(m, register_run);
+	if (!rc)
+		rc = each_run(m, register_run);
 	if (!rc)
 		rc = each_run(m, hide_run);
 	pthread_mutex_unlock(&m->lock);

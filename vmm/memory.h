@@ -56,6 +56,8 @@ struct memory {
 	/* Giving back (merge_vm.c, give.c): are there clusters without frames that are marked as touched? How many mappings the
 	 * window may still get before they are counted again, and the last count. */
 	bool gave_back;
+	bool unshown; /* is there a page of ours, at unshown_gfn, that the window has another mapping for (memory_unmerge)? */
+	gfn_t unshown_gfn;
 	bool watched_voids; /* are there void pages whose piece of the window isn't plain void (window.h)? */
 	uint32_t mappings_left, mappings;
 	/* Reclaim (evict.c, fetch.c, reclaim_vm.c); NULL where there is none. */
@@ -150,6 +152,10 @@ int memory_remap(struct memory *m, gfn_t first, frame_t f, uint32_t n);
 /* Give the gfn a frame of this VM's own, whose bytes are those that it had: populated if it is void, copied if it
  * is shared. 0 or as memory_populate. Same threads. */
 int memory_own(struct memory *m, gfn_t g);
+/* With memory.lock held, vCPUs stand still: merged pages that don't follow each other become the VM's own again, unless
+ * frames are short. A template's clones have what it has mapped, each by a fork that copies every mapping: two of some 300 bytes
+ * for a page that stands alone. -errno, if the window can't show what the table says; what isn't there is hidden. */
+int memory_unmerge(struct memory *m);
 /* Put a shared gfn's page, with its neighbours, into the window, write-protected. 0, or -errno. */
 int memory_show(struct memory *m, gfn_t g);
 /* The same for the pages around, if the pool has the page; else nothing is done. */

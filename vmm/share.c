@@ -231,6 +231,66 @@ int memory_own(struct memory *m, gfn_t g)
 	return rc;
 }
 
+/* ---- before a freeze ----------------------------------------------------------------------- */
+
+#define WORTH_MAPPINGS 16 /* merged pages that follow each other, in one mapping */
+
+/* One merged page becomes the VM's own. If then it doesn't come into the window, that shows nothing there: a touch tries
+ * again, as does the next freeze. */
+static int unmerge(struct memory *m, gfn_t g, frame_t from)
+{
+	struct ipt_place p;
+	if (fail_call(WINDOW_HIDE, madvise(window_at(&m->window, g), PAGE_SIZE, MADV_DONTNEED)) < 0)
+		return -errno;
+	int rc = take_over(m, g, from, 1, true);
+	if (!rc || rc == -EAGAIN)
+		return rc;
+	m->unshown = ipt_place(m->table, m->vm, g, 1, &p) && p.kind == IPT_OWN;
+	m->unshown_gfn = g;
+	return m->unshown ? rc : 0; /* else it is lost, say */
+}
+
+static int show_unshown(struct memory *m)
+{
+	struct ipt_place p;
+	int rc = 0;
+	if (m->unshown && ipt_place(m->table, m->vm, m->unshown_gfn, 1, &p) && p.kind == IPT_OWN)
+		rc = window_map(&m->window, m->unshown_gfn, p.frame, 1);
+	m->unshown = rc != 0;
+	return rc;
+}
+
+static int unmerge_bank(struct memory *m, const struct machine_bank *b)
+{
+	gfn_t g = gpa_gfn(b->base), end = gfn_add(g, b->bytes >> PAGE_SHIFT);
+	uint32_t goes_on = UINT32_MAX,
+		 enough = ipt_config(m->table)->frames / 8; /* frame; frames */
+	int rc = 0;
+	for (uint32_t n; !rc && g.v < end.v; g.v += n) {
+		struct ipt_place p;
+		uint64_t left = end.v - g.v;
+		n = ipt_place(m->table, m->vm, g, left < UINT16_MAX ? (uint32_t)left : UINT16_MAX,
+			      &p);
+		bool merged = p.kind == IPT_MERGED && p.at.v == m->vm.v;
+		if (merged && n < WORTH_MAPPINGS && p.frame.v != goes_on) {
+			rc = ipt_free_frames(m->table) < enough ? -EAGAIN : unmerge(m, g, p.frame);
+			n = 1;
+			merged = false;
+		}
+		goes_on = merged ? p.frame.v + n : UINT32_MAX;
+		n = n ? n : 1;
+	}
+	return rc;
+}
+
+int memory_unmerge(struct memory *m)
+{
+	int rc = show_unshown(m);
+	for (unsigned i = 0; !rc && i < m->machine->banks; i++)
+		rc = unmerge_bank(m, &m->machine->bank[i]);
+	return rc == -EAGAIN ? 0 : rc; /* the rest has to stay as it is */
+}
+
 /* ---- showing ------------------------------------------------------------------------------- */
 
 /* Put n shared pages in, all of which the pool has; those that are in already are passed over. */

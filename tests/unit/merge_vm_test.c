@@ -2,6 +2,7 @@
  * The VM's part of merging (vmm/merge_vm.c), without KVM: threads play the guests and write to the windows, this one
  * plays both VMs' loops, and the merger too. Needs the right to userfaultfd's faults, and skips without.
  */
+#include "ipt/fail.h"
 #include "vmm/error.h"
 #include "vmm/merge.h"
 #include "vmm/pool.h"
@@ -190,6 +191,96 @@ Test(merge_vm, pages_in_use_by_a_device_are_left_alone)
 	gmem_unmap(gm, &iov, 1);
 	cr_expect_eq(kind_of(&side[0], FIRST + 2, &f), IPT_OWN);
 	cr_expect_eq(ask(&side[0], MERGE_PUBLISH, FIRST + 2, 1, INVALID_FRAME).done, 1);
+	all_comes_back();
+}
+
+/* 0 to 15 in one run; 18, 20 and 22 alone. */
+static bool is_merged(uint64_t i)
+{
+	return i < 16 || i == 18 || i == 20 || i == 22;
+}
+
+static void merge_in_pieces(void)
+{
+	frame_t f;
+	for (uint64_t i = 0; i < 32; i++) {
+		fill(&side[0], FIRST + i, 1);
+		fill(&side[1], FIRST + i, is_merged(i) ? 1 : 2);
+	}
+	for (uint64_t i = 0; i < 32; i += 16) {
+		cr_expect_eq(ask(&side[0], MERGE_PUBLISH, FIRST + i, 16, INVALID_FRAME).done,
+			     0xFFFF);
+		cr_expect_eq(kind_of(&side[0], FIRST + i, &f), IPT_MERGED);
+		cr_expect_eq(ask(&side[1], MERGE_MERGE, FIRST + i, 16, f).done, i ? 0x54 : 0xFFFF);
+	}
+}
+
+static void pieces_hold(bool alone)
+{
+	frame_t f;
+	for (uint64_t i = 0; i < 32; i++) {
+		cr_expect_eq(kind_of(&side[1], FIRST + i, &f) == IPT_MERGED,
+			     is_merged(i) && (i < 16 || alone), "page %lu", i);
+		cr_expect(holds(&side[1], FIRST + i, is_merged(i) ? 1 : 2), "page %lu", i);
+		cr_expect(holds(&side[0], FIRST + i, 1), "page %lu", i);
+	}
+}
+
+/* The frame that the window has a mapping of there, whether a page is in or not. */
+static uint64_t mapped_frame(struct side *s, uint64_t g)
+{
+	uint64_t at = (uintptr_t)window_at(&s->memory.window, gfn(g)), from, to, offset,
+		 found = UINT64_MAX;
+	char line[512];
+	FILE *f = fopen("/proc/self/maps", "r");
+	cr_assert_not_null(f);
+	while (fgets(line, sizeof line, f))
+		if (sscanf(line, "%lx-%lx %*s %lx", &from, &to, &offset) == 3 && from <= at &&
+		    at < to)
+			found = (offset + (at - from)) >> PAGE_SHIFT;
+	fclose(f);
+	return found;
+}
+
+static bool is_shown(struct side *s, uint64_t g)
+{
+	uint64_t entry = 0;
+	off_t at = (off_t)((uintptr_t)window_at(&s->memory.window, gfn(g)) >> PAGE_SHIFT) * 8;
+	cr_assert_eq(pread(memory_pagemap(&s->memory), &entry, sizeof entry, at),
+		     (ssize_t)sizeof entry);
+	return entry >> 63;
+}
+
+Test(merge_vm, a_freeze_makes_pages_that_stand_alone_the_vms_own_again)
+{
+	char error[ERROR_MAX] = "";
+	make_both();
+	merge_in_pieces();
+	pieces_hold(true);
+	memory_open_self(&side[1].memory, true);
+	uint32_t before = memory_count_mappings(&side[1].memory);
+	cr_expect_eq(memory_freeze(&side[1].memory, error), 0, "%s", error);
+	pieces_hold(false);
+	uint32_t after = memory_count_mappings(&side[1].memory);
+	cr_expect_leq(after + 6, before, "%u mappings, %u before", after, before);
+	all_comes_back();
+}
+
+Test(merge_vm, a_freeze_that_cant_show_what_it_took_back_is_refused)
+{
+	char error[ERROR_MAX] = "";
+	make_both();
+	merge_in_pieces();
+	cr_assert_eq(fail_set(FAIL_WINDOW_MAP, "2*return(ENOMEM)", error), 0, "%s", error);
+	for (int times = 0; times < 2; times++) {
+		cr_expect_eq(memory_freeze(&side[1].memory, error), -ENOMEM);
+		cr_expect_not(is_shown(&side[1], FIRST + 18));
+	}
+	cr_expect_eq(memory_freeze(&side[1].memory, error), 0, "%s", error);
+	pieces_hold(false);
+	frame_t f;
+	kind_of(&side[1], FIRST + 18, &f);
+	cr_expect_eq(mapped_frame(&side[1], FIRST + 18), f.v);
 	all_comes_back();
 }
 
