@@ -34,9 +34,12 @@ class MemoryCgroup:
         os.rmdir(self.path)
 
     def limit(self, size):
+        """Where the kernel finds nothing to take out at once, who asks waits or is told so, and isn't killed, if the
+        kernel offers that (cgroup v1; Documentation/admin-guide/cgroup-v1/memory.rst, section 10)."""
         write(self.path + ("/memory.limit_in_bytes" if self.old else "/memory.max"), str(size))
         if self.old:
             write(self.path + "/memory.swappiness", "100")
+            write(self.path + "/memory.oom_control", "1")
 
     def enter(self):
         """Put this process in: for subprocess's preexec_fn."""

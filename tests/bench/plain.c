@@ -113,16 +113,29 @@ static void in(uint16_t port, uint8_t *data, unsigned size)
 	memset(data, port == MACHINE_COM1_PORT + 5 ? 0x60 : 0, size);
 }
 
+enum { SHORT_MS = 60000 };
+
+/* A cgroup without room tells KVM so, which tells us: a page wasn't to be had. It may be after others gave some back. */
+static bool short_of_memory(unsigned *ms)
+{
+	if ((errno != EFAULT && errno != ENOMEM) || *ms == SHORT_MS)
+		return false;
+	*ms += 1;
+	usleep(1000);
+	return true;
+}
+
 static int run(struct kvm_vcpu *v)
 {
 	struct kvm_run *r = v->run;
-	for (;;) {
+	for (unsigned short_ms = 0;;) {
 		if (ioctl(v->fd, KVM_RUN, 0) < 0) {
-			if (errno == EINTR || errno == EAGAIN)
+			if (errno == EINTR || errno == EAGAIN || short_of_memory(&short_ms))
 				continue;
 			fprintf(stderr, "plain: KVM_RUN: %s\n", strerror(errno));
 			return 1;
 		}
+		short_ms = 0;
 		if (r->exit_reason == KVM_EXIT_INTR)
 			continue;
 		if (r->exit_reason != KVM_EXIT_IO) {
