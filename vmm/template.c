@@ -50,6 +50,9 @@ static struct {
 	pid_t pid;
 } spare = {.link = -1, .pidfd = -1};
 
+/* How long nobody asks before another is made: its fork and its KVM would take the CPUs from the clone that is being born. */
+#define SPARE_MS 2
+
 /* What the next clone is born with; what was learned stays in it for the one after. */
 static struct birth birth;
 
@@ -203,7 +206,7 @@ static _Noreturn void template_main(struct vm *vm, int link, const char *name)
 		struct pollfd p = {.fd = link, .events = POLLIN};
 		struct link_request request;
 		int fds[LINK_FDS_MAX];
-		if (poll(&p, 1, spare.link < 0 ? 0 : -1) == 0) {
+		if (poll(&p, 1, spare.link < 0 ? SPARE_MS : -1) == 0) {
 			keep_spare(vm); /* nobody asks just now */
 			poll(&p, 1, -1);
 		}
