@@ -182,6 +182,8 @@ static void *vcpu_main(void *arg)
 		atomic_store_explicit(&vm->vcpu_gone[cpu], true, memory_order_release);
 		return NULL;
 	}
+	if (vm->frozen.cpus)
+		clone_go(vm, cpu);
 	if (cpu == 0) {
 		atomic_store_explicit(&vm->links.mailbox->run_started_ns, clock_ns(),
 				      memory_order_release);

@@ -469,8 +469,8 @@ _Noreturn void vm_cut_power(struct vm *vm, const char *and)
 _Noreturn void vm_run(struct vm *vm)
 {
 	int rc = 0;
-	/* A clone's first vCPU starts the others. */
-	unsigned first = vm->frozen.cpus ? 1 : vm->kvm.cpus;
+	/* A clone's are there already, or started by its first. */
+	unsigned first = vm->frozen.cpus ? 0 : vm->kvm.cpus;
 	for (unsigned i = 0; i < first && !rc; i++) {
 		rc = vcpu_start(vm, i);
 		if (rc)
