@@ -124,24 +124,24 @@ void kvm_state_free(struct kvm_state *s)
 /* Those that KVM refuses are left out too: it gives some that it doesn't take back, unchanged ones among them. */
 static int load_msrs(int fd, const struct kvm_msrs *msrs)
 {
-	struct kvm_msrs *some = malloc(sizeof *some + msrs->nmsrs * sizeof *some->entries);
-	if (!some) {
-		errno = ENOMEM;
-		return -1;
-	}
-	for (uint32_t next = 0; next < msrs->nmsrs;) {
+	struct kvm_msrs *some = NULL;
+	int did = ioctl(fd, KVM_SET_MSRS, msrs);
+	uint32_t next = did < 0 ? 0 : (uint32_t)did + 1;
+	while (did >= 0 && next < msrs->nmsrs) {
 		uint32_t n = msrs->nmsrs - next;
-		some->nmsrs = n;
-		memcpy(some->entries, msrs->entries + next, n * sizeof *some->entries);
-		int did = ioctl(fd, KVM_SET_MSRS, some);
-		if (did < 0) {
-			free(some);
+		if (!some)
+			some = malloc(sizeof *some + n * sizeof *some->entries);
+		if (!some) {
+			errno = ENOMEM;
 			return -1;
 		}
-		next += (uint32_t)did + ((uint32_t)did < n);
+		some->nmsrs = n;
+		memcpy(some->entries, msrs->entries + next, n * sizeof *some->entries);
+		did = ioctl(fd, KVM_SET_MSRS, some);
+		next += did < 0 ? 0 : (uint32_t)did + 1;
 	}
 	free(some);
-	return 0;
+	return did < 0 ? -1 : 0;
 }
 
 /* The value of an MSR, 0 if it isn't there. */

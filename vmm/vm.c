@@ -503,7 +503,7 @@ static int confine(struct vm *vm, uint64_t data_before, char *error)
 
 _Noreturn void vm_process(const struct vm_config *config, const struct vm_links *links)
 {
-	/* The process is this VM and nothing else. In as few pages as it fits: each clone has its own. */
+	/* The process is this VM and nothing else. In as few pages as it fits: each clone has its own of what it writes to. */
 	static struct vm vm __attribute__((aligned(PAGE_SIZE)));
 	char error[ERROR_MAX] = "";
 	vm.config = *config;

@@ -131,11 +131,14 @@ struct vm {
 	struct fault_queue starved;
 	struct vm_pause pause;
 	struct inject_state inject;
-	struct kvm_state frozen; /* of a template, and of a clone until it runs */
 	_Atomic enum vm_birth birth;
 	struct learn
 		*learn; /* what clones of the same template write to at first; NULL: nobody asks */
 	pthread_t vcpu_thread[MACHINE_MAX_CPUS];
+	struct vm_start {
+		struct vm *vm;
+		unsigned cpu;
+	} start[MACHINE_MAX_CPUS]; /* what these are told */
 	_Atomic bool vcpu_gone[MACHINE_MAX_CPUS];
 	_Atomic bool stopping, ended;
 	_Atomic unsigned said;
@@ -146,7 +149,15 @@ struct vm {
 	/* The agent listens. Input waits until it has said something: Linux drops what comes while it
 	 * sets a console up. */
 	_Atomic bool agent_spoke;
+
+	/* What is above a clone writes to, and so has its own of. What follows it doesn't, as long as it is idle. */
+	struct kvm_state frozen; /* of a template, and of a clone until it runs */
+	struct {
+		char console_out[OUTLET_BYTES], agent_out[OUTLET_BYTES];
+		char console_in[INLET_BYTES], agent_in[INLET_BYTES];
+	} buffers;
 };
+_Static_assert(offsetof(struct vm, frozen) <= PAGE_SIZE, "a clone has one page of it");
 
 /* Run the VM to its end, in this process. Never returns; exit status 0 if the guest ended cleanly.
  */
