@@ -16,6 +16,7 @@
 #include "vmm/merge.h"
 #include "vmm/reclaim.h"
 #include "vmm/store.h"
+#include <alloca.h>
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
@@ -199,11 +200,23 @@ static void leave_the_vm(struct vm *vm, int link)
 	malloc_trim(0);
 }
 
+/* Serve the host's requests, in frames that begin on a page of their own: what a clone writes to of this stack is then
+ * that page, and the frames above stay the template's. */
+static __attribute__((noinline)) _Noreturn void serve(struct vm *vm, int link);
+
 static _Noreturn void template_main(struct vm *vm, int link, const char *name)
 {
 	leave_the_vm(vm, link);
 	vm_name_process("tm", name);
 	fail_be(FAIL_VM, name);
+	char *here = alloca(1);
+	here = alloca((uintptr_t)here & (PAGE_SIZE - 1));
+	__asm__ volatile("" : : "r"(here));
+	serve(vm, link);
+}
+
+static _Noreturn void serve(struct vm *vm, int link)
+{
 	for (;;) {
 		struct pollfd p = {.fd = link, .events = POLLIN};
 		struct link_request request;

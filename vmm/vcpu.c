@@ -1,6 +1,7 @@
 #include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
+#include "vmm/stack.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <signal.h>
@@ -8,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #define VCPU_STACK  (64 * KiB)
@@ -173,15 +173,6 @@ static APART bool wake(struct vm *vm)
 	return !rc;
 }
 
-/* Give back what lies deeper in this thread's stack than it is now, which is at its beginning: some of its birth was. */
-static APART void trim_stack(void)
-{
-	const uintptr_t page = PAGE_SIZE, most = VCPU_STACK / 2;
-	uintptr_t here = (uintptr_t)__builtin_frame_address(0);
-	uintptr_t end = (here - 1024) & ~(page - 1); /* madvise returns to what lies above */
-	madvise((void *)(end - most), most, MADV_DONTNEED);
-}
-
 static void *vcpu_main(void *arg)
 {
 	const struct vm_start *start = arg;
@@ -200,7 +191,7 @@ static void *vcpu_main(void *arg)
 		return NULL;
 	}
 	if (vm->frozen.cpus) {
-		trim_stack();
+		stack_trim(VCPU_STACK / 2); /* its birth took more of it than an idle guest does */
 		clone_go(vm, cpu);
 	}
 	if (cpu == 0) {

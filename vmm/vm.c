@@ -8,6 +8,7 @@
 #include "vmm/merge.h"
 #include "vmm/proc.h"
 #include "vmm/reclaim.h"
+#include "vmm/stack.h"
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
@@ -20,8 +21,9 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#define STOP_MS  200  /* how long a vCPU gets to leave the guest */
-#define FLUSH_MS 1000 /* how long the host gets to take the last console bytes */
+#define STOP_MS     200        /* how long a vCPU gets to leave the guest */
+#define FLUSH_MS    1000       /* how long the host gets to take the last console bytes */
+#define STACK_BYTES (64 * KiB) /* of the loop's stack, looked through for pages to give back */
 #define REST_MS \
 	2000 /* without work for the loop, after which a VM gives back what it can do without */
 
@@ -205,6 +207,7 @@ static void rest(struct loop_work *w)
 	struct vm *vm = container(struct vm, resting, w);
 	memory_rest(&vm->memory);
 	malloc_trim(0);
+	stack_trim(STACK_BYTES);
 }
 
 static void go_on_reclaiming(struct loop_work *w)
