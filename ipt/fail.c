@@ -37,7 +37,8 @@ struct fail_area fail_area;
 static struct {
 	enum fail_role role;
 	char name[FAIL_NAME_MAX];
-} self;
+} self __attribute__((
+	section(".data"))); /* where each process writes anyway: a clone has one page less */
 
 static const struct fail_about abouts[FAIL_IDS] = {
 #define ABOUT(id, called, is, usually, about) \

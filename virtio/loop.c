@@ -57,9 +57,13 @@ struct loop {
 	unsigned late_first, late_end, late_room;
 	struct loop_work *quiet; /* loop_when_quiet */
 	int quiet_ms;
-	bool idle;  /* the last round waited for as long as it might, and nothing came */
-	bool rests; /* quiet has run, and nothing came since */
+	bool idle;            /* the last round waited for as long as it might, and nothing came */
+	bool rests;           /* quiet has run, and nothing came since */
+	struct watch some[2]; /* the first ones, so that few need the heap; op.done: in use */
 };
+/* In one page, of which every clone has its own. */
+#define LOOP_ALIGN 1024
+_Static_assert(sizeof(struct loop) <= LOOP_ALIGN, "it doesn't cross a page's end");
 
 static _Thread_local char self; /* its address names the thread */
 
@@ -103,9 +107,10 @@ static int open_ring(struct loop *l, unsigned entries)
 
 int loop_create(struct loop **out, unsigned entries)
 {
-	struct loop *l = calloc(1, sizeof(*l));
+	struct loop *l = aligned_alloc(LOOP_ALIGN, LOOP_ALIGN);
 	if (!l)
 		return -ENOMEM;
+	memset(l, 0, sizeof(*l));
 	l->wake.done = wake_done;
 	int r = open_ring(l, entries);
 	if (r) {
@@ -118,6 +123,22 @@ int loop_create(struct loop **out, unsigned entries)
 	return 0;
 }
 
+static struct watch *new_watch(struct loop *l)
+{
+	for (unsigned i = 0; i < sizeof l->some / sizeof *l->some; i++)
+		if (!l->some[i].op.done)
+			return &l->some[i];
+	return malloc(sizeof(struct watch));
+}
+
+static void free_watch(struct loop *l, struct watch *w)
+{
+	if (w >= l->some && w < l->some + sizeof l->some / sizeof *l->some)
+		w->op.done = NULL;
+	else
+		free(w);
+}
+
 static void close_ring(struct loop *l)
 {
 	io_uring_queue_exit(&l->ring);
@@ -125,7 +146,7 @@ static void close_ring(struct loop *l)
 	while (l->watches) {
 		struct watch *w = l->watches;
 		l->watches = w->next;
-		free(w);
+		free_watch(l, w);
 	}
 	free(l->late);
 }
@@ -289,19 +310,19 @@ static void watch_done(struct loop_op *op, int res, uint32_t flags)
 		}
 	}
 	struct loop_op *user = w->user;
-	free(w);
+	free_watch(l, w);
 	if (res)
 		user->done(user, res, 0);
 }
 
 int loop_watch(struct loop *l, struct loop_op *op, int fd, uint32_t events)
 {
-	struct watch *w = malloc(sizeof(*w));
+	struct watch *w = new_watch(l);
 	if (!w)
 		return -ENOMEM;
 	*w = (struct watch){.op = {watch_done}, .loop = l, .user = op, .fd = fd, .events = events};
 	if (!watch_arm(w)) {
-		free(w);
+		free_watch(l, w);
 		return -EBUSY;
 	}
 	w->next = l->watches;

@@ -146,8 +146,10 @@ int board_create(struct vm *vm, char *error)
 	static const struct serial_ops ops = {
 		.irq = serial_irq, .output = serial_output, .room = input_room};
 	idle_init(&vm->idle);
-	outlet_init(&vm->outlet, vm->links.console_fd, vm->loop, console_room, vm);
-	outlet_init(&vm->agent_outlet, vm->links.agent_fd, vm->loop, agent_outlet_room, vm);
+	outlet_init(&vm->outlet, vm->buffers.console_out, vm->links.console_fd, vm->loop,
+		    console_room, vm);
+	outlet_init(&vm->agent_outlet, vm->buffers.agent_out, vm->links.agent_fd, vm->loop,
+		    agent_outlet_room, vm);
 	int rc = serial_create(&vm->serial, &ops, vm);
 	if (rc)
 		return errorf(error, rc, "%s: serial port: %s", vm->config.machine.name,
@@ -296,8 +298,9 @@ void board_mmio(struct vm *vm, gpa_t at, uint8_t *data, unsigned size, bool writ
 
 void board_listen(struct vm *vm)
 {
-	inlet_init(&vm->inlet, vm->links.console_fd, vm->loop, input, vm);
-	inlet_init(&vm->agent_inlet, vm->links.agent_fd, vm->loop, agent_input, vm);
+	inlet_init(&vm->inlet, vm->buffers.console_in, vm->links.console_fd, vm->loop, input, vm);
+	inlet_init(&vm->agent_inlet, vm->buffers.agent_in, vm->links.agent_fd, vm->loop,
+		   agent_input, vm);
 }
 
 void board_flush(struct vm *vm, int ms)

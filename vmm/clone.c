@@ -13,6 +13,7 @@ static void forget_the_past(struct vm *vm)
 {
 	vm->said = 0;
 	vm->stopping = vm->ended = false;
+	vm->birth = BIRTH_PREPARED;
 	memset(vm->vcpu_thread, 0, sizeof vm->vcpu_thread);
 	for (unsigned i = 0; i < MACHINE_MAX_CPUS; i++)
 		vm->vcpu_gone[i] = false;
@@ -29,13 +30,43 @@ int clone_prepare(struct vm *vm, char *error)
 	int rc = memory_adopt(&vm->memory, error);
 	if (!rc)
 		rc = kvm_vm_create_again(&vm->kvm, &vm->config.machine, &vm->memory.window, error);
+	if (!rc)
+		rc = kvm_state_begin(&vm->kvm, &vm->frozen, vm->config.machine.name, error);
 	if (rc)
 		return rc;
 	rc = loop_renew(vm->loop, VM_LOOP_ENTRIES);
 	if (rc)
 		return errorf(error, rc, "%s: io_uring: %s", vm->config.machine.name,
 			      strerror(-rc));
+	rc = vcpu_start(vm, 0);
+	if (rc)
+		return errorf(error, rc, "%s: no thread for vCPU 0: %s", vm->config.machine.name,
+			      strerror(-rc));
 	return 0;
+}
+
+/* ---- birth, on two threads ----------------------------------------------------------------- */
+
+static void reach(struct vm *vm, enum vm_birth birth)
+{
+	pthread_mutex_lock(&vm->pause.lock);
+	atomic_store_explicit(&vm->birth, birth, memory_order_release);
+	pthread_cond_broadcast(&vm->pause.go);
+	pthread_mutex_unlock(&vm->pause.lock);
+}
+
+/* False: the VM ends before it is so far. */
+static bool await(struct vm *vm, enum vm_birth birth)
+{
+	bool is = atomic_load_explicit(&vm->birth, memory_order_acquire) >= birth;
+	if (is)
+		return true;
+	pthread_mutex_lock(&vm->pause.lock);
+	while (!(is = atomic_load_explicit(&vm->birth, memory_order_acquire) >= birth) &&
+	       !atomic_load_explicit(&vm->stopping, memory_order_acquire))
+		pthread_cond_wait(&vm->pause.go, &vm->pause.lock);
+	pthread_mutex_unlock(&vm->pause.lock);
+	return is;
 }
 
 /* What the guest writes to files that it shares is noted in sets of its own from now on. */
@@ -60,10 +91,12 @@ static int swap_file(const struct vm *vm, const int fds[LINK_FDS_MAX])
 static int become(struct vm *vm, const struct birth *b, char *error)
 {
 	memory_become(&vm->memory, vm->links.id, vm->links.mailbox, vm->learn);
+	reach(vm, BIRTH_NAMED);
 	/* Not one that learns: what it is given it wouldn't note. */
 	if (b->request.predict && vm->memory.learner < 0) {
 		memory_copy_ahead(&vm->memory, b->ahead,
 				  b->pages < CLONE_AHEAD_MOST ? b->pages : CLONE_AHEAD_MOST);
+		vm_serve_faults(vm); /* of the vCPU's thread, which is getting its state */
 		for (unsigned i = 0; i < b->shown && i < CLONE_SHOWN_MOST; i++)
 			memory_show_ahead(&vm->memory, b->show[i]);
 	}
@@ -73,7 +106,10 @@ static int become(struct vm *vm, const struct birth *b, char *error)
 			      rc == -EAGAIN ? "the pool has no free frame" : strerror(-rc));
 	board_renew(vm);
 	balloon_tell(vm);
-	return vm_watch(vm, error);
+	rc = vm_watch(vm, error);
+	if (!rc)
+		reach(vm, BIRTH_GIVEN);
+	return rc;
 }
 
 _Noreturn void clone_born(struct vm *vm, struct birth *b, const int fds[LINK_FDS_MAX], int rc,
@@ -107,10 +143,17 @@ _Noreturn void clone_born(struct vm *vm, struct birth *b, const int fds[LINK_FDS
  * that the loop has to serve: another thread's work. */
 int clone_wake(struct vm *vm, char *error)
 {
-	int rc = kvm_state_load(&vm->kvm, &vm->frozen, vm->config.machine.name, error);
-	if (rc)
-		return rc;
+	if (!await(vm, BIRTH_NAMED))
+		return 0;
+	vm_name_process("vm", vm->config.machine.name); /* the thread has one of its own */
+	return kvm_state_load(&vm->kvm, &vm->frozen, vm->config.machine.name, error);
+}
+
+void clone_go(struct vm *vm, unsigned cpu)
+{
+	if (!await(vm, cpu ? BIRTH_OVER : BIRTH_GIVEN) || cpu)
+		return;
 	board_resume(vm);
 	identity_announce(vm);
-	return 0;
+	reach(vm, BIRTH_OVER);
 }

@@ -70,7 +70,9 @@ int fault_open(char *error)
 		return errorf(error, rc, "userfaultfd: this kernel refuses the API: %s",
 			      strerror(-rc));
 	}
-	features = api.features;
+	if (features !=
+	    api.features) /* else it is the template's already, in a page that needs no copy */
+		features = api.features;
 	return fd;
 }
 

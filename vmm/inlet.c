@@ -35,7 +35,7 @@ static void on_readable(struct loop_op *op, int res, uint32_t flags)
 	i->watched = false;
 	if (res < 0)
 		return;
-	ssize_t n = recv(i->fd, i->buffer, sizeof i->buffer, MSG_DONTWAIT);
+	ssize_t n = recv(i->fd, i->buffer, INLET_BYTES, MSG_DONTWAIT);
 	if (n == 0)
 		return; /* the host sends no more */
 	i->held = n > 0 ? (size_t)n : 0;
@@ -52,9 +52,11 @@ void inlet_wanted(struct inlet *i)
 	loop_post(i->loop, &i->wanted);
 }
 
-void inlet_init(struct inlet *i, int fd, struct loop *loop, inlet_sink_fn *sink, void *ctx)
+void inlet_init(struct inlet *i, char *buffer, int fd, struct loop *loop, inlet_sink_fn *sink,
+		void *ctx)
 {
 	*i = (struct inlet){.fd = fd,
+			    .buffer = buffer,
 			    .loop = loop,
 			    .sink = sink,
 			    .ctx = ctx,

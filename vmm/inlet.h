@@ -12,12 +12,14 @@
 /* Returns how many of the n bytes it took; if fewer, inlet_wanted says when it takes more. */
 typedef size_t inlet_sink_fn(void *ctx, const char *bytes, size_t n);
 
+#define INLET_BYTES 512
+
 struct inlet {
 	int fd; /* non-blocking */
 	struct loop *loop;
 	inlet_sink_fn *sink;
 	void *ctx;
-	char buffer[512]; /* read, but not taken by the sink yet */
+	char *buffer; /* of INLET_BYTES, elsewhere as an outlet's: read, but not taken by the sink yet */
 	size_t held;
 	bool watched;
 	struct loop_op readable;
@@ -25,7 +27,8 @@ struct inlet {
 };
 
 /* Begins to read as soon as the loop runs. Loop thread, or before loop_run. */
-void inlet_init(struct inlet *i, int fd, struct loop *loop, inlet_sink_fn *sink, void *ctx);
+void inlet_init(struct inlet *i, char *buffer, int fd, struct loop *loop, inlet_sink_fn *sink,
+		void *ctx);
 /* The sink takes bytes (again). Any thread. */
 void inlet_wanted(struct inlet *i);
 

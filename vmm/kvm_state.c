@@ -124,24 +124,24 @@ void kvm_state_free(struct kvm_state *s)
 /* Those that KVM refuses are left out too: it gives some that it doesn't take back, unchanged ones among them. */
 static int load_msrs(int fd, const struct kvm_msrs *msrs)
 {
-	struct kvm_msrs *some = malloc(sizeof *some + msrs->nmsrs * sizeof *some->entries);
-	if (!some) {
-		errno = ENOMEM;
-		return -1;
-	}
-	for (uint32_t next = 0; next < msrs->nmsrs;) {
+	struct kvm_msrs *some = NULL;
+	int did = ioctl(fd, KVM_SET_MSRS, msrs);
+	uint32_t next = did < 0 ? 0 : (uint32_t)did + 1;
+	while (did >= 0 && next < msrs->nmsrs) {
 		uint32_t n = msrs->nmsrs - next;
-		some->nmsrs = n;
-		memcpy(some->entries, msrs->entries + next, n * sizeof *some->entries);
-		int did = ioctl(fd, KVM_SET_MSRS, some);
-		if (did < 0) {
-			free(some);
+		if (!some)
+			some = malloc(sizeof *some + n * sizeof *some->entries);
+		if (!some) {
+			errno = ENOMEM;
 			return -1;
 		}
-		next += (uint32_t)did + ((uint32_t)did < n);
+		some->nmsrs = n;
+		memcpy(some->entries, msrs->entries + next, n * sizeof *some->entries);
+		did = ioctl(fd, KVM_SET_MSRS, some);
+		next += did < 0 ? 0 : (uint32_t)did + 1;
 	}
 	free(some);
-	return 0;
+	return did < 0 ? -1 : 0;
 }
 
 /* The value of an MSR, 0 if it isn't there. */
@@ -166,13 +166,18 @@ static bool xcrs_reset(const struct kvm_xcrs *x)
 	return x->nr_xcrs == 1 && x->xcrs[0].xcr == 0 && x->xcrs[0].value == 1;
 }
 
-/* The special registers come first, since they say where the APIC is; the APIC before the MSRs, since its
- * deadline is one of them; the events after what could change them. */
-static int load_vcpu(int fd, unsigned cpu, const struct kvm_vcpu_state *s, const char *name,
-		     char *error)
+/* With PAE paging KVM reads the page directory pointers when it gets the registers (SDM vol. 3A 4.4.1). */
+static bool reads_memory(const struct kvm_sregs *s)
 {
-	uint64_t offset = s->tsc_offset;
-	if (fail_call(KVM_SET_STATE, ioctl(fd, KVM_SET_SREGS, &s->sregs)) < 0)
+	const uint64_t paging = UINT64_C(1) << 31, pae = 1 << 5, long_mode = 1 << 10;
+	return s->cr0 & paging && s->cr4 & pae && !(s->efer & long_mode);
+}
+
+/* The special registers come first, since they say where the APIC is. */
+static int load_registers(int fd, unsigned cpu, const struct kvm_vcpu_state *s, const char *name,
+			  char *error)
+{
+	if (ioctl(fd, KVM_SET_SREGS, &s->sregs) < 0)
 		return failed(name, cpu, "KVM_SET_SREGS", error);
 	if (ioctl(fd, KVM_SET_REGS, &s->regs) < 0)
 		return failed(name, cpu, "KVM_SET_REGS", error);
@@ -180,7 +185,20 @@ static int load_vcpu(int fd, unsigned cpu, const struct kvm_vcpu_state *s, const
 		return failed(name, cpu, "KVM_SET_XCRS", error);
 	if (ioctl(fd, KVM_SET_XSAVE, s->xsave) < 0)
 		return failed(name, cpu, "KVM_SET_XSAVE", error);
-	if (ioctl(fd, KVM_SET_LAPIC, &s->lapic) < 0)
+	if (!debugregs_reset(&s->debugregs) && ioctl(fd, KVM_SET_DEBUGREGS, &s->debugregs) < 0)
+		return failed(name, cpu, "KVM_SET_DEBUGREGS", error);
+	return 0;
+}
+
+/* The APIC comes before the MSRs, since its deadline is one of them; the events after what could change them. */
+static int load_vcpu(int fd, unsigned cpu, const struct kvm_vcpu_state *s, const char *name,
+		     char *error)
+{
+	uint64_t offset = s->tsc_offset;
+	int rc = reads_memory(&s->sregs) ? load_registers(fd, cpu, s, name, error) : 0;
+	if (rc)
+		return rc;
+	if (fail_call(KVM_SET_STATE, ioctl(fd, KVM_SET_LAPIC, &s->lapic)) < 0)
 		return failed(name, cpu, "KVM_SET_LAPIC", error);
 	if (load_msrs(fd, s->msrs) < 0)
 		return failed(name, cpu, "KVM_SET_MSRS", error);
@@ -188,8 +206,6 @@ static int load_vcpu(int fd, unsigned cpu, const struct kvm_vcpu_state *s, const
 		tsc_offset(fd, KVM_SET_DEVICE_ATTR, &offset); /* else the MSR's value stands */
 	if (ioctl(fd, KVM_SET_VCPU_EVENTS, &s->events) < 0)
 		return failed(name, cpu, "KVM_SET_VCPU_EVENTS", error);
-	if (!debugregs_reset(&s->debugregs) && ioctl(fd, KVM_SET_DEBUGREGS, &s->debugregs) < 0)
-		return failed(name, cpu, "KVM_SET_DEBUGREGS", error);
 	if ((cpu || s->mp_state.mp_state != KVM_MP_STATE_RUNNABLE) &&
 	    ioctl(fd, KVM_SET_MP_STATE, &s->mp_state) < 0)
 		return failed(name, cpu, "KVM_SET_MP_STATE", error);
@@ -198,6 +214,16 @@ static int load_vcpu(int fd, unsigned cpu, const struct kvm_vcpu_state *s, const
 	    msr(s->msrs, 0x12)) /* MSR_KVM_SYSTEM_TIME_NEW and the old one */
 		ioctl(fd, KVM_KVMCLOCK_CTRL, 0);
 	return 0;
+}
+
+int kvm_state_begin(const struct kvm_vm *vm, const struct kvm_state *s, const char *name,
+		    char *error)
+{
+	int rc = 0;
+	for (unsigned i = 0; i < s->cpus && !rc; i++)
+		if (!reads_memory(&s->vcpu[i]->sregs))
+			rc = load_registers(vm->vcpu[i].fd, i, s->vcpu[i], name, error);
+	return rc;
 }
 
 int kvm_state_load(const struct kvm_vm *vm, const struct kvm_state *s, const char *name,

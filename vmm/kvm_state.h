@@ -32,8 +32,11 @@ struct kvm_state {
 
 /* Take the state of a VM whose vCPUs are parked. -errno with words; *out is to be freed in any case. */
 int kvm_state_save(const struct kvm_vm *vm, struct kvm_state *out, const char *name, char *error);
-/* Put it into a new VM with as many vCPUs, none of which has run. Its clocks go on as if it had run all the
- * time since. -errno with words. */
+/* Put it into a new VM with as many vCPUs, none of which has run, in two steps. The first: registers, which have nothing
+ * to do with time and for which KVM doesn't touch the guest's memory. -errno with words. */
+int kvm_state_begin(const struct kvm_vm *vm, const struct kvm_state *s, const char *name,
+		    char *error);
+/* The second: the rest, for which it may. The VM's clocks go on as if it had run all the time since. -errno with words. */
 int kvm_state_load(const struct kvm_vm *vm, const struct kvm_state *s, const char *name,
 		   char *error);
 void kvm_state_free(struct kvm_state *s);

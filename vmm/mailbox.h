@@ -87,8 +87,6 @@ struct mailbox {
 	_Atomic uint32_t sampled; /* counts ORDER_SAMPLEs carried out */
 	_Atomic uint32_t balloon_wanted; /* pages, for ORDER_BALLOON; the host writes it */
 	_Atomic uint32_t pause_refused;  /* counts ORDER_PAUSEs that a vCPU didn't follow */
-	char words[MAILBOX_WORDS]; /* why it ended, with registers where they help; NUL-terminated
-				    */
 
 	/* The VM's own counters; only its process writes them. */
 	_Atomic uint64_t faults[FAULT_NKINDS]; /* second-stage faults served, by what touched */
@@ -96,7 +94,6 @@ struct mailbox {
 	_Atomic uint64_t extents;              /* pieces of pool mapped into the window */
 	_Atomic uint64_t extent_frames;
 	struct histogram service_ns;     /* userfault read to wake */
-	struct histogram fetch_ns;       /* of them: FAULT_FETCHED */
 	_Atomic uint64_t fetched_frames; /* brought back into memory */
 	_Atomic uint64_t fetched_soon;   /* of them: 10 s after their 64 KiB */
 	_Atomic uint64_t exits[64];      /* KVM exits by reason */
@@ -110,12 +107,17 @@ struct mailbox {
 	_Atomic uint64_t published_frames; /* own ones that became shared */
 	_Atomic uint64_t given_frames;     /* freed, since the guest gave what they held */
 	struct mailbox_balloon balloon;
-	struct inject_box inject;
 
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
 	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */
 	_Atomic uint64_t disk_reads, disk_writes, disk_errors;
 	_Atomic uint64_t pmem_flushes, pmem_errors;
+
+	/* What an idle VM doesn't write to: a page that it doesn't have. */
+	char words
+		[MAILBOX_WORDS]; /* why it ended, with registers where they help; NUL-terminated */
+	struct histogram fetch_ns; /* of service_ns: FAULT_FETCHED */
+	struct inject_box inject;
 };
 
 /* Names for people: "running", "power-off" and so on. */

@@ -68,9 +68,11 @@ static void on_writable(struct loop_op *op, int res, uint32_t flags)
 	o->room(o->ctx);
 }
 
-void outlet_init(struct outlet *o, int fd, struct loop *loop, void (*room)(void *ctx), void *ctx)
+void outlet_init(struct outlet *o, char *buffer, int fd, struct loop *loop, void (*room)(void *ctx),
+		 void *ctx)
 {
 	*o = (struct outlet){.fd = fd,
+			     .buffer = buffer,
 			     .loop = loop,
 			     .lock = PTHREAD_MUTEX_INITIALIZER,
 			     .arm = {.run = arm_timer},
@@ -83,19 +85,19 @@ void outlet_init(struct outlet *o, int fd, struct loop *loop, void (*room)(void 
 void outlet_renew(struct outlet *o, int fd)
 {
 	loop_unpost(o->loop, &o->arm);
-	outlet_init(o, fd, o->loop, o->room, o->ctx);
+	outlet_init(o, o->buffer, fd, o->loop, o->room, o->ctx);
 }
 
 /* Append up to n bytes; send on a line's end or a full buffer. Lock held. Returns how many went in.
  */
 static size_t append(struct outlet *o, const char *bytes, size_t n)
 {
-	size_t room = sizeof o->buffer - o->held;
+	size_t room = OUTLET_BYTES - o->held;
 	if (n > room)
 		n = room;
 	memcpy(o->buffer + o->held, bytes, n);
 	o->held += n;
-	if (o->held == sizeof o->buffer || memchr(bytes, '\n', n))
+	if (o->held == OUTLET_BYTES || memchr(bytes, '\n', n))
 		send_held(o);
 	return n;
 }
@@ -107,7 +109,7 @@ void outlet_write(struct outlet *o, const char *bytes, size_t n)
 		size_t took = append(o, bytes, n);
 		bytes += took;
 		n -= took;
-		if (n && o->held == sizeof o->buffer) {
+		if (n && o->held == OUTLET_BYTES) {
 			pthread_mutex_unlock(&o->lock);
 			struct pollfd p = {.fd = o->fd, .events = POLLOUT};
 			poll(&p, 1, 100);

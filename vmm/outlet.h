@@ -12,11 +12,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#define OUTLET_BYTES 1024
+
 struct outlet {
 	int fd; /* non-blocking */
 	struct loop *loop;
 	pthread_mutex_t lock;
-	char buffer[1024];
+	char *buffer; /* of OUTLET_BYTES: elsewhere, so that a clone that says nothing need not have its own */
 	size_t held;
 	bool timer_set;
 	struct loop_work arm;
@@ -27,7 +29,8 @@ struct outlet {
 	void *ctx;
 };
 
-void outlet_init(struct outlet *o, int fd, struct loop *loop, void (*room)(void *ctx), void *ctx);
+void outlet_init(struct outlet *o, char *buffer, int fd, struct loop *loop, void (*room)(void *ctx),
+		 void *ctx);
 /* In a forked process with a loop of its own: what is held is the parent's to send, the socket another. */
 void outlet_renew(struct outlet *o, int fd);
 /* Take all bytes, waiting for the host if need be. Not on the loop's thread. */

@@ -16,6 +16,7 @@
 #include "vmm/merge.h"
 #include "vmm/reclaim.h"
 #include "vmm/store.h"
+#include <alloca.h>
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
@@ -49,6 +50,9 @@ static struct {
 	int pidfd;
 	pid_t pid;
 } spare = {.link = -1, .pidfd = -1};
+
+/* How long nobody asks before another is made: its fork and its KVM would take the CPUs from the clone that is being born. */
+#define SPARE_MS 2
 
 /* What the next clone is born with; what was learned stays in it for the one after. */
 static struct birth birth;
@@ -170,7 +174,9 @@ static void leave_the_vm(struct vm *vm, int link)
 	loop_forget(vm->loop);
 	for (unsigned i = 0; i < vm->kvm.cpus; i++)
 		munmap(vm->kvm.vcpu[i].run, (size_t)vm->kvm.host->run_bytes);
-	munmap(vm->links.mailbox, sizeof *vm->links.mailbox);
+	/* Its place stays taken: the kernel would give it to a clone's rings, which would need a page table there. */
+	mmap(vm->links.mailbox, sizeof *vm->links.mailbox, PROT_NONE,
+	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 	int keep[11 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
 	unsigned n = 0;
 	keep[n++] = fault_device();
@@ -194,16 +200,28 @@ static void leave_the_vm(struct vm *vm, int link)
 	malloc_trim(0);
 }
 
+/* Serve the host's requests, in frames that begin on a page of their own: what a clone writes to of this stack is then
+ * that page, and the frames above stay the template's. */
+static __attribute__((noinline)) _Noreturn void serve(struct vm *vm, int link);
+
 static _Noreturn void template_main(struct vm *vm, int link, const char *name)
 {
 	leave_the_vm(vm, link);
 	vm_name_process("tm", name);
 	fail_be(FAIL_VM, name);
+	char *here = alloca(1);
+	here = alloca((uintptr_t)here & (PAGE_SIZE - 1));
+	__asm__ volatile("" : : "r"(here));
+	serve(vm, link);
+}
+
+static _Noreturn void serve(struct vm *vm, int link)
+{
 	for (;;) {
 		struct pollfd p = {.fd = link, .events = POLLIN};
 		struct link_request request;
 		int fds[LINK_FDS_MAX];
-		if (poll(&p, 1, spare.link < 0 ? 0 : -1) == 0) {
+		if (poll(&p, 1, spare.link < 0 ? SPARE_MS : -1) == 0) {
 			keep_spare(vm); /* nobody asks just now */
 			poll(&p, 1, -1);
 		}

@@ -1,6 +1,7 @@
 #include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
+#include "vmm/stack.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <signal.h>
@@ -13,10 +14,8 @@
 #define VCPU_STACK  (64 * KiB)
 #define KICK_SIGNAL SIGUSR1
 
-struct start {
-	struct vm *vm;
-	unsigned cpu;
-};
+/* Not in the frame of who calls it: what an idle guest's thread has of its stack is to be one page. */
+#define APART __attribute__((noinline, cold))
 
 static void on_kick(int signal)
 {
@@ -44,14 +43,14 @@ static void describe(struct vm *vm, unsigned cpu, char *out, size_t size)
 		 r.r12, r.r13, r.r14, r.r15);
 }
 
-static void end_with_registers(struct vm *vm, unsigned cpu, enum vm_end end, const char *what)
+static APART void end_with_registers(struct vm *vm, unsigned cpu, enum vm_end end, const char *what)
 {
 	char registers[MAILBOX_WORDS - 256];
 	describe(vm, cpu, registers, sizeof registers);
 	vm_end(vm, end, "%s; %s", what, registers);
 }
 
-static void internal_error(struct vm *vm, unsigned cpu, const struct kvm_run *run)
+static APART void internal_error(struct vm *vm, unsigned cpu, const struct kvm_run *run)
 {
 	static const char *const kinds[] = {
 		[KVM_INTERNAL_ERROR_EMULATION] = "an instruction that it can't emulate",
@@ -70,10 +69,43 @@ static void internal_error(struct vm *vm, unsigned cpu, const struct kvm_run *ru
 	end_with_registers(vm, cpu, END_KVM_ERROR, words);
 }
 
+/* An exit after which there are no more. */
+static APART void last_exit(struct vm *vm, unsigned cpu, const struct kvm_run *run)
+{
+	char words[128];
+	switch (run->exit_reason) {
+	case KVM_EXIT_SHUTDOWN:
+		end_with_registers(vm, cpu, END_TRIPLE, "triple fault");
+		break;
+	case KVM_EXIT_SYSTEM_EVENT:
+		snprintf(words, sizeof words, "KVM system event %u", run->system_event.type);
+		if (run->system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN)
+			vm_end(vm, END_POWER_OFF, "the guest powered off");
+		else if (run->system_event.type == KVM_SYSTEM_EVENT_RESET)
+			vm_end(vm, END_REBOOT, "the guest asked for a reset");
+		else
+			end_with_registers(vm, cpu, END_KVM_ERROR, words);
+		break;
+	case KVM_EXIT_INTERNAL_ERROR:
+		internal_error(vm, cpu, run);
+		break;
+	case KVM_EXIT_FAIL_ENTRY:
+		snprintf(words, sizeof words,
+			 "the processor refused the guest's state, reason 0x%llx",
+			 (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
+		end_with_registers(vm, cpu, END_KVM_ERROR, words);
+		break;
+	default:
+		snprintf(words, sizeof words, "KVM exit %u, which nothing here handles",
+			 run->exit_reason);
+		end_with_registers(vm, cpu, END_KVM_ERROR, words);
+		break;
+	}
+}
+
 /* One exit. False: this vCPU is done. */
 static bool handle(struct vm *vm, unsigned cpu, struct kvm_run *run)
 {
-	char words[128];
 	switch (run->exit_reason) {
 	case KVM_EXIT_IO: {
 		uint8_t *data = (uint8_t *)run + run->io.data_offset;
@@ -91,36 +123,13 @@ static bool handle(struct vm *vm, unsigned cpu, struct kvm_run *run)
 	case KVM_EXIT_IOAPIC_EOI:
 	case KVM_EXIT_HLT:
 		return true;
-	case KVM_EXIT_SHUTDOWN:
-		end_with_registers(vm, cpu, END_TRIPLE, "triple fault");
-		return false;
-	case KVM_EXIT_SYSTEM_EVENT:
-		snprintf(words, sizeof words, "KVM system event %u", run->system_event.type);
-		if (run->system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN)
-			vm_end(vm, END_POWER_OFF, "the guest powered off");
-		else if (run->system_event.type == KVM_SYSTEM_EVENT_RESET)
-			vm_end(vm, END_REBOOT, "the guest asked for a reset");
-		else
-			end_with_registers(vm, cpu, END_KVM_ERROR, words);
-		return false;
-	case KVM_EXIT_INTERNAL_ERROR:
-		internal_error(vm, cpu, run);
-		return false;
-	case KVM_EXIT_FAIL_ENTRY:
-		snprintf(words, sizeof words,
-			 "the processor refused the guest's state, reason 0x%llx",
-			 (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
-		end_with_registers(vm, cpu, END_KVM_ERROR, words);
-		return false;
 	default:
-		snprintf(words, sizeof words, "KVM exit %u, which nothing here handles",
-			 run->exit_reason);
-		end_with_registers(vm, cpu, END_KVM_ERROR, words);
+		last_exit(vm, cpu, run);
 		return false;
 	}
 }
 
-static void run_failed(struct vm *vm, unsigned cpu)
+static APART void run_failed(struct vm *vm, unsigned cpu)
 {
 	char words[128];
 	snprintf(words, sizeof words, "KVM_RUN: %s", strerror(errno));
@@ -150,7 +159,7 @@ static bool complete_access(struct vm *vm, unsigned cpu, uint64_t *remaps)
 }
 
 /* A clone's vCPUs begin where they were frozen. */
-static bool wake(struct vm *vm)
+static APART bool wake(struct vm *vm)
 {
 	char error[ERROR_MAX] = "";
 	int rc = clone_wake(vm, error);
@@ -166,10 +175,9 @@ static bool wake(struct vm *vm)
 
 static void *vcpu_main(void *arg)
 {
-	struct start *start = arg;
+	const struct vm_start *start = arg;
 	struct vm *vm = start->vm;
 	unsigned cpu = start->cpu;
-	free(start);
 	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
 	inject_thread(vm, cpu);
 	if (cpu == 0 && vm->frozen.cpus && !wake(vm)) {
@@ -181,6 +189,10 @@ static void *vcpu_main(void *arg)
 		vm_end(vm, END_HOST_ERROR, "seccomp for vCPU %u: %s", cpu, strerror(-rc));
 		atomic_store_explicit(&vm->vcpu_gone[cpu], true, memory_order_release);
 		return NULL;
+	}
+	if (vm->frozen.cpus) {
+		stack_trim(VCPU_STACK / 2); /* its birth took more of it than an idle guest does */
+		clone_go(vm, cpu);
 	}
 	if (cpu == 0) {
 		atomic_store_explicit(&vm->links.mailbox->run_started_ns, clock_ns(),
@@ -234,19 +246,15 @@ int vcpu_start(struct vm *vm, unsigned cpu)
 {
 	struct sigaction action = {.sa_handler = on_kick};
 	sigaction(KICK_SIGNAL, &action, NULL);
-	struct start *start = malloc(sizeof *start);
-	if (!start)
-		return -ENOMEM;
-	*start = (struct start){vm, cpu};
+	/* Not the heap's: with its first free the thread would get a cache of its own. */
+	vm->start[cpu] = (struct vm_start){vm, cpu};
 	pthread_attr_t attr;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, VCPU_STACK);
 	int rc = fail_point(FAIL_VM_THREAD);
 	if (!rc)
-		rc = pthread_create(&vm->vcpu_thread[cpu], &attr, vcpu_main, start);
+		rc = pthread_create(&vm->vcpu_thread[cpu], &attr, vcpu_main, &vm->start[cpu]);
 	pthread_attr_destroy(&attr);
-	if (rc)
-		free(start);
 	return -rc;
 }
 

@@ -8,6 +8,7 @@
 #include "vmm/merge.h"
 #include "vmm/proc.h"
 #include "vmm/reclaim.h"
+#include "vmm/stack.h"
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
@@ -20,8 +21,9 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#define STOP_MS  200  /* how long a vCPU gets to leave the guest */
-#define FLUSH_MS 1000 /* how long the host gets to take the last console bytes */
+#define STOP_MS     200        /* how long a vCPU gets to leave the guest */
+#define FLUSH_MS    1000       /* how long the host gets to take the last console bytes */
+#define STACK_BYTES (64 * KiB) /* of the loop's stack, looked through for pages to give back */
 #define REST_MS \
 	2000 /* without work for the loop, after which a VM gives back what it can do without */
 
@@ -205,6 +207,7 @@ static void rest(struct loop_work *w)
 	struct vm *vm = container(struct vm, resting, w);
 	memory_rest(&vm->memory);
 	malloc_trim(0);
+	stack_trim(STACK_BYTES);
 }
 
 static void go_on_reclaiming(struct loop_work *w)
@@ -469,8 +472,8 @@ _Noreturn void vm_cut_power(struct vm *vm, const char *and)
 _Noreturn void vm_run(struct vm *vm)
 {
 	int rc = 0;
-	/* A clone's first vCPU starts the others. */
-	unsigned first = vm->frozen.cpus ? 1 : vm->kvm.cpus;
+	/* A clone's are there already, or started by its first. */
+	unsigned first = vm->frozen.cpus ? 0 : vm->kvm.cpus;
 	for (unsigned i = 0; i < first && !rc; i++) {
 		rc = vcpu_start(vm, i);
 		if (rc)
@@ -503,7 +506,7 @@ static int confine(struct vm *vm, uint64_t data_before, char *error)
 
 _Noreturn void vm_process(const struct vm_config *config, const struct vm_links *links)
 {
-	/* The process is this VM and nothing else. In as few pages as it fits: each clone has its own. */
+	/* The process is this VM and nothing else. In as few pages as it fits: each clone has its own of what it writes to. */
 	static struct vm vm __attribute__((aligned(PAGE_SIZE)));
 	char error[ERROR_MAX] = "";
 	vm.config = *config;

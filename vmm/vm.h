@@ -75,6 +75,14 @@ struct vm_links {
 
 struct vm;
 
+/* How far a clone is in being born; its vCPUs' threads wait for it (clone.c). */
+enum vm_birth {
+	BIRTH_PREPARED, /* nobody wants it yet */
+	BIRTH_NAMED,    /* its memory is its own: it can get what was frozen */
+	BIRTH_GIVEN,    /* and what it gets before it runs is there */
+	BIRTH_OVER,     /* its devices go on: so may all vCPUs */
+};
+
 /* How far a VM is in standing still (pause.c); all but what vCPUs read belongs to the loop's thread. */
 enum vm_stillness { VM_MOVES, VM_PARKS, VM_STILL };
 
@@ -123,10 +131,14 @@ struct vm {
 	struct fault_queue starved;
 	struct vm_pause pause;
 	struct inject_state inject;
-	struct kvm_state frozen; /* of a template, and of a clone until it runs */
+	_Atomic enum vm_birth birth;
 	struct learn
 		*learn; /* what clones of the same template write to at first; NULL: nobody asks */
 	pthread_t vcpu_thread[MACHINE_MAX_CPUS];
+	struct vm_start {
+		struct vm *vm;
+		unsigned cpu;
+	} start[MACHINE_MAX_CPUS]; /* what these are told */
 	_Atomic bool vcpu_gone[MACHINE_MAX_CPUS];
 	_Atomic bool stopping, ended;
 	_Atomic unsigned said;
@@ -137,7 +149,15 @@ struct vm {
 	/* The agent listens. Input waits until it has said something: Linux drops what comes while it
 	 * sets a console up. */
 	_Atomic bool agent_spoke;
+
+	/* What is above a clone writes to, and so has its own of. What follows it doesn't, as long as it is idle. */
+	struct kvm_state frozen; /* of a template, and of a clone until it runs */
+	struct {
+		char console_out[OUTLET_BYTES], agent_out[OUTLET_BYTES];
+		char console_in[INLET_BYTES], agent_in[INLET_BYTES];
+	} buffers;
 };
+_Static_assert(offsetof(struct vm, frozen) <= PAGE_SIZE, "a clone has one page of it");
 
 /* Run the VM to its end, in this process. Never returns; exit status 0 if the guest ended cleanly.
  */
@@ -196,9 +216,11 @@ void balloon_tell(struct vm *vm);
  * the template's, or -1. Loop's thread. */
 void template_make(struct vm *vm, const struct link_request *request, int link,
 		   struct link_answer *answer, int *pidfd);
-/* A clone's first step, on the thread of its vCPU 0 while the loop runs: it gets the state that was frozen. -errno
- * with words. */
+/* A clone's first step, on the thread of its vCPU 0, once it has a name: it gets the state that was frozen. -errno with
+ * words. */
 int clone_wake(struct vm *vm, char *error);
+/* Its last before it runs, on each vCPU's thread: wait until it may. Not if the VM ends. */
+void clone_go(struct vm *vm, unsigned cpu);
 
 /* ---- vcpu.c -------------------------------------------------------------------------------- */
 
