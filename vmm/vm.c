@@ -6,7 +6,6 @@
 #include "vmm/event.h"
 #include "vmm/identity.h"
 #include "vmm/merge.h"
-#include "vmm/proc.h"
 #include "vmm/reclaim.h"
 #include <errno.h>
 #include <malloc.h>
@@ -438,7 +437,6 @@ static void be_a_vm_process(void)
 	signal(SIGINT, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGTERM, SIG_DFL);
-	proc_be_prompt();
 	signal(SIGCHLD, SIG_IGN); /* a template's end is the host's business: its pidfd tells */
 }
 
