@@ -1,5 +1,6 @@
 /* `invisor host`: the long-running host, in the background, and what is said to it. */
 #include "ipt/fail.h"
+#include "vmm/answer.h"
 #include "vmm/ask.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
@@ -362,14 +363,13 @@ static int start_daemon(struct start *s, int lock, const char *dir)
 	json_decref(request);
 	if (!answer)
 		return cli_fail(words);
-	json_int_t bytes = json_integer_value(json_object_get(answer, "pool_bytes"));
+	long long bytes = answer_integer(answer, "pool_bytes");
 	printf("host %lld runs: a pool of %lld MiB, %lld VMs at most; messages in %s/%s\n",
-	       (long long)json_integer_value(json_object_get(answer, "pid")),
-	       (long long)bytes / (long long)MiB,
-	       (long long)json_integer_value(json_object_get(answer, "max_vms")), dir, LOG);
-	if (json_integer_value(json_object_get(answer, "hosts_before")))
+	       answer_integer(answer, "pid"), bytes / (long long)MiB,
+	       answer_integer(answer, "max_vms"), dir, LOG);
+	if (answer_integer(answer, "hosts_before"))
 		printf("adopted from a host that died: %lld VMs, with its pool and options%s\n",
-		       (long long)json_integer_value(json_object_get(answer, "adopted")),
+		       answer_integer(answer, "adopted"),
 		       s->pool_given && s->host.pool_bytes != (uint64_t)bytes
 			       ? "; --pool is for a new one"
 			       : "");

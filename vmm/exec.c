@@ -1,6 +1,7 @@
 #include "vmm/exec.h"
 #include "ipt/fail.h"
 #include "vmm/agent.h"
+#include "vmm/answer.h"
 #include "vmm/ask.h"
 #include "vmm/base64.h"
 #include "vmm/commands.h"
@@ -162,7 +163,7 @@ static int print_answer(const json_t *answer)
 		fprintf(stderr, "invisor: the host's answer has no output in it\n");
 	else if (!ok)
 		fprintf(stderr, "invisor: standard output: %s\n", strerror(errno));
-	return ok ? (int)json_integer_value(json_object_get(answer, "status")) : EXIT_OURS;
+	return ok ? (int)answer_integer(answer, "status") : EXIT_OURS;
 }
 
 int command_exec(int argc, char **argv)

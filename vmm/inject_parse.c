@@ -1,4 +1,5 @@
 #include "vmm/inject_parse.h"
+#include "vmm/answer.h"
 #include "vmm/error.h"
 #include "vmm/vm.h"
 #include <errno.h>
@@ -372,11 +373,6 @@ int inject_parse(const json_t *o, const char *const *others, const struct vm_con
 	return rc || !vm ? rc : inject_check(out, vm, error);
 }
 
-static void put(json_t *o, const char *key, uint64_t value)
-{
-	json_object_set_new(o, key, json_integer((json_int_t)value));
-}
-
 static void put_disk(json_t *o, const struct inject *f)
 {
 	char on[32] = "";
@@ -385,26 +381,24 @@ static void put_disk(json_t *o, const struct inject *f)
 		if (f->ops >> i & 1)
 			snprintf(on + strlen(on), sizeof on - strlen(on), "%s%s", *on ? "," : "",
 				 names[i]);
-	put(o, "disk", f->disk);
-	put(o, "from", f->from);
+	answer_put(o, "disk", f->disk);
+	answer_put(o, "from", f->from);
 	if (f->bytes < INT64_MAX / 2)
-		put(o, "bytes", f->bytes);
-	json_object_set_new(o, "on", json_string(on));
+		answer_put(o, "bytes", f->bytes);
+	answer_put_text(o, "on", on);
 	if (f->effect == INJECT_LATENCY)
-		put(o, "latency_ms", f->ms);
+		answer_put(o, "latency_ms", f->ms);
 	if (f->effect == INJECT_TORN)
-		put(o, "torn", f->sectors);
+		answer_put(o, "torn", f->sectors);
 	if (f->status)
-		json_object_set_new(
-			o, "error",
-			json_string(f->status == VIRTIO_DISK_EIO ? "EIO" : "EOPNOTSUPP"));
+		answer_put_text(o, "error", f->status == VIRTIO_DISK_EIO ? "EIO" : "EOPNOTSUPP");
 	if (f->chance < INJECT_CERTAIN) {
 		json_object_set_new(o, "probability",
 				    json_real((double)f->chance / INJECT_CERTAIN));
-		put(o, "seed", f->seed);
+		answer_put(o, "seed", f->seed);
 	}
 	if (f->times)
-		put(o, "times", f->times);
+		answer_put(o, "times", f->times);
 }
 
 json_t *inject_json(const struct inject *f)
@@ -415,34 +409,34 @@ json_t *inject_json(const struct inject *f)
 	case INJECT_MEMORY:
 	case INJECT_NOTICE:
 		if (f->gpa != INJECT_ANYWHERE)
-			put(o, "gpa", f->gpa);
+			answer_put(o, "gpa", f->gpa);
 		else
-			put(o, "frame", f->frame);
+			answer_put(o, "frame", f->frame);
 		break;
 	case INJECT_DISK:
 		put_disk(o, f);
 		break;
 	case INJECT_IRQ:
-		json_object_set_new(o, "device", json_string(f->name));
+		answer_put_text(o, "device", f->name);
 		if (f->effect == INJECT_DELAY)
-			put(o, "delay_ms", f->ms);
+			answer_put(o, "delay_ms", f->ms);
 		else
-			put(o, "drop", f->times);
+			answer_put(o, "drop", f->times);
 		if (f->effect == INJECT_DELAY && f->times)
-			put(o, "times", f->times);
+			answer_put(o, "times", f->times);
 		break;
 	case INJECT_STALL:
-		put(o, "vcpu", f->vcpu);
-		put(o, "ms", f->ms);
+		answer_put(o, "vcpu", f->vcpu);
+		answer_put(o, "ms", f->ms);
 		break;
 	case INJECT_CLOCK:
-		json_object_set_new(o, "jump_ms", json_integer(f->jump_ms));
+		answer_put(o, "jump_ms", f->jump_ms);
 		break;
 	case INJECT_POWER_CUT:
 		if (f->lose && f->lose < sizeof losses / sizeof *losses)
-			json_object_set_new(o, "lose", json_string(losses[f->lose]));
+			answer_put_text(o, "lose", losses[f->lose]);
 		if (f->lose == INJECT_LOSE_RANDOM)
-			put(o, "seed", f->seed);
+			answer_put(o, "seed", f->seed);
 		break;
 	}
 	return o;
