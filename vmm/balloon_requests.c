@@ -4,7 +4,6 @@
 #include "vmm/clock.h"
 #include "vmm/commands.h"
 #include "vmm/container.h"
-#include "vmm/event.h"
 #include "vmm/size.h"
 #include <errno.h>
 #include <stdio.h>

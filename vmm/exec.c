@@ -28,7 +28,7 @@ static void release(struct exec *e)
 	free(e);
 }
 
-static bool on_output(void *ctx, const void *bytes, size_t n)
+static void on_output(void *ctx, const void *bytes, size_t n)
 {
 	struct exec *e = ctx;
 	if (e->room - e->bytes < n) {
@@ -39,14 +39,13 @@ static bool on_output(void *ctx, const void *bytes, size_t n)
 			control_refuse(e->request, "exec: the command wrote more than %u bytes",
 				       EXEC_OUTPUT_MAX);
 			release(e);
-			return true;
+			return;
 		}
 		e->output = more;
 		e->room = room;
 	}
 	memcpy(e->output + e->bytes, bytes, n);
 	e->bytes += n;
-	return true;
 }
 
 static void on_done(void *ctx, unsigned status)

@@ -47,8 +47,6 @@ static inline bool inject_has_page(uint32_t kind)
 {
 	return kind == INJECT_MEMORY || kind == INJECT_NOTICE;
 }
-/* "memory", "disk" ...; NULL for those that aren't faults. */
-const char *inject_kind_name(enum inject_kind k);
 
 /* What a power cut takes of volatile disks' unflushed writes; not said: all. */
 enum inject_lose { INJECT_LOSE_UNSAID, INJECT_LOSE_ALL, INJECT_LOSE_NONE, INJECT_LOSE_RANDOM };

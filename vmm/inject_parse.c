@@ -11,7 +11,8 @@ static const char *const kinds[INJECT_KINDS] = {
 	[INJECT_STALL] = "stall",   [INJECT_CLOCK] = "clock", [INJECT_POWER_CUT] = "power-cut",
 	[INJECT_NOTICE] = "notice"};
 
-const char *inject_kind_name(enum inject_kind k)
+/* "memory", "disk" ...; NULL for those that aren't faults. */
+static const char *kind_name(enum inject_kind k)
 {
 	return (unsigned)k < INJECT_KINDS ? kinds[k] : NULL;
 }
@@ -311,7 +312,8 @@ static bool has_volatile(const struct vm_config *vm)
 	return i < vm->disks;
 }
 
-int inject_check(const struct inject *f, const struct vm_config *vm, char *error)
+/* Checks for which the VM must be known. */
+static int check(const struct inject *f, const struct vm_config *vm, char *error)
 {
 	const struct machine *m = &vm->machine;
 	if (f->kind == INJECT_DISK && f->disk >= vm->disks)
@@ -370,7 +372,7 @@ int inject_parse(const json_t *o, const char *const *others, const struct vm_con
 		rc = parse_notice(o, out, error);
 		break;
 	}
-	return rc || !vm ? rc : inject_check(out, vm, error);
+	return rc || !vm ? rc : check(out, vm, error);
 }
 
 static void put_disk(json_t *o, const struct inject *f)
@@ -403,7 +405,7 @@ static void put_disk(json_t *o, const struct inject *f)
 
 json_t *inject_json(const struct inject *f)
 {
-	const char *kind = inject_kind_name(f->kind);
+	const char *kind = kind_name(f->kind);
 	json_t *o = json_pack("{s:s}", "fault", kind ? kind : "none");
 	switch (f->kind) {
 	case INJECT_MEMORY:

@@ -198,8 +198,6 @@ int fault_register(int uffd, void *base, uint64_t bytes, bool shared);
 uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error);
 /* Protect pages of a registered, shared piece from writing, or let them be written to. -errno. */
 int fault_protect(int uffd, void *base, uint64_t bytes, bool protect);
-/* A vCPU waited for memory from then to then: that is noted. */
-void fault_stall(struct memory *m, uint64_t from_ns, uint64_t to_ns);
 /* Serve what the userfaultfd has to say, without blocking: 0, or the -errno of the first fault that
  * could not be served for another reason than an empty pool. Those that wait for frames are kept
  * and served by fault_retry; fault_waiting says how many there are. */
