@@ -195,7 +195,7 @@ void balloon_obey(struct vm *vm);
 /* What it is, for a mailbox that doesn't know yet. */
 void balloon_tell(struct vm *vm);
 
-/* ---- template.c: freezing, and clones ------------------------------------------------------ */
+/* ---- template.c, clone.c: freezing, and clones --------------------------------------------- */
 
 /* Make a template of a VM that stands still: its process is forked here. The answer is for the host; *pidfd is
  * the template's, or -1. Loop's thread. */
