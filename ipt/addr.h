@@ -4,11 +4,8 @@
  *
  *   gpa    guest physical address, bytes
  *   gfn    guest frame number: gpa >> 12
- *   hva    host virtual address, bytes: a place in a VM's window or in the pool mapping
  *   frame  index of a 4 KiB page of the pool
  *   vmid   a VM's number in the registry; 0 is no VM
- *
- * Each has an INVALID and a print macro: printf("frame " PRIframe, frame.v).
  */
 #ifndef IPT_ADDR_H
 #define IPT_ADDR_H
@@ -32,22 +29,14 @@ typedef struct {
 	uint64_t v;
 } gfn_t;
 typedef struct {
-	uint64_t v;
-} hva_t;
-typedef struct {
 	uint32_t v;
 } frame_t;
 typedef struct {
 	uint32_t v;
 } vmid_t;
 
-#define PRIgpa   "0x%" PRIx64
-#define PRIgfn   "0x%" PRIx64
-#define PRIhva   "0x%" PRIx64
-#define PRIframe "%" PRIu32
-#define PRIvmid  "%" PRIu32
+#define PRIgpa "0x%" PRIx64
 
-#define INVALID_GPA   ((gpa_t){UINT64_MAX})
 #define INVALID_GFN   ((gfn_t){UINT64_MAX})
 #define INVALID_FRAME ((frame_t){UINT32_MAX})
 #define INVALID_VMID  ((vmid_t){0})

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -24,6 +25,16 @@ static inline int sealed_memfd(const char *name, uint64_t bytes)
 	close(fd);
 	errno = error;
 	return -1;
+}
+
+/* Map a memfd whole: NULL with errno. `at`: NULL, or where the process has it mapped already. Then it stays there, and other
+ * threads may be using it, but its page tables go, one page for each 2 MiB that was touched; a failure leaves all as it
+ * was, as mmap checks what may fail before it lets go of the old mapping. */
+static inline void *sealed_map(int fd, uint64_t bytes, void *at)
+{
+	void *got = mmap(at, bytes, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_NORESERVE | (at ? MAP_FIXED : 0), fd, 0);
+	return got == MAP_FAILED ? NULL : got;
 }
 
 /* Bytes of a memfd that have host memory behind them now; 0 where there is none (-1). */

@@ -146,10 +146,9 @@ static int header_init(struct ipt *t)
 /* Map the whole of t->fd and point at its parts. */
 static int map_parts(struct ipt *t)
 {
-	uint8_t *base = mmap(NULL, t->layout.end, PROT_READ | PROT_WRITE,
-			     MAP_SHARED | MAP_NORESERVE, t->fd, 0);
+	uint8_t *base = sealed_map(t->fd, t->layout.end, NULL);
 
-	if (base == MAP_FAILED)
+	if (!base)
 		return -errno;
 	t->header = (struct table_header *)base;
 	t->vms = (struct vm_slot *)(base + t->layout.vms);
@@ -176,9 +175,7 @@ static int map_parts(struct ipt *t)
 
 int ipt_rest(const struct ipt *t)
 {
-	void *at = mmap(t->header, t->layout.end, PROT_READ | PROT_WRITE,
-			MAP_SHARED | MAP_NORESERVE | MAP_FIXED, t->fd, 0);
-	return at == MAP_FAILED ? -errno : 0;
+	return sealed_map(t->fd, t->layout.end, t->header) ? 0 : -errno;
 }
 
 static void handle_free(struct ipt *t)

@@ -1,6 +1,7 @@
 /* The frame allocator. See zone.h. */
 #include "ipt/zone.h"
 #include "ipt/bad.h"
+#include "ipt/buddy.h"
 #include "ipt/debug.h"
 #include "ipt/fail.h"
 #include "ipt/registry.h"
@@ -49,156 +50,10 @@ void zone_init(struct ipt *t, unsigned z)
 	store_relaxed32(&t->zones[z].free, zone_end(t, z) - zone_start(t, z));
 }
 
-/* ---- free lists: the zone is locked ---------------------------------------------------------- */
-
-static void list_push(struct ipt *t, struct zone *z, uint32_t f, unsigned order)
-{
-	unsigned colour = f & (t->config.colours - 1);
-	uint32_t old = z->first[order][colour];
-
-	store_relaxed64(&t->words[f], word_head(order, old ? old - 1 : f, f));
-	ipt_step();
-	if (old) {
-		uint64_t w = load_relaxed64(&t->words[old - 1]);
-
-		store_relaxed64(&t->words[old - 1], word_head(order, word_next(w), f));
-		ipt_step();
-	}
-	z->first[order][colour] = f + 1;
-	ipt_step();
-	store_relaxed32(&z->lists[order], load_relaxed32(&z->lists[order]) | 1u << colour);
-}
-
-static void list_remove(struct ipt *t, struct zone *z, uint32_t f)
-{
-	uint64_t w = load_relaxed64(&t->words[f]);
-	unsigned order = word_order(w), colour = f & (t->config.colours - 1);
-	uint32_t next = word_next(w), prev = word_prev(w);
-
-	if (next != f) {
-		uint64_t n = load_relaxed64(&t->words[next]);
-
-		store_relaxed64(&t->words[next],
-				word_head(order, word_next(n), prev == f ? next : prev));
-		ipt_step();
-	}
-	if (prev != f) {
-		uint64_t p = load_relaxed64(&t->words[prev]);
-
-		store_relaxed64(&t->words[prev],
-				word_head(order, next == f ? prev : next, word_prev(p)));
-	} else {
-		z->first[order][colour] = next == f ? 0 : next + 1;
-		if (next == f)
-			store_relaxed32(&z->lists[order],
-					load_relaxed32(&z->lists[order]) & ~(1u << colour));
-	}
-	ipt_step();
-	store_relaxed64(&t->words[f], 0);
-	ipt_step();
-}
-
-/* Put a block whose words are 0 on the lists, merged with its free buddies. */
-static void block_free(struct ipt *t, unsigned zi, uint32_t f, unsigned order)
-{
-	struct zone *z = &t->zones[zi];
-	uint32_t start = zone_start(t, zi), mark = load_relaxed32(&z->mark);
-
-	for (; order < IPT_MAX_ORDER; order++) {
-		uint32_t size = 1u << order, buddy = f ^ size;
-
-		if (buddy < start || buddy >= mark || mark - buddy < size)
-			break;
-		uint64_t w = load_relaxed64(&t->words[buddy]);
-		if (!word_is_head(w) || word_order(w) != order)
-			break;
-		list_remove(t, z, buddy);
-		f &= ~size;
-	}
-	list_push(t, z, f, order);
-}
-
-/* The largest order of an aligned block that begins at f and ends by `end`. */
-static unsigned order_at(uint32_t f, uint32_t end)
-{
-	unsigned order = 0;
-
-	while (order < IPT_MAX_ORDER && !(f & 1u << order) && end - f >= 2u << order)
-		order++;
-	return order;
-}
-
-/* Free [f, end), whose words are 0, as the largest blocks that fit. */
-static void range_free(struct ipt *t, unsigned zi, uint32_t f, uint32_t end)
-{
-	while (f < end) {
-		unsigned order = order_at(f, end);
-
-		block_free(t, zi, f, order);
-		f += 1u << order;
-	}
-}
-
-/* Move one block from the wilderness to the lists; its order, or -1 if there is no wilderness. */
-static int wilderness_carve(struct ipt *t, unsigned zi)
-{
-	struct zone *z = &t->zones[zi];
-	uint32_t f = load_relaxed32(&z->mark), end = zone_end(t, zi);
-
-	if (f >= end)
-		return -1;
-	unsigned order = order_at(f, end);
-	store_release32(&z->mark, f + (1u << order));
-	ipt_step();
-	list_push(t, z, f, order);
-	return (int)order;
-}
-
-/* Could the wilderness give a block of that order? */
-static bool wilderness_has(const struct ipt *t, unsigned zi, unsigned order)
-{
-	uint64_t size = UINT64_C(1) << order;
-	uint64_t f = (zone_mark(t, zi) + size - 1) & ~(size - 1);
-
-	return f + size <= zone_end(t, zi);
-}
-
-/* A dead process left the zone in flux: make the lists anew from the words. */
-static void zone_rebuild(struct ipt *t, unsigned zi)
-{
-	struct zone *z = &t->zones[zi];
-	uint32_t start = zone_start(t, zi), mark = load_relaxed32(&z->mark), nfree = 0;
-
-	for (unsigned o = 0; o < TABLE_ORDERS; o++) {
-		store_relaxed32(&z->lists[o], 0);
-		for (unsigned c = 0; c < IPT_MAX_COLOURS; c++)
-			z->first[o][c] = 0;
-	}
-	for (uint32_t f = start; f < mark; f++) {
-		uint64_t w = load_relaxed64(&t->words[f]);
-
-		if (word_state(w) != IPT_FREE)
-			continue;
-		if (w)
-			store_relaxed64(&t->words[f], 0);
-		nfree++;
-	}
-	for (uint32_t f = start; f < mark;) {
-		uint32_t run = f;
-
-		while (f < mark && word_state(load_relaxed64(&t->words[f])) == IPT_FREE)
-			f++;
-		range_free(t, zi, run, f);
-		f += f == run;
-	}
-	store_relaxed32(&z->free, nfree + zone_end(t, zi) - mark);
-	add_relaxed32(&t->header->repairs, 1);
-}
-
 void zone_lock(struct ipt *t, unsigned z)
 {
 	if (lock_take(&t->zones[z].lock, LOCK_ZONE)) {
-		zone_rebuild(t, z);
+		buddy_rebuild(t, z);
 		lock_mended(&t->zones[z].lock);
 	}
 }
@@ -210,44 +65,6 @@ void zone_unlock(struct ipt *t, unsigned z)
 
 /* ---- allocation ------------------------------------------------------------------------------ */
 
-#define NO_BLOCK UINT32_MAX
-
-/* The head of the free block that holds frame f, which is below the mark. */
-static uint32_t block_holding(struct ipt *t, unsigned zi, uint32_t f)
-{
-	uint32_t start = zone_start(t, zi);
-
-	for (unsigned k = 0; k <= IPT_MAX_ORDER; k++) {
-		uint32_t head = f & ~((1u << k) - 1);
-
-		if (head < start)
-			break;
-		uint64_t w = load_relaxed64(&t->words[head]);
-		if (word_is_head(w))
-			return f - head < 1u << word_order(w) ? head : NO_BLOCK;
-	}
-	return NO_BLOCK;
-}
-
-/* Split free block `head` until `target`, which lies in it, is a block of that order off the lists. */
-static void block_take(struct ipt *t, struct zone *z, uint32_t head, uint32_t target,
-		       unsigned order)
-{
-	unsigned k = word_order(load_relaxed64(&t->words[head]));
-
-	list_remove(t, z, head);
-	while (k > order) {
-		uint32_t upper = head + (1u << --k);
-
-		if (target >= upper) {
-			list_push(t, z, head, k);
-			head = upper;
-		} else {
-			list_push(t, z, upper, k);
-		}
-	}
-}
-
 /* Exactly the block at the goal, if it is free and near enough. */
 static uint32_t take_goal(struct ipt *t, unsigned zi, uint32_t goal, unsigned order)
 {
@@ -255,15 +72,15 @@ static uint32_t take_goal(struct ipt *t, unsigned zi, uint32_t goal, unsigned or
 	uint32_t target = goal & ~((1u << order) - 1), mark = load_relaxed32(&z->mark);
 
 	if (target < zone_start(t, zi) || zone_end(t, zi) - target < 1u << order)
-		return NO_BLOCK;
+		return BUDDY_NONE;
 	if (target >= mark && target - mark > ZONE_GOAL_REACH)
-		return NO_BLOCK;
+		return BUDDY_NONE;
 	while (load_relaxed32(&z->mark) <= target)
-		wilderness_carve(t, zi);
-	uint32_t head = block_holding(t, zi, target);
-	if (head == NO_BLOCK || word_order(load_relaxed64(&t->words[head])) < order)
-		return NO_BLOCK;
-	block_take(t, z, head, target, order);
+		buddy_carve(t, zi);
+	uint32_t head = buddy_holding(t, zi, target);
+	if (head == BUDDY_NONE || word_order(load_relaxed64(&t->words[head])) < order)
+		return BUDDY_NONE;
+	buddy_take(t, z, head, target, order);
 	return target;
 }
 
@@ -275,10 +92,10 @@ static uint32_t take_like(struct ipt *t, struct zone *z, unsigned k, uint32_t li
 	uint32_t lists = load_relaxed32(&z->lists[k]);
 
 	if (!(lists & 1u << colour))
-		return NO_BLOCK;
+		return BUDDY_NONE;
 	uint32_t head = z->first[k][colour] - 1;
 	uint32_t target = head + (like & ((1u << k) - 1) & ~((1u << order) - 1));
-	block_take(t, z, head, target, order);
+	buddy_take(t, z, head, target, order);
 	return target;
 }
 
@@ -291,23 +108,10 @@ static uint32_t take_any(struct ipt *t, struct zone *z, unsigned order)
 		if (!lists)
 			continue;
 		uint32_t head = z->first[k][__builtin_ctz(lists)] - 1;
-		block_take(t, z, head, head, order);
+		buddy_take(t, z, head, head, order);
 		return head;
 	}
-	return NO_BLOCK;
-}
-
-/* Carve until the lists hold a block of that order; false if there is no wilderness for it. */
-static bool replenish(struct ipt *t, unsigned zi, unsigned order)
-{
-	if (!wilderness_has(t, zi, order))
-		return false;
-	for (;;) {
-		int got = wilderness_carve(t, zi);
-
-		if (got < 0 || (unsigned)got >= order)
-			return got >= 0;
-	}
+	return BUDDY_NONE;
 }
 
 /*
@@ -322,18 +126,18 @@ static uint32_t take_anew(struct ipt *t, unsigned zi, unsigned order, uint32_t g
 	uint32_t f;
 
 	for (unsigned k = ZONE_RUN_ORDER; order < IPT_CLUSTER_ORDER && k < IPT_MAX_ORDER; k++) {
-		f = k < order ? NO_BLOCK : take_like(t, z, k, goal, order);
-		if (f != NO_BLOCK)
+		f = k < order ? BUDDY_NONE : take_like(t, z, k, goal, order);
+		if (f != BUDDY_NONE)
 			return f;
 	}
 	if (!load_relaxed32(&z->lists[IPT_MAX_ORDER]))
-		replenish(t, zi, IPT_MAX_ORDER);
+		buddy_replenish(t, zi, IPT_MAX_ORDER);
 	for (unsigned k = IPT_MAX_ORDER; k + 1 > order; k--) {
 		f = take_like(t, z, k, goal, order);
-		if (f != NO_BLOCK)
+		if (f != BUDDY_NONE)
 			return f;
 	}
-	return NO_BLOCK;
+	return BUDDY_NONE;
 }
 
 /* The goal, or a run's beginning; else the smallest block that will do, of the wanted colour if any. */
@@ -345,23 +149,23 @@ static uint32_t zone_take(struct ipt *t, unsigned zi, unsigned order, const stru
 	if (hint && frame_valid(hint->goal)) {
 		if (hint->goal.v < t->frames && zone_of(t, hint->goal.v) == zi) {
 			f = take_goal(t, zi, hint->goal.v, order);
-			if (f != NO_BLOCK)
+			if (f != BUDDY_NONE)
 				return f;
 		}
 		f = take_anew(t, zi, order, hint->goal.v);
-		if (f != NO_BLOCK)
+		if (f != BUDDY_NONE)
 			return f;
 	} else if (hint && t->config.colours > 1) {
 		do {
 			for (unsigned k = order; k <= IPT_MAX_ORDER; k++) {
 				f = take_like(t, z, k, hint->colour, order);
-				if (f != NO_BLOCK)
+				if (f != BUDDY_NONE)
 					return f;
 			}
-		} while (replenish(t, zi, IPT_MAX_ORDER));
+		} while (buddy_replenish(t, zi, IPT_MAX_ORDER));
 	}
 	f = take_any(t, z, order);
-	if (f == NO_BLOCK && replenish(t, zi, order))
+	if (f == BUDDY_NONE && buddy_replenish(t, zi, order))
 		f = take_any(t, z, order);
 	return f;
 }
@@ -373,10 +177,10 @@ static uint32_t zone_alloc(struct ipt *t, unsigned zi, struct vm_slot *s, vmid_t
 	struct zone *z = &t->zones[zi];
 
 	if (load_relaxed32(&z->free) < 1u << order)
-		return NO_BLOCK;
+		return BUDDY_NONE;
 	zone_lock(t, zi);
 	uint32_t f = zone_take(t, zi, order, hint);
-	if (f != NO_BLOCK) {
+	if (f != BUDDY_NONE) {
 		for (uint32_t i = 0; i < 1u << order; i++) {
 			store_release64(&t->words[f + i],
 					slots ? word_spare(vm.v) : word_limbo(vm.v));
@@ -413,7 +217,7 @@ int ipt_alloc(struct ipt *t, vmid_t vm, unsigned order, const struct ipt_hint *h
 	for (unsigned i = 0; i < nodes; i++) {
 		uint32_t f = zone_alloc(t, (from + i) % nodes, s, vm, order, hint);
 
-		if (f != NO_BLOCK) {
+		if (f != BUDDY_NONE) {
 			*out = frame(f);
 			return 0;
 		}
@@ -449,7 +253,7 @@ static uint32_t free_good(struct ipt *t, unsigned zi, uint32_t f, uint32_t end)
 
 		while (f < end && load_relaxed64(&t->words[f]) != WORD_RETIRED)
 			f++;
-		range_free(t, zi, from, f);
+		buddy_free(t, zi, from, f);
 		retired += f < end;
 		f += f < end;
 	}
@@ -472,7 +276,7 @@ void zone_free(struct ipt *t, unsigned zi, vmid_t vm, uint32_t f, uint32_t n)
 	}
 	uint32_t retired = any_bad ? free_good(t, zi, f, f + n) : 0;
 	if (!any_bad)
-		range_free(t, zi, f, f + n);
+		buddy_free(t, zi, f, f + n);
 	add_relaxed32(&t->zones[zi].free, n - retired);
 	ipt_step();
 	add_relaxed32(vm_frames(&t->vms[vm.v], slots ? IPT_SPARE : IPT_LIMBO), -n);
@@ -520,7 +324,7 @@ int ipt_retire_free(struct ipt *t, frame_t fr)
 	zone_lock(t, zi);
 	uint32_t mark = load_relaxed32(&z->mark);
 	int err = f >= mark && f - mark > ZONE_GOAL_REACH ? -ERANGE : 0;
-	if (!err && take_goal(t, zi, f, 0) == NO_BLOCK)
+	if (!err && take_goal(t, zi, f, 0) == BUDDY_NONE)
 		err = -ESTALE;
 	if (!err) {
 		bad_mark(t, f, IPT_LOST);
@@ -547,7 +351,7 @@ int ipt_largest_order(struct ipt *t)
 	for (int order = IPT_MAX_ORDER; order >= 0; order--) {
 		for (unsigned z = 0; z < t->config.nodes; z++) {
 			if (load_relaxed32(&t->zones[z].lists[order]) ||
-			    wilderness_has(t, z, (unsigned)order))
+			    buddy_could_carve(t, z, (unsigned)order))
 				return order;
 		}
 	}

@@ -1,6 +1,5 @@
 /*
- * The frame allocator: a buddy system with one zone a NUMA node, free lists by order and colour,
- * whose links live in the words of the free frames themselves.
+ * The frame allocator: one zone a NUMA node, and one for the slots, each a buddy system of its own (buddy.h) with a lock.
  */
 #ifndef IPT_ZONE_H
 #define IPT_ZONE_H

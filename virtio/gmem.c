@@ -11,27 +11,21 @@
 typedef _Atomic uint16_t ring16_t;
 _Static_assert(sizeof(ring16_t) == 2, "an atomic 16-bit field is the field alone");
 
-enum copy { COPY_READ, COPY_WRITE, COPY_ZERO };
-
-static int copy(struct gmem *m, gpa_t at, uint8_t *host, uint64_t len, enum copy what)
+static int copy(struct gmem *m, gpa_t at, uint8_t *host, uint64_t len, bool write)
 {
 	while (len) {
 		struct iovec iov[STEP_PAGES];
 		uint64_t n = STEP_PAGES * PAGE_SIZE - (at.v & PAGE_MASK);
 		if (n > len)
 			n = len;
-		int pieces = gmem_map(m, at, n, what != COPY_READ, iov, STEP_PAGES);
+		int pieces = gmem_map(m, at, n, write, iov, STEP_PAGES);
 		if (pieces < 0)
 			return pieces;
 		for (int i = 0; i < pieces; i++) {
-			if (what == COPY_ZERO) {
-				memset(iov[i].iov_base, 0, iov[i].iov_len);
-				continue;
-			}
-			if (what == COPY_READ)
-				memcpy(host, iov[i].iov_base, iov[i].iov_len);
-			else
+			if (write)
 				memcpy(iov[i].iov_base, host, iov[i].iov_len);
+			else
+				memcpy(host, iov[i].iov_base, iov[i].iov_len);
 			host += iov[i].iov_len;
 		}
 		gmem_unmap(m, iov, pieces);
@@ -43,22 +37,17 @@ static int copy(struct gmem *m, gpa_t at, uint8_t *host, uint64_t len, enum copy
 
 int gmem_read(struct gmem *m, gpa_t from, void *to, uint64_t len)
 {
-	return copy(m, from, to, len, COPY_READ);
+	return copy(m, from, to, len, false);
 }
 
 int gmem_write(struct gmem *m, gpa_t to, const void *from, uint64_t len)
 {
-	return copy(m, to, (uint8_t *)from, len, COPY_WRITE);
+	return copy(m, to, (uint8_t *)from, len, true);
 }
 
 int gmem_load(struct gmem *m, gpa_t to, const void *from, uint64_t len)
 {
 	return m->ops->load ? m->ops->load(m, to, from, len) : gmem_write(m, to, from, len);
-}
-
-int gmem_zero(struct gmem *m, gpa_t at, uint64_t len)
-{
-	return copy(m, at, NULL, len, COPY_ZERO);
 }
 
 int gmem_load16_acquire(struct gmem *m, gpa_t at, uint16_t *out)

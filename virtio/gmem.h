@@ -51,14 +51,13 @@ static inline void gmem_unmap(struct gmem *m, const struct iovec *iov, int n)
 	m->ops->unmap(m, iov, n);
 }
 
-/* Copy out of / into guest memory, or zero it. 0 or map's -errno (then a part may have been copied);
+/* Copy out of / into guest memory. 0 or map's -errno (then a part may have been copied);
  * a len of 0 is 0. Any thread that map allows. */
 int gmem_read(struct gmem *m, gpa_t from, void *to, uint64_t len);
 int gmem_write(struct gmem *m, gpa_t to, const void *from, uint64_t len);
 /* The same as gmem_write in its result, for images of many pages: the host need not map the pages to fill
  * them, and zeroes over memory that was never touched leave it untouched. */
 int gmem_load(struct gmem *m, gpa_t to, const void *from, uint64_t len);
-int gmem_zero(struct gmem *m, gpa_t at, uint64_t len);
 
 /* Little-endian 16-bit ring fields, with the ordering that virtqueues need: the load is an acquire,
  * the store a release. gpa must be 2-byte aligned: -EINVAL. */

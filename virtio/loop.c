@@ -67,7 +67,7 @@ _Static_assert(sizeof(struct loop) <= LOOP_ALIGN, "it doesn't cross a page's end
 
 static _Thread_local char self; /* its address names the thread */
 
-bool loop_is_me(const struct loop *l)
+static bool is_me(const struct loop *l)
 {
 	/* Relaxed: only this thread writes or erases its own name. */
 	return atomic_load_explicit(&l->owner, memory_order_relaxed) == (uintptr_t)&self;
@@ -371,7 +371,7 @@ void loop_post(struct loop *l, struct loop_work *w)
 		l->last = w;
 		l->posted++;
 		/* The loop's own thread looks at the list before it sleeps. */
-		ring = !l->woken && !loop_is_me(l);
+		ring = !l->woken && !is_me(l);
 		l->woken |= ring;
 	}
 	pthread_mutex_unlock(&l->lock);
@@ -395,7 +395,7 @@ void loop_unpost(struct loop *l, struct loop_work *w)
 			w->queued = false;
 			l->posted--;
 		}
-		if (l->current != w || loop_is_me(l))
+		if (l->current != w || is_me(l))
 			break;
 		pthread_cond_wait(&l->ran, &l->lock);
 	}
@@ -436,7 +436,7 @@ static void run_posted(struct loop *l)
 static int enter(struct loop *l, bool *nested)
 {
 	uintptr_t nobody = 0;
-	*nested = loop_is_me(l);
+	*nested = is_me(l);
 	/* Acquire, against leave's release: what the last owner did to the ring is seen. */
 	if (!*nested &&
 	    !atomic_compare_exchange_strong_explicit(&l->owner, &nobody, (uintptr_t)&self,

@@ -81,6 +81,5 @@ void loop_when_quiet(struct loop *l, struct loop_work *w, int ms);
 /* Ask loop_run to return after the callbacks that are under way. Any thread. If the loop doesn't
  * run, its next loop_run returns at once. */
 void loop_stop(struct loop *l);
-bool loop_is_me(const struct loop *l);
 
 #endif

@@ -1,6 +1,6 @@
 /* See undo.h. */
 #include "virtio/undo.h"
-#include "ipt/fail.h"
+#include "ipt/whole.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/queue.h>
@@ -66,22 +66,6 @@ static void evict_down_to(struct undo *u, size_t bytes)
 	}
 }
 
-/* All of it, or -errno. */
-static int read_old(int fd, uint8_t *to, size_t n, uint64_t at)
-{
-	while (n) {
-		ssize_t got = fail_call(BLK_KEEP, pread(fd, to, n, (off_t)at));
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got <= 0)
-			return got ? -errno : -EIO;
-		to += got;
-		at += (uint64_t)got;
-		n -= (size_t)got;
-	}
-	return 0;
-}
-
 int undo_keep(struct undo *u, int fd, uint64_t at, uint64_t bytes)
 {
 	struct entry *e = bytes > UNDO_BYTES / 2
@@ -92,7 +76,7 @@ int undo_keep(struct undo *u, int fd, uint64_t at, uint64_t bytes)
 		u->evicted++; /* this one */
 		return 0;
 	}
-	int rc = read_old(fd, e->old, bytes, at);
+	int rc = whole_read(FAIL_BLK_KEEP, fd, e->old, bytes, at);
 	if (rc) {
 		free(e);
 		return rc;
@@ -126,21 +110,6 @@ static bool is_lost(const struct virtio_blk_cut *how, uint64_t sector, uint64_t 
 	}
 }
 
-static int put_back(int fd, const uint8_t *from, size_t n, uint64_t at)
-{
-	while (n) {
-		ssize_t put = fail_call(BLK_LOSE, pwrite(fd, from, n, (off_t)at));
-		if (put < 0 && errno == EINTR)
-			continue;
-		if (put <= 0)
-			return put ? -errno : -EIO;
-		from += put;
-		at += (uint64_t)put;
-		n -= (size_t)put;
-	}
-	return 0;
-}
-
 /* What of a write is lost, in runs of sectors; bytes. */
 static size_t undo_one(const struct entry *e, int fd, const struct virtio_blk_cut *how,
 		       uint64_t first, uint64_t n, int *error)
@@ -152,7 +121,7 @@ static size_t undo_one(const struct entry *e, int fd, const struct virtio_blk_cu
 		while (at + run < e->bytes &&
 		       is_lost(how, (e->at + at + run) / SECTOR, e->number, first, n) == is)
 			run += SECTOR;
-		int rc = is ? put_back(fd, e->old + at, run, e->at + at) : 0;
+		int rc = is ? whole_write(FAIL_BLK_LOSE, fd, e->old + at, run, e->at + at) : 0;
 		if (rc)
 			*error = rc;
 		else if (is)

@@ -23,9 +23,9 @@ struct agent {
 	const struct agent_events *events;
 	void *ctx;
 	char nonce[NONCE_CHARS + 1];
-	bool paused, over; /* wants no output now; freed as soon as nobody looks at it */
-	bool listening;    /* the source is in the host's loop */
-	unsigned inside;   /* callbacks and readers under way */
+	bool over;       /* freed as soon as nobody looks at it */
+	bool listening;  /* the source is in the host's loop */
+	unsigned inside; /* callbacks and readers under way */
 	char request[BASE64_CHARS(AGENT_COMMAND_MAX) + PARTS_MAX * FRAME_CHARS + 2];
 	size_t request_bytes, sent;
 	char line[AGENT_LINE_MAX];
@@ -42,10 +42,10 @@ static void stop_listening(struct agent *a)
 	a->listening = false;
 }
 
-/* Listen for what can go on now: input unless paused, room while the request isn't out. */
+/* Listen for what can go on now: input, and room while the request isn't out. */
 static int listen_again(struct agent *a)
 {
-	uint32_t events = (a->paused ? 0 : EPOLLIN) | (a->sent < a->request_bytes ? EPOLLOUT : 0);
+	uint32_t events = EPOLLIN | (a->sent < a->request_bytes ? EPOLLOUT : 0);
 	if (a->listening && events) {
 		host_change_source(a->vm->host, &a->source, events);
 		return 0;
@@ -124,8 +124,8 @@ static void on_line(struct agent *a, const char *line, size_t n)
 		long got = base64_decode(bytes, line + 4, n - 4);
 		if (got < 0)
 			fail(a, "the guest's agent sent output that isn't base64");
-		else if (got > 0 && !a->events->output(a->ctx, bytes, (size_t)got))
-			a->paused = true;
+		else if (got > 0)
+			a->events->output(a->ctx, bytes, (size_t)got);
 	} else if (begins(line, n, "status ")) {
 		on_status(a, line + 7, n - 7);
 	} else {
@@ -158,16 +158,16 @@ static size_t take(struct agent *a, const char *bytes, size_t n)
 }
 
 /* Read what there is, at most `rounds` pieces of it, so that a guest that never falls silent doesn't
- * keep the host. Peeks first: what comes after a pause stays in the socket. 0 at the stream's end. */
+ * keep the host. Peeks first: what comes after the command stays in the socket. 0 at the stream's end. */
 static ssize_t read_some(struct agent *a, unsigned rounds)
 {
 	char bytes[4096];
 	ssize_t got = 1;
-	while (rounds-- && got > 0 && !a->over && !a->paused) {
+	while (rounds-- && got > 0 && !a->over) {
 		got = fail_call(AGENT_RECEIVE, recv(a->vm->agent_fd, bytes, sizeof bytes,
 						    MSG_PEEK | MSG_DONTWAIT));
 		size_t used = 0;
-		while (got > 0 && used < (size_t)got && !a->over && !a->paused)
+		while (got > 0 && used < (size_t)got && !a->over)
 			used += take(a, bytes + used, (size_t)got - used);
 		if (used && recv(a->vm->agent_fd, bytes, used, MSG_DONTWAIT) < 0)
 			return -1;
@@ -198,14 +198,13 @@ static void on_socket(struct host_source *s, uint32_t events)
 {
 	struct agent *a = container(struct agent, source, s);
 	a->inside++;
-	bool was_paused = a->paused, was_sending = a->sent < a->request_bytes;
+	bool was_sending = a->sent < a->request_bytes;
 	if (events & EPOLLOUT)
 		send_request(a);
 	ssize_t got = read_some(a, 4);
 	if (!a->over && (got == 0 || events & (EPOLLERR | EPOLLHUP)))
 		stop_listening(a); /* agent_vm_ended reads the rest */
-	else if (!a->over &&
-		 (a->paused != was_paused || (a->sent < a->request_bytes) != was_sending))
+	else if (!a->over && (a->sent < a->request_bytes) != was_sending)
 		listen_or_fail(a);
 	leave(a);
 }
@@ -277,17 +276,6 @@ void agent_cancel(struct host_vm *vm)
 	leave(a);
 }
 
-void agent_resume(struct host_vm *vm)
-{
-	struct agent *a = vm->agent;
-	if (!a || !a->paused)
-		return;
-	a->paused = false;
-	a->inside++;
-	listen_or_fail(a);
-	leave(a);
-}
-
 void agent_close(struct host_vm *vm)
 {
 	struct agent *a = vm->agent;
@@ -306,11 +294,8 @@ void agent_vm_ended(struct host_vm *vm)
 	struct agent *a = vm->agent;
 	if (a) {
 		a->inside++;
-		/* The end is final, so who wants no more output gets the rest all the same: it is no
-		 * more than a socket holds. */
-		do
-			a->paused = false;
-		while (read_some(a, 1) > 0 && !a->over);
+		while (read_some(a, 1) > 0 && !a->over)
+			; /* no more than a socket holds */
 		fail(a, "the VM ended before the command did");
 		leave(a);
 	}

@@ -12,9 +12,8 @@
 
 /* How a command goes. Either done or failed is the last. */
 struct agent_events {
-	/* What it wrote, a piece at a time, at most AGENT_LINE_MAX bytes. All of it is taken; false
-	 * asks for no more until agent_resume. */
-	bool (*output)(void *ctx, const void *bytes, size_t n);
+	/* What it wrote, a piece at a time, at most AGENT_LINE_MAX bytes. */
+	void (*output)(void *ctx, const void *bytes, size_t n);
 	void (*done)(void *ctx, unsigned status); /* exit status, 0 to 255 */
 	void (*failed)(void *ctx, const char *words);
 };
@@ -27,8 +26,6 @@ int agent_exec(struct host_vm *vm, const char *command, size_t bytes, const stru
 /* Forget the command under way, if there is one: no callback comes any more. The guest is told to end
  * it. May be called from a callback. */
 void agent_cancel(struct host_vm *vm);
-/* Output is welcome again. */
-void agent_resume(struct host_vm *vm);
 
 /* The VM's process is gone: take what it still said, and fail the command if it isn't done. Closes
  * agent_fd. */

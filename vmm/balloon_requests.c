@@ -4,7 +4,6 @@
 #include "vmm/clock.h"
 #include "vmm/commands.h"
 #include "vmm/container.h"
-#include "vmm/event.h"
 #include "vmm/size.h"
 #include <errno.h>
 #include <stdio.h>
@@ -145,11 +144,6 @@ void take_balloon(struct control_request *r, const json_t *o)
 
 /* ---- statistics ---------------------------------------------------------------------------- */
 
-static void put(json_t *o, const char *key, uint64_t value)
-{
-	json_object_set_new(o, key, json_integer((json_int_t)value));
-}
-
 static json_t *guest_numbers(const struct mailbox_balloon *b)
 {
 	static const char *const names[MAILBOX_NUMBERS] = {
@@ -164,7 +158,7 @@ static json_t *guest_numbers(const struct mailbox_balloon *b)
 			    json_real((double)(clock_ns() - b->numbers_ns) / 1e9));
 	for (unsigned i = 0; i < MAILBOX_NUMBERS; i++)
 		if (b->known >> i & 1)
-			put(o, names[i], b->number[i]);
+			answer_put(o, names[i], b->number[i]);
 	return o;
 }
 
@@ -175,13 +169,13 @@ void balloon_stats(struct host_vm *vm, json_t *o)
 	json_t *balloon = json_object();
 	json_object_set_new(balloon, "driver", json_boolean(b->driver));
 	json_object_set_new(balloon, "reports", json_boolean(b->reports));
-	put(balloon, "target_bytes", left(vm, b->target));
-	put(balloon, "actual_bytes", left(vm, b->actual));
-	put(balloon, "inflated_pages", b->inflated);
-	put(balloon, "deflated_pages", b->deflated);
-	put(balloon, "refused_pages", b->refused);
-	put(balloon, "reported_bytes", b->reported);
-	put(balloon, "given_back_bytes", mb->given_frames << PAGE_SHIFT);
+	answer_put(balloon, "target_bytes", left(vm, b->target));
+	answer_put(balloon, "actual_bytes", left(vm, b->actual));
+	answer_put(balloon, "inflated_pages", b->inflated);
+	answer_put(balloon, "deflated_pages", b->deflated);
+	answer_put(balloon, "refused_pages", b->refused);
+	answer_put(balloon, "reported_bytes", b->reported);
+	answer_put(balloon, "given_back_bytes", mb->given_frames << PAGE_SHIFT);
 	json_object_set_new(o, "balloon", balloon);
 	json_object_set_new(o, "guest", guest_numbers(b));
 	if (b->driver && (!b->known || clock_ns() - b->numbers_ns > OLD_SECONDS * 1000000000ull))

@@ -1,4 +1,5 @@
 /* `invisor clone`, `invisor pause` and `invisor resume`. */
+#include "vmm/answer.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/size.h"
@@ -10,7 +11,7 @@ static void say_clones(const json_t *answer)
 	size_t i;
 	json_t *clone;
 	json_array_foreach(json_object_get(answer, "clones"), i, clone)
-		printf("%s\n", json_string_value(json_object_get(clone, "name")));
+		printf("%s\n", answer_text(clone, "name"));
 }
 
 static void say_nothing(const json_t *answer)

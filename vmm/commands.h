@@ -3,7 +3,7 @@
 #ifndef VMM_COMMANDS_H
 #define VMM_COMMANDS_H
 
-int command_host(int argc, char **argv); /* daemon.c */
+int command_host(int argc, char **argv); /* host_command.c */
 int command_ps(int argc, char **argv);
 int command_console(int argc, char **argv);
 int command_kill(int argc, char **argv);

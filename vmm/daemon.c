@@ -1,12 +1,12 @@
-/* `invisor host`: the long-running host, in the background, and what is said to it. */
+#include "vmm/daemon.h"
 #include "ipt/fail.h"
+#include "vmm/answer.h"
 #include "vmm/ask.h"
 #include "vmm/cli.h"
-#include "vmm/commands.h"
+#include "vmm/error.h"
 #include "vmm/fleet.h"
-#include "vmm/keeper.h"
+#include "vmm/run.h"
 #include "vmm/rundir.h"
-#include "vmm/size.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -17,156 +17,15 @@
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MAX_VMS       1024 /* unless asked for otherwise */
-#define LOG           "host.log"
-#define MERGE_PERCENT 10 /* of a CPU, unless asked for otherwise */
-#define LOCK_MS       2000
-#define LOCK_LOOK_MS  10
-#define UP            "up" /* what the new host tells the command that waits for it */
+#define LOG          "host.log"
+#define LOCK_MS      2000
+#define LOCK_LOOK_MS 10
+#define UP           "up" /* what the new host tells the command that waits for it */
 
-static const char host_help[] =
-	"usage: invisor host start [--pool SIZE] [--max-vms N] [--table KIND] [--merge SHARE]\n"
-	"                          [--pack SIZE] [--swap FILE,SIZE] [--sandbox MODE]\n"
-	"                          [--foreground]\n"
-	"       invisor host stop [--kill] [--host SOCKET]\n"
-	"       invisor host status [--json] [--host SOCKET]\n"
-	"The long-running host, under which invisor run --detach starts guests: one a run "
-	"directory\n"
-	"($INVISOR_RUN_DIR, else /run/invisor, $XDG_RUNTIME_DIR/invisor or /tmp/invisor-UID).\n"
-	"\n"
-	"start         return once it answers; its messages go to host.log in the run directory.\n"
-	"              VMs of a host that was killed go on without it, and are adopted, with "
-	"their\n"
-	"              pool; the options of the host that died hold then\n"
-	"  --pool SIZE     host memory for all guests together (9 tenths of what there is); it is\n"
-	"                  taken as guests use it\n"
-	"  --max-vms N     guests at once, 1 to 4096 (1024)\n"
-	"  --table KIND    ipt (inverted page table) or radix (per-VM tables, to compare)\n"
-	"  --merge SHARE   merge guests' equal frames, with at most so many per cent of a CPU, "
-	"or off (10)\n"
-	"  --pack SIZE     pages that are little used go into so much compressed memory, besides "
-	"the\n"
-	"                  pool, when that is short (off)\n"
-	"  --swap FILE,SIZE  and into this file, which is made if there is none (off)\n"
-	"  --sandbox MODE  on, log or off: see invisor run --help (on)\n"
-	"  --fail NAME=PROGRAM  set a failpoint (docs/FAULTS.md); repeat for more; --fail-seed N\n"
-	"  --foreground    stay on the terminal; Ctrl-C powers the guests off and ends it\n"
-	"stop          power the guests off (by their power button, then by order, then kill), "
-	"end\n"
-	"              the host, and return when it is gone\n"
-	"  --kill          kill the guests at once; also those of a host that was killed\n"
-	"status        is it there, and what does it have\n"
-	"\n"
-	"Exit status: 0, 1 if the host ended otherwise than asked to, 2 bad input or no host.\n";
-
-struct start {
-	struct host_config host;
-	bool pool_given;
-	int merge; /* per cent of a CPU; -1: not given */
-	bool foreground;
-	int report; /* a pipe to the command that waits; -1: none */
-};
-
-static int start_one(void *ctx, int option, char *value, char *error)
-{
-	struct start *s = ctx;
-	struct run_options o = options_run_defaults;
-	uint64_t n;
-	int rc = 0;
-	switch (option) {
-	case 'p':
-	case 't':
-	case 'g':
-	case 'K':
-	case 'w':
-	case 'B':
-	case 'f':
-	case 'x':
-		rc = options_run_one(&o, option, value, error);
-		if (option == 'p') {
-			s->host.pool_bytes = o.pool_bytes;
-			s->pool_given = true;
-		} else if (option == 'K') {
-			s->host.pack_bytes = o.pack_bytes;
-		} else if (option == 'w') {
-			s->host.swap_file = o.swap_file;
-			s->host.swap_bytes = o.swap_bytes;
-		} else if (option == 'B') {
-			s->host.sandbox = o.sandbox;
-			s->host.first_id = o.first_id;
-		} else if (option == 'g')
-			s->merge = (int)o.merge_percent;
-		else if (option == 't')
-			s->host.kind = o.table;
-		return rc;
-	case 'M':
-		if (!number_parse(value, 1, RUN_MAX_GUESTS, &n))
-			return errorf(error, -EINVAL,
-				      "--max-vms: '%.80s' is no number from 1 to 4096", value);
-		s->host.max_vms = (uint32_t)n;
-		return 0;
-	case 'F':
-		s->foreground = true;
-		return 0;
-	}
-	return -EINVAL;
-}
-
-/* The host will have another working directory than the command that starts it. */
-static int find_swap_file(struct start *s, char *error)
-{
-	static char path[PATH_MAX];
-	char here[PATH_MAX];
-	const char *file = s->host.swap_file;
-	if (!file || *file == '/')
-		return 0;
-	if (!getcwd(here, sizeof here) ||
-	    (size_t)snprintf(path, sizeof path, "%s/%s", here, file) >= sizeof path)
-		return errorf(error, -ENAMETOOLONG, "--swap: %.100s: too long a name", file);
-	s->host.swap_file = path;
-	return 0;
-}
-
-static int parse_start(struct start *s, int argc, char **argv, char *error)
-{
-	static const struct option longs[] = {
-		{"pool", 1, NULL, 'p'},      {"max-vms", 1, NULL, 'M'},    {"table", 1, NULL, 't'},
-		{"merge", 1, NULL, 'g'},     {"foreground", 0, NULL, 'F'}, {"help", 0, NULL, 'h'},
-		{"pack", 1, NULL, 'K'},      {"swap", 1, NULL, 'w'},       {"fail", 1, NULL, 'f'},
-		{"fail-seed", 1, NULL, 'x'}, {"sandbox", 1, NULL, 'B'},    {NULL, 0, NULL, 0},
-	};
-	static const struct options_spec spec = {.command = "host",
-						 .help = host_help,
-						 .shorts = ":h",
-						 .longs = longs,
-						 .one = start_one};
-	*s = (struct start){.host = {.kind = IPT_INDEX, .max_vms = MAX_VMS, .keeps = true},
-			    .merge = -1,
-			    .report = -1};
-	int rc = options_parse(&spec, s, argc, argv, error);
-	if (!rc)
-		rc = find_swap_file(s, error);
-	if (rc)
-		return rc;
-	char why[ERROR_MAX]; /* not asked for, so it may as well be missing */
-	bool can_merge = s->host.kind == IPT_INDEX && fault_can_share(why) == 0;
-	s->host.merge_percent = s->merge >= 0 ? (unsigned)s->merge : can_merge ? MERGE_PERCENT : 0;
-	struct run_options o = options_run_defaults;
-	o.pool_bytes = s->host.pool_bytes ? s->host.pool_bytes : options_most_pool();
-	o.mem_bytes = o.pool_bytes; /* which is to be checked alone */
-	rc = options_check_sizes(&o, error);
-	s->host.pool_bytes = o.pool_bytes;
-	return rc;
-}
-
-/* ---- the host ------------------------------------------------------------------------------ */
-
-/* A connection to the host of the run directory; -errno. */
-static int dial_host(void)
+int daemon_dial(void)
 {
 	char dir[256], path[300];
 	rundir_path(dir, sizeof dir);
@@ -174,8 +33,7 @@ static int dial_host(void)
 	return rundir_dial(path);
 }
 
-/* VMs that go on without a host, as their keeper is asked: how many there are. -ENOENT: there is none. */
-static int ask_keeper(enum keeper_op op, uint64_t *vms)
+int daemon_ask_keeper(enum keeper_op op, uint64_t *vms)
 {
 	char dir[256], path[300];
 	rundir_path(dir, sizeof dir);
@@ -183,22 +41,22 @@ static int ask_keeper(enum keeper_op op, uint64_t *vms)
 	return keeper_ask(path, op, vms);
 }
 
-static void report(const struct start *s, const char *words)
+static void report(const struct daemon *d, const char *words)
 {
-	if (s->report >= 0 && write(s->report, words, strlen(words)) < 0)
+	if (d->report >= 0 && write(d->report, words, strlen(words)) < 0)
 		fleet_say("nobody waits for this host to start");
 }
 
 /* Be the host, to its end. */
-static int serve(const struct start *s)
+static int serve(const struct daemon *d)
 {
 	char error[ERROR_MAX] = "";
 	struct fleet f;
 	const struct fleet_config config = {
-		.host = s->host, .file = RUNDIR_HOST, .ready = RUN_READY, .keep = true};
+		.host = d->host, .file = RUNDIR_HOST, .ready = RUN_READY, .keep = true};
 	int status = EXIT_BAD_INPUT;
 	if (fleet_open(&f, &config, &(struct fleet_events){.ctx = NULL}, error)) {
-		report(s, error);
+		report(d, error);
 		fleet_say("%s", error);
 	} else {
 		fleet_say("host %d: a pool of %" PRIu64 " MiB, %u VMs at most", (int)getpid(),
@@ -207,9 +65,9 @@ static int serve(const struct start *s)
 			fleet_say("adopted from a host that died: %u VMs, with pool, table and "
 				  "options",
 				  f.adopted);
-		report(s, UP);
-		if (s->report >= 0)
-			close(s->report);
+		report(d, UP);
+		if (d->report >= 0)
+			close(d->report);
 		int rc = fleet_run(&f);
 		if (rc)
 			fleet_say("the host's event loop: %s", strerror(-rc));
@@ -225,7 +83,7 @@ static bool host_answers(void)
 {
 	static const char request[] = "{\"do\":\"status\"}\n";
 	char byte;
-	int fd = dial_host();
+	int fd = daemon_dial();
 	if (fd < 0)
 		return false;
 	struct pollfd p = {.fd = fd, .events = POLLIN};
@@ -289,7 +147,7 @@ static void close_all_but(int a, int b)
 }
 
 /* In the new process: leave session, terminal and working directory; messages go to the log. */
-static _Noreturn void become_daemon(const struct start *s, int lock, const char *log)
+static _Noreturn void become_daemon(const struct daemon *d, int lock, const char *log)
 {
 	setsid();
 	/* No leader of the session: it can't get a terminal again. */
@@ -297,23 +155,23 @@ static _Noreturn void become_daemon(const struct start *s, int lock, const char 
 	if (pid < 0) {
 		char error[ERROR_MAX];
 		errorf(error, 0, "fork: %s", strerror(errno));
-		report(s, error);
+		report(d, error);
 	}
 	if (pid)
 		_exit(pid < 0);
 	umask(077);
-	close_all_but(s->report, lock);
+	close_all_but(d->report, lock);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	/* What the host said that died is of use still, if there is something to adopt. */
 	uint64_t left;
-	int fresh = ask_keeper(KEEPER_COUNT, &left) ? O_TRUNC : 0;
+	int fresh = daemon_ask_keeper(KEEPER_COUNT, &left) ? O_TRUNC : 0;
 	int out = fail_call(DAEMON_LOG,
 			    open(log, O_WRONLY | O_CREAT | fresh | O_APPEND | O_CLOEXEC, 0600));
 	if (null < 0 || out < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 ||
 	    dup2(out, STDERR_FILENO) < 0 || chdir("/") < 0) {
 		char error[ERROR_MAX];
 		errorf(error, 0, "%.180s: %s", log, strerror(errno));
-		report(s, error);
+		report(d, error);
 		_exit(EXIT_BAD_INPUT);
 	}
 	if (null > STDERR_FILENO)
@@ -321,11 +179,11 @@ static _Noreturn void become_daemon(const struct start *s, int lock, const char 
 	if (out > STDERR_FILENO)
 		close(out);
 	fleet_say_when();
-	exit(serve(s));
+	exit(serve(d));
 }
 
 /* Start it and hear what becomes of it. */
-static int start_daemon(struct start *s, int lock, const char *dir)
+static int start_in_background(struct daemon *d, int lock, const char *dir)
 {
 	char log[PATH_MAX + 16], words[ERROR_MAX] = "";
 	int pipes[2];
@@ -340,8 +198,8 @@ static int start_daemon(struct start *s, int lock, const char *dir)
 		snprintf(words, sizeof words, "fork: %s", strerror(errno));
 	if (pid == 0) {
 		close(pipes[0]);
-		s->report = pipes[1];
-		become_daemon(s, lock, log);
+		d->report = pipes[1];
+		become_daemon(d, lock, log);
 	}
 	close(pipes[1]);
 	while (pid > 0 && n < sizeof words - 1 &&
@@ -362,167 +220,28 @@ static int start_daemon(struct start *s, int lock, const char *dir)
 	json_decref(request);
 	if (!answer)
 		return cli_fail(words);
-	json_int_t bytes = json_integer_value(json_object_get(answer, "pool_bytes"));
+	long long bytes = answer_integer(answer, "pool_bytes");
 	printf("host %lld runs: a pool of %lld MiB, %lld VMs at most; messages in %s/%s\n",
-	       (long long)json_integer_value(json_object_get(answer, "pid")),
-	       (long long)bytes / (long long)MiB,
-	       (long long)json_integer_value(json_object_get(answer, "max_vms")), dir, LOG);
-	if (json_integer_value(json_object_get(answer, "hosts_before")))
+	       answer_integer(answer, "pid"), bytes / (long long)MiB,
+	       answer_integer(answer, "max_vms"), dir, LOG);
+	if (answer_integer(answer, "hosts_before"))
 		printf("adopted from a host that died: %lld VMs, with its pool and options%s\n",
-		       (long long)json_integer_value(json_object_get(answer, "adopted")),
-		       s->pool_given && s->host.pool_bytes != (uint64_t)bytes
+		       answer_integer(answer, "adopted"),
+		       d->pool_given && d->host.pool_bytes != (uint64_t)bytes
 			       ? "; --pool is for a new one"
 			       : "");
 	json_decref(answer);
 	return EXIT_CLEAN;
 }
 
-static int command_start(int argc, char **argv)
+int daemon_start(struct daemon *d, bool foreground)
 {
 	char error[ERROR_MAX] = "", dir[PATH_MAX];
-	struct start s;
-	int rc = parse_start(&s, argc, argv, error);
-	if (rc > 0)
-		return EXIT_CLEAN;
-	if (rc)
-		return cli_fail(error);
 	int lock = lock_run_dir(dir, sizeof dir, error);
 	if (lock < 0)
 		return cli_fail(error);
-	int status = s.foreground ? serve(&s) : start_daemon(&s, lock, dir);
+	d->report = -1;
+	int status = foreground ? serve(d) : start_in_background(d, lock, dir);
 	close(lock);
 	return status;
-}
-
-/* ---- saying something to it ---------------------------------------------------------------- */
-
-/* A handle on the process at the other end of a socket; -1 if it can't be had. */
-static int process_at(int fd)
-{
-	struct ucred peer = {.pid = 0};
-	socklen_t n = sizeof peer;
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n) < 0 || peer.pid <= 0)
-		return -1;
-	return (int)syscall(SYS_pidfd_open, peer.pid, 0);
-}
-
-/* Ask the long-running host, unless another is named: no host of an invisor run is meant. *process
- * becomes a handle on it, if wanted. Takes the reference to the request. */
-static json_t *ask(const struct cli *c, json_t *request, int *process, char *error)
-{
-	char dir[256], path[300];
-	json_t *answer = NULL;
-	rundir_path(dir, sizeof dir);
-	snprintf(path, sizeof path, "%s/%s", dir, RUNDIR_HOST);
-	int fd = rundir_connect(c->host ? c->host : path, error);
-	uint64_t left;
-	if (fd < 0 && !c->host && (fd == -ENOENT || fd == -ECONNREFUSED)) {
-		if (ask_keeper(KEEPER_COUNT, &left) == 0)
-			errorf(error, fd,
-			       "no host runs; %" PRIu64 " VMs of one that died go on: invisor host "
-			       "start adopts them, invisor host stop --kill ends them",
-			       left);
-		else
-			errorf(error, fd, "no host runs");
-	}
-	if (fd >= 0) {
-		if (process)
-			*process = process_at(fd);
-		answer = ask_on(fd, request, error);
-		close(fd);
-	}
-	json_decref(request);
-	return answer;
-}
-
-static bool host_runs(void)
-{
-	int fd = dial_host();
-	if (fd >= 0)
-		close(fd);
-	return fd >= 0;
-}
-
-static int command_stop(int argc, char **argv)
-{
-	static const struct cli_spec spec = {.command = "host stop",
-					     .usage = host_help,
-					     .flag = {"kill"},
-					     .operands = "takes no arguments"};
-	struct cli c;
-	char error[ERROR_MAX] = "";
-	int process = -1, status = cli_parse(&c, &spec, argc, argv);
-	if (status >= 0)
-		return status;
-	uint64_t left;
-	if (c.value[0] && !c.host && !host_runs() && ask_keeper(KEEPER_END, &left) == 0)
-		return EXIT_CLEAN; /* VMs of a host that died */
-	json_t *answer = ask(
-		&c, json_pack("{s:s, s:s}", "do", "stop", "how", c.value[0] ? "kill" : "button"),
-		&process, error);
-	if (answer && process >= 0)
-		poll(&(struct pollfd){.fd = process, .events = POLLIN}, 1, -1);
-	if (process >= 0)
-		close(process);
-	if (!answer)
-		return cli_fail(error);
-	json_decref(answer);
-	return EXIT_CLEAN;
-}
-
-static void say_status(const json_t *a)
-{
-	const char *state, *table;
-	json_int_t pid, vms, max, bytes, frames, free_;
-	double up;
-	if (json_unpack((json_t *)a, "{s:I, s:s, s:F, s:I, s:I, s:I, s:I, s:I, s:s}", "pid", &pid,
-			"state", &state, "uptime_seconds", &up, "vms", &vms, "max_vms", &max,
-			"pool_bytes", &bytes, "frames_total", &frames, "frames_free", &free_,
-			"table", &table) < 0) {
-		puts("(an answer of another kind than expected)");
-		return;
-	}
-	printf("host %lld: %s, up %.0f s, %lld of %lld VMs; pool %lld MiB, %lld of %lld frames "
-	       "free; "
-	       "table %s\n",
-	       (long long)pid, state, up, (long long)vms, (long long)max,
-	       (long long)(bytes / (json_int_t)MiB), (long long)free_, (long long)frames, table);
-}
-
-static int command_status(int argc, char **argv)
-{
-	static const struct cli_spec spec = {.command = "host status",
-					     .usage = host_help,
-					     .flag = {"json"},
-					     .operands = "takes no arguments"};
-	struct cli c;
-	char error[ERROR_MAX] = "";
-	int status = cli_parse(&c, &spec, argc, argv);
-	if (status >= 0)
-		return status;
-	json_t *answer = ask(&c, json_pack("{s:s}", "do", "status"), NULL, error);
-	if (!answer)
-		return cli_fail(error);
-	if (c.value[0])
-		cli_json(answer);
-	else
-		say_status(answer);
-	json_decref(answer);
-	return EXIT_CLEAN;
-}
-
-int command_host(int argc, char **argv)
-{
-	const char *what = argc > 1 ? argv[1] : "";
-	if (!strcmp(what, "start"))
-		return command_start(argc - 1, argv + 1);
-	if (!strcmp(what, "stop"))
-		return command_stop(argc - 1, argv + 1);
-	if (!strcmp(what, "status"))
-		return command_status(argc - 1, argv + 1);
-	if (!strcmp(what, "--help") || !strcmp(what, "-h")) {
-		fputs(host_help, stdout);
-		return EXIT_CLEAN;
-	}
-	return cli_fail("host: takes start, stop or status; see invisor host --help");
 }

@@ -10,7 +10,6 @@
  * EFAULT; `remaps` tells a vCPU that this was why (dax_was_remapping), and it tries again.
  */
 #include "vmm/dax.h"
-#include "vmm/error.h"
 #include "vmm/memory.h"
 #include <errno.h>
 #include <sched.h>

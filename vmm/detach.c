@@ -1,4 +1,5 @@
 /* `invisor run --detach`: asks the host that runs to start guests. */
+#include "vmm/answer.h"
 #include "vmm/ask.h"
 #include "vmm/fleet.h"
 #include <errno.h>
@@ -90,8 +91,7 @@ int run_detached(const struct run_options *o)
 		return EXIT_BAD_INPUT;
 	}
 	size_t i;
-	json_array_foreach(json_object_get(answer, "vms"), i, vm)
-		puts(json_string_value(json_object_get(vm, "name")));
+	json_array_foreach(json_object_get(answer, "vms"), i, vm) puts(answer_text(vm, "name"));
 	json_decref(answer);
 	return EXIT_CLEAN;
 }

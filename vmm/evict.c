@@ -7,7 +7,7 @@
  * mapped where it was and stays.
  */
 #include "vmm/evict.h"
-#include "ipt/fail.h"
+#include "ipt/whole.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/reclaim.h"
@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define CLUSTER IPT_CLUSTER_FRAMES
 
@@ -35,20 +34,6 @@ void evict_rest(void)
 }
 
 /* ---- bytes --------------------------------------------------------------------------------- */
-
-static int read_frames(const struct pool *p, frame_t f, uint32_t n)
-{
-	size_t bytes = (size_t)n << PAGE_SHIFT, done = 0;
-	while (done < bytes) {
-		ssize_t got =
-			fail_call(POOL_READ, pread(p->fd, batch.page[0] + done, bytes - done,
-						   (off_t)(((uint64_t)f.v << PAGE_SHIFT) + done)));
-		if (got <= 0 && !(got < 0 && errno == EINTR))
-			return got ? -errno : -EIO;
-		done += got > 0 ? (size_t)got : 0;
-	}
-	return 0;
-}
 
 /* What each page becomes: nothing, packed, or as it is (in the file). */
 static void pack(uint32_t n)
@@ -92,37 +77,37 @@ static int claim(const struct memory *m, uint32_t n)
 	return rc;
 }
 
-static int write_file(struct memory *m, uint32_t n)
+static int open_file(struct memory *m)
+{
+	char error[ERROR_MAX];
+	return m->io ? 0 : store_io_create(&m->io, m->store, m->vm.v, error);
+}
+
+int memory_file_io(struct memory *m, bool write, const struct ipt_out *out,
+		   uint8_t (*page)[PAGE_SIZE], uint32_t n)
 {
 	struct store_block b[CLUSTER];
 	uint32_t blocks = 0;
-	int rc = 0;
 	for (uint32_t i = 0; i < n; i++)
-		if (batch.out[i].bytes && batch.out[i].where & IPT_IN_FILE)
-			b[blocks++] = (struct store_block){
-				.block = batch.out[i].where & ~IPT_IN_FILE, .page = batch.page[i]};
-	if (blocks)
-		rc = memory_store_io(m);
-	return rc || !blocks ? rc : store_file_write(m->io, b, blocks);
+		if (out[i].bytes && out[i].where & IPT_IN_FILE)
+			b[blocks++] = (struct store_block){.block = out[i].where & ~IPT_IN_FILE,
+							   .sum = out[i].sum,
+							   .page = page[i]};
+	if (!blocks)
+		return 0;
+	int rc = open_file(m);
+	return rc ? rc : (write ? store_file_write : store_file_read)(m->io, b, blocks);
 }
 
 static int write_store(struct memory *m, uint32_t n)
 {
-	int rc = write_file(m, n);
+	int rc = memory_file_io(m, true, batch.out, batch.page, n);
 	for (uint32_t i = 0; i < n && !rc; i++) {
 		const struct ipt_out *o = &batch.out[i];
 		if (o->bytes && !(o->where & IPT_IN_FILE))
 			rc = store_mem_write(m->store, o->where, batch.packed[i], o->bytes);
 	}
 	return rc;
-}
-
-int memory_store_io(struct memory *m)
-{
-	char error[ERROR_MAX];
-	if (m->io)
-		return 0;
-	return store_io_create(&m->io, m->store, m->vm.v, error);
 }
 
 /* ---- when pages went ----------------------------------------------------------------------- */
@@ -270,7 +255,8 @@ int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *
 	uint32_t freed = c->freed;
 	int rc = memory_hide(m, first, n);
 	if (!rc)
-		rc = read_frames(m->pool, p.frame, n);
+		rc = whole_read(FAIL_POOL_READ, m->pool->fd, batch.page, (size_t)n << PAGE_SHIFT,
+				(uint64_t)p.frame.v << PAGE_SHIFT);
 	if (!rc) {
 		pack(n);
 		if (batch.in_file && !m->store->file_blocks)

@@ -26,8 +26,10 @@ int memory_hide(struct memory *m, gfn_t first, uint32_t n);
 /* Did a page of first's group of 16 go out within the last RECLAIM_SOON_S seconds? */
 #define RECLAIM_SOON_S 10
 bool memory_went_lately(const struct memory *m, gfn_t first);
-/* The process's way to the swap file, made when it is needed. -errno. */
-int memory_store_io(struct memory *m);
+/* Write to the swap file, or read from it, those of n pages, 16 at the most, that it has as `out` says. The process's way to it is
+ * made when it is first needed. Errors of store_io_create, store_file_write, store_file_read. */
+int memory_file_io(struct memory *m, bool write, const struct ipt_out *out,
+		   uint8_t (*page)[PAGE_SIZE], uint32_t n);
 
 /* Give back the room for pages on their way out, and in. */
 void evict_rest(void);

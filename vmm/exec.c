@@ -1,6 +1,7 @@
 #include "vmm/exec.h"
 #include "ipt/fail.h"
 #include "vmm/agent.h"
+#include "vmm/answer.h"
 #include "vmm/ask.h"
 #include "vmm/base64.h"
 #include "vmm/commands.h"
@@ -27,7 +28,7 @@ static void release(struct exec *e)
 	free(e);
 }
 
-static bool on_output(void *ctx, const void *bytes, size_t n)
+static void on_output(void *ctx, const void *bytes, size_t n)
 {
 	struct exec *e = ctx;
 	if (e->room - e->bytes < n) {
@@ -38,14 +39,13 @@ static bool on_output(void *ctx, const void *bytes, size_t n)
 			control_refuse(e->request, "exec: the command wrote more than %u bytes",
 				       EXEC_OUTPUT_MAX);
 			release(e);
-			return true;
+			return;
 		}
 		e->output = more;
 		e->room = room;
 	}
 	memcpy(e->output + e->bytes, bytes, n);
 	e->bytes += n;
-	return true;
 }
 
 static void on_done(void *ctx, unsigned status)
@@ -162,7 +162,7 @@ static int print_answer(const json_t *answer)
 		fprintf(stderr, "invisor: the host's answer has no output in it\n");
 	else if (!ok)
 		fprintf(stderr, "invisor: standard output: %s\n", strerror(errno));
-	return ok ? (int)json_integer_value(json_object_get(answer, "status")) : EXIT_OURS;
+	return ok ? (int)answer_integer(answer, "status") : EXIT_OURS;
 }
 
 int command_exec(int argc, char **argv)

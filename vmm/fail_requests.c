@@ -1,5 +1,6 @@
 #include "vmm/fail_requests.h"
 #include "ipt/fail.h"
+#include "vmm/answer.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/error.h"
@@ -104,13 +105,12 @@ static void say(const json_t *answer)
 	json_array_foreach(json_object_get(answer, "failpoints"), i, p)
 	{
 		const char *program = json_string_value(json_object_get(p, "program"));
-		json_int_t hits = json_integer_value(json_object_get(p, "hits"));
+		long long hits = answer_integer(p, "hits");
 		if (!program || (!strcmp(program, "off") && !hits))
 			continue;
 		some = true;
-		printf("%-18s %-32s %lld hits, %lld fired\n",
-		       json_string_value(json_object_get(p, "name")), program, (long long)hits,
-		       (long long)json_integer_value(json_object_get(p, "fired")));
+		printf("%-18s %-32s %lld hits, %lld fired\n", answer_text(p, "name"), program, hits,
+		       answer_integer(p, "fired"));
 	}
 	if (!some)
 		printf("no failpoint is set\n");

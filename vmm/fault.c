@@ -276,7 +276,8 @@ static int resolve(struct memory *m, gfn_t g, bool write, bool mapped, enum faul
 	return m->shares ? memory_own(m, g) : 0;
 }
 
-void fault_stall(struct memory *m, uint64_t from_ns, uint64_t to_ns)
+/* A vCPU waited for memory from then to then: that is noted. */
+static void fault_stall(struct memory *m, uint64_t from_ns, uint64_t to_ns)
 {
 	struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
 	if (d && to_ns > from_ns)

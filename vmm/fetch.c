@@ -2,14 +2,13 @@
  * Bringing pages back into memory. A template's page that is out is brought back for all who see it, by whoever touches
  * it first.
  */
-#include "ipt/fail.h"
+#include "ipt/whole.h"
 #include "vmm/evict.h"
 #include "vmm/reclaim.h"
 #include "vmm/store.h"
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define CLUSTER IPT_CLUSTER_FRAMES
 
@@ -104,25 +103,9 @@ static int where(const struct memory *m, gfn_t first, uint32_t n)
 	return rc == -ENOENT ? -EEXIST : rc;
 }
 
-static int read_file(struct memory *m, uint32_t n)
-{
-	struct store_block b[CLUSTER];
-	uint32_t blocks = 0;
-	for (uint32_t i = 0; i < n; i++)
-		if (batch.out[i].bytes && batch.out[i].where & IPT_IN_FILE)
-			b[blocks++] =
-				(struct store_block){.block = batch.out[i].where & ~IPT_IN_FILE,
-						     .sum = batch.out[i].sum,
-						     .page = batch.page[i]};
-	if (!blocks)
-		return 0;
-	int rc = memory_store_io(m);
-	return rc ? rc : store_file_read(m->io, b, blocks);
-}
-
 static int read_store(struct memory *m, uint32_t n)
 {
-	int rc = read_file(m, n);
+	int rc = memory_file_io(m, false, batch.out, batch.page, n);
 	for (uint32_t i = 0; i < n && !rc; i++) {
 		const struct ipt_out *o = &batch.out[i];
 		if (o->bytes && !(o->where & IPT_IN_FILE))
@@ -151,10 +134,9 @@ static int fill(const struct memory *m, frame_t f, uint32_t n)
 	for (uint32_t i = 0, run; i < n; i += run) {
 		for (run = 0; i + run < n && batch.out[i + run].bytes; run++)
 			;
-		size_t bytes = (size_t)run << PAGE_SHIFT;
-		off_t at = (off_t)frame_add(f, i).v << PAGE_SHIFT;
-		if (run && fail_call(POOL_WRITE, pwrite(m->pool->fd, batch.page[i], bytes, at)) !=
-				   (ssize_t)bytes)
+		if (run && whole_write(FAIL_POOL_WRITE, m->pool->fd, batch.page[i],
+				       (size_t)run << PAGE_SHIFT,
+				       (uint64_t)frame_add(f, i).v << PAGE_SHIFT))
 			return -EIO;
 		run += !run;
 	}

@@ -1,11 +1,10 @@
 /* Guest memory for devices and loaders: (VM, gfn) -> table -> frame -> pool address, pinned. */
-#include "ipt/fail.h"
+#include "ipt/whole.h"
 #include "vmm/clock.h"
 #include "vmm/container.h"
 #include "vmm/memory.h"
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 static struct memory *memory_of(struct gmem *g)
 {
@@ -130,16 +129,8 @@ static int write_pinned(struct memory *m, gpa_t to, const uint8_t *from, uint64_
 		if (pieces < 0)
 			return pieces;
 		for (int i = 0; i < pieces && !rc; i++) {
-			off_t at = (off_t)((uint8_t *)iov[i].iov_base - m->pool->base);
-			for (size_t done = 0; done < iov[i].iov_len && !rc;) {
-				ssize_t w = fail_call(POOL_WRITE, pwrite(m->pool->fd, from + done,
-									 iov[i].iov_len - done,
-									 at + (off_t)done));
-				if (w > 0)
-					done += (size_t)w;
-				else if (w == 0 || errno != EINTR)
-					rc = w ? -errno : -EIO;
-			}
+			uint64_t at = (uint64_t)((uint8_t *)iov[i].iov_base - m->pool->base);
+			rc = whole_write(FAIL_POOL_WRITE, m->pool->fd, from, iov[i].iov_len, at);
 			from += iov[i].iov_len;
 		}
 		unmap(&m->gmem, iov, pieces);

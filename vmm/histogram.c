@@ -46,12 +46,3 @@ uint64_t histogram_quantile(const struct histogram *h, double q)
 	}
 	return max;
 }
-
-void histogram_merge(struct histogram *to, const struct histogram *from)
-{
-	for (unsigned b = 0; b < HISTOGRAM_BUCKETS; b++)
-		to->count[b] += from->count[b];
-	to->n += from->n;
-	if (from->max > to->max)
-		to->max = from->max;
-}

@@ -19,7 +19,5 @@ void histogram_add(struct histogram *h, uint64_t ns);
 /* The value that a share q (0 to 1) of the samples does not exceed, at a bucket's upper end, at
  * most the maximum; 0 with no samples. */
 uint64_t histogram_quantile(const struct histogram *h, double q);
-/* Add what `from` counted to `to`. */
-void histogram_merge(struct histogram *to, const struct histogram *from);
 
 #endif

@@ -4,7 +4,6 @@
 #include "vmm/error.h"
 #include "vmm/host_keep.h"
 #include "vmm/pmem.h"
-#include "vmm/store.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

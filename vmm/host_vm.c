@@ -87,16 +87,10 @@ static void on_link(struct host_source *s, uint32_t events)
 	host_clone_link(container(struct host_vm, on_link, s));
 }
 
-static struct mailbox *map_mailbox(int fd)
-{
-	void *at = mmap(NULL, sizeof(struct mailbox), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	return at == MAP_FAILED ? NULL : at;
-}
-
 /* What is the VM's and isn't there by the fork. */
 static struct mailbox *attach(const struct host_vm *vm, int mailbox)
 {
-	struct mailbox *mb = map_mailbox(mailbox);
+	struct mailbox *mb = sealed_map(mailbox, sizeof *mb, NULL);
 	for (unsigned i = 0; mb && i < vm->config.pmems; i++)
 		if (pmem_attach(vm->pmem[i]))
 			mb = NULL;
@@ -181,7 +175,7 @@ static int make_mailbox(struct host_vm *vm, int *end)
 	*end = fail_call(VM_MAILBOX, sealed_memfd("invisor-mailbox", sizeof *vm->mailbox));
 	if (*end < 0)
 		return -errno;
-	vm->mailbox = map_mailbox(*end);
+	vm->mailbox = sealed_map(*end, sizeof *vm->mailbox, NULL);
 	if (!vm->mailbox || madvise(vm->mailbox, sizeof *vm->mailbox, MADV_DONTFORK) < 0)
 		return -errno;
 	return 0;

@@ -47,8 +47,6 @@ static inline bool inject_has_page(uint32_t kind)
 {
 	return kind == INJECT_MEMORY || kind == INJECT_NOTICE;
 }
-/* "memory", "disk" ...; NULL for those that aren't faults. */
-const char *inject_kind_name(enum inject_kind k);
 
 /* What a power cut takes of volatile disks' unflushed writes; not said: all. */
 enum inject_lose { INJECT_LOSE_UNSAID, INJECT_LOSE_ALL, INJECT_LOSE_NONE, INJECT_LOSE_RANDOM };
@@ -148,11 +146,11 @@ void inject_obey(struct vm *vm);
 /* A vCPU's thread begins; and before each time that it enters the guest. False: don't yet. */
 void inject_thread(struct vm *vm, unsigned cpu);
 bool inject_may_enter(struct vm *vm, unsigned cpu);
+/* A vCPU has been given a machine check: on processors that tell all of them, so that the others have it too. */
+void inject_tell_others(struct vm *vm, unsigned cpu);
 /* inject_power.c: disks get to be what a power cut leaves of them. Loop's thread. */
 void inject_power_cut(struct vm *vm, const struct inject *f, struct inject_loss *loss,
 		      char words[INJECT_WORDS]);
-/* A vCPU has been given a machine check: on processors that tell all of them, so that the others have it too. */
-void inject_tell_others(struct vm *vm, unsigned cpu);
 /* inject_notice.c: the guest is to be told of a page (loop's thread); vCPU 0 is about to enter the guest, and is told of it
  * if it can be (its thread). False: not yet. */
 enum inject_outcome inject_notice(struct vm *vm, const struct inject *f, char words[INJECT_WORDS]);

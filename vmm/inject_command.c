@@ -3,7 +3,6 @@
 #include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/error.h"
-#include "vmm/run.h"
 #include "vmm/size.h"
 #include <errno.h>
 #include <stdio.h>

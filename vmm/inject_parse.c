@@ -1,4 +1,5 @@
 #include "vmm/inject_parse.h"
+#include "vmm/answer.h"
 #include "vmm/error.h"
 #include "vmm/vm.h"
 #include <errno.h>
@@ -10,7 +11,8 @@ static const char *const kinds[INJECT_KINDS] = {
 	[INJECT_STALL] = "stall",   [INJECT_CLOCK] = "clock", [INJECT_POWER_CUT] = "power-cut",
 	[INJECT_NOTICE] = "notice"};
 
-const char *inject_kind_name(enum inject_kind k)
+/* "memory", "disk" ...; NULL for those that aren't faults. */
+static const char *kind_name(enum inject_kind k)
 {
 	return (unsigned)k < INJECT_KINDS ? kinds[k] : NULL;
 }
@@ -310,7 +312,8 @@ static bool has_volatile(const struct vm_config *vm)
 	return i < vm->disks;
 }
 
-int inject_check(const struct inject *f, const struct vm_config *vm, char *error)
+/* Checks for which the VM must be known. */
+static int check(const struct inject *f, const struct vm_config *vm, char *error)
 {
 	const struct machine *m = &vm->machine;
 	if (f->kind == INJECT_DISK && f->disk >= vm->disks)
@@ -369,12 +372,7 @@ int inject_parse(const json_t *o, const char *const *others, const struct vm_con
 		rc = parse_notice(o, out, error);
 		break;
 	}
-	return rc || !vm ? rc : inject_check(out, vm, error);
-}
-
-static void put(json_t *o, const char *key, uint64_t value)
-{
-	json_object_set_new(o, key, json_integer((json_int_t)value));
+	return rc || !vm ? rc : check(out, vm, error);
 }
 
 static void put_disk(json_t *o, const struct inject *f)
@@ -385,64 +383,62 @@ static void put_disk(json_t *o, const struct inject *f)
 		if (f->ops >> i & 1)
 			snprintf(on + strlen(on), sizeof on - strlen(on), "%s%s", *on ? "," : "",
 				 names[i]);
-	put(o, "disk", f->disk);
-	put(o, "from", f->from);
+	answer_put(o, "disk", f->disk);
+	answer_put(o, "from", f->from);
 	if (f->bytes < INT64_MAX / 2)
-		put(o, "bytes", f->bytes);
-	json_object_set_new(o, "on", json_string(on));
+		answer_put(o, "bytes", f->bytes);
+	answer_put_text(o, "on", on);
 	if (f->effect == INJECT_LATENCY)
-		put(o, "latency_ms", f->ms);
+		answer_put(o, "latency_ms", f->ms);
 	if (f->effect == INJECT_TORN)
-		put(o, "torn", f->sectors);
+		answer_put(o, "torn", f->sectors);
 	if (f->status)
-		json_object_set_new(
-			o, "error",
-			json_string(f->status == VIRTIO_DISK_EIO ? "EIO" : "EOPNOTSUPP"));
+		answer_put_text(o, "error", f->status == VIRTIO_DISK_EIO ? "EIO" : "EOPNOTSUPP");
 	if (f->chance < INJECT_CERTAIN) {
 		json_object_set_new(o, "probability",
 				    json_real((double)f->chance / INJECT_CERTAIN));
-		put(o, "seed", f->seed);
+		answer_put(o, "seed", f->seed);
 	}
 	if (f->times)
-		put(o, "times", f->times);
+		answer_put(o, "times", f->times);
 }
 
 json_t *inject_json(const struct inject *f)
 {
-	const char *kind = inject_kind_name(f->kind);
+	const char *kind = kind_name(f->kind);
 	json_t *o = json_pack("{s:s}", "fault", kind ? kind : "none");
 	switch (f->kind) {
 	case INJECT_MEMORY:
 	case INJECT_NOTICE:
 		if (f->gpa != INJECT_ANYWHERE)
-			put(o, "gpa", f->gpa);
+			answer_put(o, "gpa", f->gpa);
 		else
-			put(o, "frame", f->frame);
+			answer_put(o, "frame", f->frame);
 		break;
 	case INJECT_DISK:
 		put_disk(o, f);
 		break;
 	case INJECT_IRQ:
-		json_object_set_new(o, "device", json_string(f->name));
+		answer_put_text(o, "device", f->name);
 		if (f->effect == INJECT_DELAY)
-			put(o, "delay_ms", f->ms);
+			answer_put(o, "delay_ms", f->ms);
 		else
-			put(o, "drop", f->times);
+			answer_put(o, "drop", f->times);
 		if (f->effect == INJECT_DELAY && f->times)
-			put(o, "times", f->times);
+			answer_put(o, "times", f->times);
 		break;
 	case INJECT_STALL:
-		put(o, "vcpu", f->vcpu);
-		put(o, "ms", f->ms);
+		answer_put(o, "vcpu", f->vcpu);
+		answer_put(o, "ms", f->ms);
 		break;
 	case INJECT_CLOCK:
-		json_object_set_new(o, "jump_ms", json_integer(f->jump_ms));
+		answer_put(o, "jump_ms", f->jump_ms);
 		break;
 	case INJECT_POWER_CUT:
 		if (f->lose && f->lose < sizeof losses / sizeof *losses)
-			json_object_set_new(o, "lose", json_string(losses[f->lose]));
+			answer_put_text(o, "lose", losses[f->lose]);
 		if (f->lose == INJECT_LOSE_RANDOM)
-			put(o, "seed", f->seed);
+			answer_put(o, "seed", f->seed);
 		break;
 	}
 	return o;

@@ -13,8 +13,6 @@ struct vm_config;
  * say among which. 0; -EINVAL with words that begin with the member's name: "bytes: ...". */
 int inject_parse(const json_t *o, const char *const *others, const struct vm_config *vm,
 		 struct inject *out, char *error);
-/* The same checks of what must be known of the VM. */
-int inject_check(const struct inject *f, const struct vm_config *vm, char *error);
 /* As an object with "fault" and its members. */
 json_t *inject_json(const struct inject *f);
 /* A whole number of that member, from lo to hi; `otherwise` if it isn't there (lo - 1: it must be). As inject_parse. */

@@ -1,4 +1,5 @@
 #include "vmm/inject_requests.h"
+#include "vmm/answer.h"
 #include "vmm/error.h"
 #include "vmm/inject_parse.h"
 #include <errno.h>
@@ -13,19 +14,18 @@ struct injecting {
 
 static void put_loss(json_t *o, const struct inject_loss *l)
 {
-	json_object_set_new(o, "unflushed_writes", json_integer((json_int_t)l->writes));
-	json_object_set_new(o, "unflushed_bytes", json_integer((json_int_t)l->bytes));
-	json_object_set_new(o, "lost_writes", json_integer((json_int_t)l->lost_writes));
-	json_object_set_new(o, "lost_bytes", json_integer((json_int_t)l->lost_bytes));
+	answer_put(o, "unflushed_writes", l->writes);
+	answer_put(o, "unflushed_bytes", l->bytes);
+	answer_put(o, "lost_writes", l->lost_writes);
+	answer_put(o, "lost_bytes", l->lost_bytes);
 }
 
 void inject_put_result(json_t *o, struct host *h, const struct inject_result *r)
 {
-	json_t *words = json_string(r->words);
-	json_object_set_new(o, "outcome", json_string(inject_outcome_name(r->outcome)));
-	json_object_set_new(o, "words", words ? words : json_string("(not text)"));
+	answer_put_text(o, "outcome", inject_outcome_name(r->outcome));
+	answer_put_text(o, "words", r->words);
 	if (r->id)
-		json_object_set_new(o, "id", json_integer(r->id));
+		answer_put(o, "id", r->id);
 	if (r->loss.disks)
 		put_loss(o, &r->loss);
 	if (r->frame == UINT32_MAX)
@@ -36,8 +36,8 @@ void inject_put_result(json_t *o, struct host *h, const struct inject_result *r)
 		if (ipt_vm_info(host_table(h), r->viewer[i], &info) == 0)
 			json_array_append_new(seen, json_string(info.name));
 	}
-	json_object_set_new(o, "frame", json_integer(r->frame));
-	json_object_set_new(o, "viewers", json_integer(r->viewers));
+	answer_put(o, "frame", r->frame);
+	answer_put(o, "viewers", r->viewers);
 	json_object_set_new(o, "seen_by", seen);
 }
 
@@ -76,9 +76,9 @@ static void list(struct control_request *r, const struct host_vm *vm)
 			continue;
 		f.name[sizeof f.name - 1] = 0;
 		json_t *o = inject_json(&f);
-		json_object_set_new(o, "id", json_integer(id));
-		json_object_set_new(o, "seen", json_integer((json_int_t)s->seen));
-		json_object_set_new(o, "hits", json_integer((json_int_t)s->hits));
+		answer_put(o, "id", id);
+		answer_put(o, "seen", s->seen);
+		answer_put(o, "hits", s->hits);
 		json_array_append_new(faults, o);
 	}
 	control_reply(r, json_pack("{s:s, s:o, s:I, s:I}", "vm", vm->config.machine.name, "faults",
@@ -98,7 +98,7 @@ static void go(struct control_request *r, struct host_vm *vm, const struct injec
 	}
 	*i = (struct injecting){r, h, answer};
 	if (vm)
-		json_object_set_new(answer, "vm", json_string(vm->config.machine.name));
+		answer_put_text(answer, "vm", vm->config.machine.name);
 	if (f->kind != INJECT_CLEAR) /* not beside the rest: it may have an "error" */
 		json_object_set_new(answer, "what", inject_json(f));
 	/* Before it may be answered, and gone. */

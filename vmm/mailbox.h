@@ -13,7 +13,6 @@
 
 #include "vmm/histogram.h"
 #include "vmm/inject.h"
-#include "vmm/machine.h"
 #include <stdatomic.h>
 #include <stdbool.h>
 

@@ -290,7 +290,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 void memory_rest(struct memory *m)
 {
 	pthread_mutex_lock(&m->lock);
-	/* A failure leaves all as it was: mmap checks what may fail before it lets go of the old mapping. */
+	/* A failure leaves all as it was (ipt/sealed.h). */
 	ipt_rest(m->table);
 	pool_rest(m->pool);
 	evict_rest();

@@ -108,6 +108,10 @@ void memory_note_void(struct memory *m, gfn_t first, uint64_t count);
 /* With memory.lock held: frames wanted for 2^order gfns, those that continue a neighbour's of our own. */
 frame_t memory_goal(const struct memory *m, gfn_t first, uint32_t count);
 
+/* Give back what the process can do without while its guest is idle: page tables of the table and of the pool's view,
+ * room for pages on their way. Loop thread. */
+void memory_rest(struct memory *m);
+
 /* ---- self.c: what /proc says of this process ------------------------------------------------ */
 
 /* Open what a process in a sandbox can't open any more; pagemap only if it will be needed. */
@@ -160,9 +164,6 @@ int memory_unmerge(struct memory *m);
 int memory_show(struct memory *m, gfn_t g);
 /* The same for the pages around, if the pool has the page; else nothing is done. */
 int memory_show_known(struct memory *m, gfn_t g);
-/* Give back what the process can do without while its guest is idle: page tables of the table and of the pool's view,
- * room for pages on their way. Loop thread. */
-void memory_rest(struct memory *m);
 
 /* ---- freeze.c: frozen, and cloned ------------------------------------------------------------ */
 
@@ -204,11 +205,9 @@ int fault_register(int uffd, void *base, uint64_t bytes, bool shared);
 uint64_t fault_continue(int uffd, void *base, uint64_t bytes, int *error);
 /* Protect pages of a registered, shared piece from writing, or let them be written to. -errno. */
 int fault_protect(int uffd, void *base, uint64_t bytes, bool protect);
-/* A vCPU waited for memory from then to then: that is noted. */
-void fault_stall(struct memory *m, uint64_t from_ns, uint64_t to_ns);
 /* Serve what the userfaultfd has to say, without blocking: 0, or the -errno of the first fault that
  * could not be served for another reason than an empty pool. Those that wait for frames are kept
- * and served by fault_retry; fault_waiting says how many there are. */
+ * and served by fault_retry: n of them. */
 struct fault_queue {
 	uint64_t hva[64];
 	unsigned n;

@@ -3,6 +3,7 @@
  * CPL0 instruction by instruction, a thousand times slower than CPL3; Linux doesn't boot on those.
  * The same short loop runs at both levels, and the ratio tells.
  */
+#include "vmm/boot_parts.h"
 #include "vmm/clock.h"
 #include "vmm/kvm.h"
 #include <errno.h>
@@ -20,36 +21,19 @@ static const uint8_t code[] = {
 	0xb9, LOOPS & 0xff, LOOPS >> 8 & 0xff, LOOPS >> 16, 0, 0xff, 0xc9, 0x75, 0xfc, 0xe6, 0x10,
 	0xeb, 0xfe};
 
-/* Loops a second at one privilege level, or -errno. */
-static double loop_rate(int vcpu, struct kvm_run *run, unsigned cpl)
+/* Loops a second in one mode, or -errno. */
+static double loop_rate(int vcpu, struct kvm_run *run, enum boot_mode mode)
 {
 	struct kvm_sregs s;
+	struct boot_cpu cpu;
 	if (ioctl(vcpu, KVM_GET_SREGS, &s) < 0)
 		return -errno;
-	s.cr3 = 0x1000;
-	s.cr4 = 1 << 5;
-	s.cr0 = 0x80000011;
-	s.efer = 0x500;
-	struct kvm_segment code_segment = {.limit = 0xffffffff,
-					   .selector = (uint16_t)(cpl ? 0x33 : 0x8),
-					   .present = 1,
-					   .type = 11,
-					   .dpl = (uint8_t)cpl,
-					   .s = 1,
-					   .l = 1,
-					   .g = 1};
-	struct kvm_segment data = code_segment;
-	data.type = 3;
-	data.selector = cpl ? 0x2b : 0x10;
-	data.l = 0;
-	data.db = 1;
-	s.cs = code_segment;
-	s.ds = s.es = s.fs = s.gs = s.ss = data;
-	/* IOPL 3, so that the port write is allowed at CPL3 */
-	struct kvm_regs r = {.rip = CODE_AT, .rflags = 0x3002};
+	boot_cpu_state(&cpu, mode, BOOT_BARE_TABLES);
+	boot_apply_sregs(&cpu, &s);
+	cpu.regs.rip = CODE_AT;
 	double best = 0;
 	for (int round = 0; round < 3; round++) {
-		if (ioctl(vcpu, KVM_SET_SREGS, &s) < 0 || ioctl(vcpu, KVM_SET_REGS, &r) < 0)
+		if (ioctl(vcpu, KVM_SET_SREGS, &s) < 0 || ioctl(vcpu, KVM_SET_REGS, &cpu.regs) < 0)
 			return -errno;
 		uint64_t began = clock_ns();
 		int rc;
@@ -79,9 +63,10 @@ int kvm_is_native(const struct kvm_host *k, double rate[2])
 		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (mem != MAP_FAILED) {
 		/* Identity map of the first 2 MiB, for users too. */
-		*(uint64_t *)(mem + 0x1000) = 0x2007;
-		*(uint64_t *)(mem + 0x2000) = 0x3007;
-		*(uint64_t *)(mem + 0x3000) = 0x87;
+		uint64_t *tables = (uint64_t *)(mem + BOOT_BARE_TABLES);
+		tables[0] = (BOOT_BARE_TABLES + PAGE_SIZE) | 0x7;
+		tables[512] = (BOOT_BARE_TABLES + 2 * PAGE_SIZE) | 0x7;
+		tables[1024] = 0x87;
 		memcpy(mem + CODE_AT, code, sizeof code);
 		struct kvm_userspace_memory_region slot = {.memory_size = bytes,
 							   .userspace_addr = (uintptr_t)mem};
@@ -92,8 +77,8 @@ int kvm_is_native(const struct kvm_host *k, double rate[2])
 			run = mmap(NULL, (size_t)k->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
 				   vcpu, 0);
 		if (run != MAP_FAILED && ioctl(vcpu, KVM_SET_CPUID2, k->cpuid) == 0) {
-			got[1] = loop_rate(vcpu, run, 3);
-			got[0] = loop_rate(vcpu, run, 0);
+			got[1] = loop_rate(vcpu, run, BOOT_MODE_LONG_USER);
+			got[0] = loop_rate(vcpu, run, BOOT_MODE_LONG);
 		}
 	}
 	if (run != MAP_FAILED)

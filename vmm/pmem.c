@@ -190,9 +190,8 @@ static void free_view(struct pmem_view *v)
 static int map_sets(struct pmem_view *v)
 {
 	size_t bytes = pageset_bytes(v->pages);
-	void *at = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-			v->sets_fd, 0);
-	if (at == MAP_FAILED)
+	void *at = sealed_map(v->sets_fd, 2 * bytes, NULL);
+	if (!at)
 		return -errno;
 	v->sets = at;
 	v->dirty = pageset_at(at, v->pages);

@@ -3,7 +3,7 @@
  * touched in a row before it, from 64 KiB to 2 MiB, read straight into frames which then become the
  * file's. Two VMs may read the same extent at once; the table takes the first and refuses the other.
  */
-#include "ipt/fail.h"
+#include "ipt/whole.h"
 #include "vmm/pmem.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -59,18 +59,7 @@ static int read_pages(const struct pmem_view *v, uint64_t first, uint64_t count,
 		end = v->file->bytes; /* the rest of the last page is zero, as fresh frames are */
 	if (is_hole(v, at, end))
 		return 0;
-	while (at < end) {
-		ssize_t n = fail_call(PMEM_READ, pread(v->file->fd, to, end - at, (off_t)at));
-		if (n == 0)
-			return -ENXIO;
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		if (n > 0) {
-			to += n;
-			at += (uint64_t)n;
-		}
-	}
-	return 0;
+	return whole_read(FAIL_PMEM_READ, v->file->fd, to, end - at, at);
 }
 
 static void give_back(const struct pmem_view *v, vmid_t vm, frame_t f, uint32_t count)

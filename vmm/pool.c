@@ -29,9 +29,8 @@ int pool_attach(struct pool *p, int fd, uint32_t frames)
 int pool_map(struct pool *p, char *error)
 {
 	uint64_t bytes = (uint64_t)p->frames << PAGE_SHIFT;
-	void *base = fail_call(POOL_MAP, mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-					      MAP_SHARED | MAP_NORESERVE, p->fd, 0));
-	if (base == MAP_FAILED)
+	void *base = fail_null(POOL_MAP, sealed_map(p->fd, bytes, NULL));
+	if (!base)
 		return errorf(error, -errno, "pool: no address space for %" PRIu64 " MiB: %s",
 			      bytes / MiB, strerror(errno));
 	p->base = base;
@@ -85,9 +84,7 @@ int pool_fill(const struct pool *p, frame_t first, uint32_t count)
 
 int pool_rest(const struct pool *p)
 {
-	void *at = mmap(p->base, (size_t)p->frames << PAGE_SHIFT, PROT_READ | PROT_WRITE,
-			MAP_SHARED | MAP_NORESERVE | MAP_FIXED, p->fd, 0);
-	return at == MAP_FAILED ? -errno : 0;
+	return sealed_map(p->fd, (uint64_t)p->frames << PAGE_SHIFT, p->base) ? 0 : -errno;
 }
 
 bool pool_has(const struct pool *p, frame_t f)

@@ -1,15 +1,11 @@
 #include "vmm/proc.h"
 #include <errno.h>
 #include <inttypes.h>
-#include <linux/sched/types.h>
 #include <linux/types.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
-
-#define PROMPT_NS 200000
 
 static uint64_t key_kib(const char *path, const char *key)
 {
@@ -123,10 +119,4 @@ void proc_memory(pid_t pid, struct proc_memory *out)
 	fclose(f);
 	if (out->pool_mappings)
 		out->pool_mappings--; /* the pool's own mapping, whole */
-}
-
-void proc_be_prompt(void)
-{
-	const struct sched_attr attr = {.size = sizeof attr, .sched_runtime = PROMPT_NS};
-	syscall(SYS_sched_setattr, 0, &attr, 0);
 }

@@ -32,9 +32,4 @@ uint64_t proc_meminfo_kib(const char *key);
 /* False, and zeroes, if /proc/slabinfo (root's) can't be read or has no cache of that name. */
 bool proc_slab(const char *cache, struct proc_slab *out);
 
-/* Ask the scheduler for short slices (0.2 ms, of 3) for this thread and all that it starts: who hands work over and waits
- * for it, as a vCPU does with its faults, shouldn't wait for others' whole slices each time (Linux 6.12: sched_setattr(2),
- * sched_runtime of SCHED_OTHER). Kernels that can't do it leave all as it is. */
-void proc_be_prompt(void);
-
 #endif

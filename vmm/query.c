@@ -1,12 +1,10 @@
 /* `invisor owner`, `invisor translate`, `invisor audit` and `invisor stats`: questions to a running host. */
 #include "ipt/addr.h"
 #include "vmm/answer.h"
-#include "vmm/ask.h"
 #include "vmm/cli.h"
 #include "vmm/commands.h"
 #include "vmm/error.h"
 #include "vmm/prometheus.h"
-#include "vmm/run.h"
 #include "vmm/size.h"
 #include <stdio.h>
 #include <string.h>

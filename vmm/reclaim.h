@@ -13,7 +13,6 @@
 #define VMM_RECLAIM_H
 
 #include "vmm/evict.h"
-#include "vmm/link.h"
 
 struct store;
 

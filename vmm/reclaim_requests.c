@@ -1,5 +1,4 @@
 #include "vmm/reclaim_requests.h"
-#include "vmm/error.h"
 #include "vmm/options.h"
 #include <errno.h>
 #include <stdlib.h>

@@ -9,6 +9,7 @@
 #include "ipt/fail.h"
 #include "ipt/sealed.h"
 #include "vmm/clock.h"
+#include "vmm/link.h"
 #include "vmm/reclaim_shared.h"
 #include "vmm/reclaim_stall.h"
 #include "vmm/reclaim_turns.h"

@@ -1,4 +1,5 @@
 #include "vmm/requests.h"
+#include "vmm/answer.h"
 #include "vmm/balloon.h"
 #include "vmm/clone_requests.h"
 #include "vmm/exec.h"
@@ -69,15 +70,15 @@ static void take_owner(struct control_request *r, const json_t *o)
 	if (health != IPT_GOOD)
 		json_object_set_new(a, "damaged", json_true());
 	if (owner.vm.v) {
-		json_object_set_new(a, "vm", json_string(vm_name(t, owner.vm, &info)));
-		json_object_set_new(a, "vm_id", json_integer(owner.vm.v));
+		answer_put_text(a, "vm", vm_name(t, owner.vm, &info));
+		answer_put(a, "vm_id", owner.vm.v);
 	}
 	const struct pmem_file *file = host_file_by_id(control_host(r), owner.vm);
 	if (file)
-		json_object_set_new(a, "file", json_string(file->path));
+		answer_put_text(a, "file", file->path);
 	if (owner.state == IPT_PRIVATE) {
-		json_object_set_new(a, "gfn", json_integer((json_int_t)owner.gfn.v));
-		json_object_set_new(a, "gpa", json_integer((json_int_t)gfn_gpa(owner.gfn).v));
+		answer_put(a, "gfn", owner.gfn.v);
+		answer_put(a, "gpa", gfn_gpa(owner.gfn).v);
 	}
 	struct viewers v = {t, json_array()};
 	ipt_viewers(t, frame((uint32_t)n), add_viewer, &v);
@@ -90,17 +91,17 @@ static void say_away(json_t *answer, struct ipt *t, vmid_t vm, const struct ipt_
 {
 	struct ipt_vm_info info;
 	bool file = out->bytes && out->where & IPT_IN_FILE;
-	json_object_set_new(answer, "where",
-			    json_string(!out->bytes ? "zero"
-					: file      ? "in the swap file"
-						    : "packed"));
-	json_object_set_new(answer, "bytes", json_integer(out->bytes));
+	answer_put_text(answer, "where",
+			!out->bytes ? "zero"
+			: file      ? "in the swap file"
+				    : "packed");
+	answer_put(answer, "bytes", out->bytes);
 	if (file)
-		json_object_set_new(answer, "block", json_integer(out->where & ~IPT_IN_FILE));
+		answer_put(answer, "block", out->where & ~IPT_IN_FILE);
 	else if (out->bytes)
-		json_object_set_new(answer, "granule", json_integer(out->where));
+		answer_put(answer, "granule", out->where);
 	if (at.v != vm.v)
-		json_object_set_new(answer, "from", json_string(vm_name(t, at, &info)));
+		answer_put_text(answer, "from", vm_name(t, at, &info));
 }
 
 static void take_translate(struct control_request *r, const json_t *o)
@@ -143,14 +144,14 @@ static void take_translate(struct control_request *r, const json_t *o)
 	struct ipt_owner owner;
 	if (p.kind == IPT_FILE_PAGE && ipt_owner(t, f, &owner) == 0) {
 		const struct pmem_file *file = host_file_by_id(h, owner.vm);
-		json_object_set_new(answer, "file", json_string(file ? file->path : ""));
+		answer_put_text(answer, "file", file ? file->path : "");
 	}
 	if (p.kind == IPT_INHERITED) {
 		struct ipt_vm_info info;
-		json_object_set_new(answer, "from", json_string(vm_name(t, p.at, &info)));
+		answer_put_text(answer, "from", vm_name(t, p.at, &info));
 	}
 	if (frame_valid(f)) {
-		json_object_set_new(answer, "frame", json_integer(f.v));
+		answer_put(answer, "frame", f.v);
 		json_object_set_new(answer, "pool_offset",
 				    json_integer((json_int_t)(((uint64_t)f.v << PAGE_SHIFT) |
 							      (a.v & PAGE_MASK))));

@@ -42,11 +42,6 @@ int sandbox_parse(const char *word, enum sandbox_mode *mode)
 	return -EINVAL;
 }
 
-const char *sandbox_mode_name(enum sandbox_mode mode)
-{
-	return modes[mode];
-}
-
 /* ---- namespaces ---------------------------------------------------------------------------- */
 
 /* Nothing is mounted any more but an empty directory that can't be written to. */

@@ -47,7 +47,6 @@ struct sandbox_limits {
 
 /* "on", "log", "off"; -EINVAL. */
 int sandbox_parse(const char *word, enum sandbox_mode *mode);
-const char *sandbox_mode_name(enum sandbox_mode mode);
 /* What can be prepared once, in the host. first_id 0: SANDBOX_FIRST_ID. -errno with words. */
 int sandbox_create(struct sandbox *s, enum sandbox_mode mode, uid_t first_id, char *error);
 void sandbox_destroy(struct sandbox *s);

@@ -1,4 +1,5 @@
 #include "vmm/scenario_run.h"
+#include "vmm/answer.h"
 #include "vmm/clock.h"
 #include "vmm/container.h"
 #include "vmm/event.h"
@@ -117,15 +118,12 @@ static json_t *describe(struct host_vm *vm, bool ended)
 	json_t *o = json_pack("{s:s, s:s}", "vm", vm->config.machine.name, "state",
 			      ended ? "ended" : vm_state_name(mb->state));
 	if (ended) {
-		json_t *words = json_string(mb->words);
-		json_object_set_new(o, "end", json_string(vm_end_name(vm->end)));
-		json_object_set_new(o, "words", words ? words : json_string("(not text)"));
+		answer_put_text(o, "end", vm_end_name(vm->end));
+		answer_put_text(o, "words", mb->words);
 	}
-	json_object_set_new(o, "machine_checks",
-			    json_integer((json_int_t)mb->inject.machine_checks));
+	answer_put(o, "machine_checks", mb->inject.machine_checks);
 	if (g) {
-		json_t *last = json_string(g->line.last);
-		json_object_set_new(o, "last_line", last ? last : json_string("(not text)"));
+		answer_put_text(o, "last_line", g->line.last);
 		json_object_set_new(o, "panic", panic_line(g));
 	}
 	return o;
@@ -154,11 +152,10 @@ static json_t *report_event(struct scenario_run *r, uint32_t i)
 	if (d->answered)
 		inject_put_result(o, r->fleet->host, &d->result);
 	else
-		json_object_set_new(o, "outcome",
-				    json_string(d->asked ? "unanswered" : "not reached"));
+		answer_put_text(o, "outcome", d->asked ? "unanswered" : "not reached");
 	if (d->result.id) {
-		json_object_set_new(o, "seen", json_integer((json_int_t)d->seen));
-		json_object_set_new(o, "hits", json_integer((json_int_t)d->hits));
+		answer_put(o, "seen", d->seen);
+		answer_put(o, "hits", d->hits);
 	}
 	return o;
 }

@@ -5,7 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
-bool screen_writable(void)
+/* Can standard output take a line now? */
+static bool is_writable(void)
 {
 	/* A pipe says writable only while it has room for PIPE_BUF bytes, so a write of no more
 	 * than that doesn't block (pipe(7)). Regular files are always writable. */
@@ -58,7 +59,7 @@ size_t screen_feed(struct screen_line *l, const char *bytes, size_t n)
 {
 	size_t i = 0;
 	while (i < n) {
-		if (l->how != SCREEN_HIDDEN && !screen_writable())
+		if (l->how != SCREEN_HIDDEN && !is_writable())
 			break;
 		/* To the end of a line at most, so that one look at the pipe covers one write. */
 		const char *end = memchr(bytes + i, '\n', n - i);

@@ -33,7 +33,5 @@ struct screen_line {
 size_t screen_feed(struct screen_line *l, const char *bytes, size_t n);
 /* Print a last line that had no end. */
 void screen_finish(struct screen_line *l);
-/* Can standard output take a line now? */
-bool screen_writable(void);
 
 #endif

@@ -4,7 +4,7 @@
  * has, write-protected, many at once (UFFDIO_CONTINUE); a write by a copy in a frame of our own, whose mapping is a
  * private piece, which nobody watches. Documentation/admin-guide/mm/userfaultfd.rst.
  */
-#include "ipt/fail.h"
+#include "ipt/whole.h"
 #include "vmm/clock.h"
 #include "vmm/memory.h"
 #include "vmm/reclaim.h"
@@ -23,12 +23,11 @@
 int memory_copy_page(const struct pool *p, frame_t to, frame_t from)
 {
 	uint8_t page[PAGE_SIZE];
-	ssize_t n =
-		fail_call(POOL_READ, pread(p->fd, page, sizeof page, (off_t)from.v << PAGE_SHIFT));
-	if (n == (ssize_t)sizeof page)
-		n = fail_call(POOL_WRITE,
-			      pwrite(p->fd, page, sizeof page, (off_t)to.v << PAGE_SHIFT));
-	return n == (ssize_t)sizeof page ? 0 : n < 0 ? -errno : -EIO;
+	int rc = whole_read(FAIL_POOL_READ, p->fd, page, sizeof page,
+			    (uint64_t)from.v << PAGE_SHIFT);
+	return rc ? rc
+		  : whole_write(FAIL_POOL_WRITE, p->fd, page, sizeof page,
+				(uint64_t)to.v << PAGE_SHIFT);
 }
 
 static bool is_pinned(const struct memory *m, frame_t f)

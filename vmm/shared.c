@@ -5,18 +5,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static void *map(int fd, size_t bytes)
-{
-	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-	return at == MAP_FAILED ? NULL : at;
-}
-
 void *shared_create(const char *name, size_t bytes, int *fd)
 {
 	*fd = sealed_memfd(name, bytes);
 	if (*fd < 0)
 		return NULL;
-	void *at = map(*fd, bytes);
+	void *at = sealed_map(*fd, bytes, NULL);
 	if (!at) {
 		int error = errno;
 		close(*fd);
@@ -35,5 +29,5 @@ void *shared_attach(int fd, size_t bytes)
 		errno = EPROTO;
 		return NULL;
 	}
-	return map(fd, bytes);
+	return sealed_map(fd, bytes, NULL);
 }

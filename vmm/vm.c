@@ -6,23 +6,18 @@
 #include "vmm/event.h"
 #include "vmm/identity.h"
 #include "vmm/merge.h"
-#include "vmm/proc.h"
 #include "vmm/reclaim.h"
 #include "vmm/stack.h"
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#define STOP_MS     200        /* how long a vCPU gets to leave the guest */
-#define FLUSH_MS    1000       /* how long the host gets to take the last console bytes */
 #define STACK_BYTES (64 * KiB) /* of the loop's stack, looked through for pages to give back */
 #define REST_MS \
 	2000 /* without work for the loop, after which a VM gives back what it can do without */
@@ -67,16 +62,7 @@ void vm_set_state(struct vm *vm, enum vm_state state)
 	vm_tell_host(vm);
 }
 
-/* ---- the end ------------------------------------------------------------------------------- */
-
-static void note_end(struct vm *vm, enum vm_end end, const char *words)
-{
-	struct mailbox *mb = vm->links.mailbox;
-	snprintf(mb->words, sizeof mb->words, "%s", words);
-	atomic_store_explicit(&mb->end, end, memory_order_release);
-}
-
-static void sample(struct vm *vm)
+void vm_sample(struct vm *vm)
 {
 	struct mailbox *mb = vm->links.mailbox;
 	uint64_t p4k, p2m, reads = 0, writes = 0, errors = 0;
@@ -102,41 +88,6 @@ static void sample(struct vm *vm)
 	}
 	mb->pmem_flushes = flushes;
 	mb->pmem_errors = errors;
-}
-
-/* Stops everything while the loop still runs, since devices finish their I/O on it. */
-static void *ender(void *arg)
-{
-	struct vm *vm = arg;
-	vcpu_stop_all(vm, STOP_MS);
-	sample(vm);
-	inject_end(vm);
-	board_destroy(vm);
-	board_flush(vm, FLUSH_MS);
-	loop_stop(vm->loop);
-	return NULL;
-}
-
-static void begin_ending(struct loop_work *w)
-{
-	struct vm *vm = container(struct vm, ending, w);
-	pthread_t t;
-	if (pthread_create(&t, NULL, ender, vm))
-		loop_stop(vm->loop); /* no thread to drain with: end all the same */
-}
-
-void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
-{
-	if (atomic_exchange_explicit(&vm->ended, true, memory_order_acq_rel))
-		return;
-	char words[MAILBOX_WORDS];
-	va_list args;
-	va_start(args, format);
-	vsnprintf(words, sizeof words, format, args);
-	va_end(args);
-	note_end(vm, end, words);
-	atomic_store_explicit(&vm->stopping, true, memory_order_release);
-	loop_post(vm->loop, &vm->ending);
 }
 
 /* ---- the loop's events --------------------------------------------------------------------- */
@@ -227,7 +178,7 @@ static void take_orders(struct vm *vm)
 		board_retry(vm);
 	}
 	if (orders & ORDER_SAMPLE) {
-		sample(vm);
+		vm_sample(vm);
 		virtio_balloon_ask(vm->balloon); /* its answer comes later */
 		atomic_fetch_add_explicit(&mb->sampled, 1, memory_order_release);
 		vm_tell_host(vm);
@@ -313,11 +264,8 @@ static void wait_for_frames(struct vm *vm)
 		_exit(1);
 	uint32_t orders = atomic_exchange_explicit(&mb->orders, 0, memory_order_acquire);
 	atomic_store_explicit(&mb->hungry, 0, memory_order_seq_cst);
-	if (orders & ORDER_POWER_OFF) {
-		note_end(vm, END_ORDERED, "powered off by the host while it waited for memory");
-		vm_set_state(vm, VM_ENDED);
-		_exit(1);
-	}
+	if (orders & ORDER_POWER_OFF)
+		vm_leave(vm, END_ORDERED, "powered off by the host while it waited for memory");
 	vm_set_state(vm, VM_STARTING);
 }
 
@@ -425,7 +373,7 @@ static int set_up(struct vm *vm, char *error)
 	inject_init(vm);
 	vm->on_fault.done = on_fault;
 	vm->on_link.done = on_link;
-	vm->ending.run = begin_ending;
+	vm_end_init(vm);
 	vm->reclaiming.run = go_on_reclaiming;
 	vm->resting.run = rest;
 	loop_when_quiet(vm->loop, &vm->resting, REST_MS);
@@ -441,7 +389,6 @@ static void be_a_vm_process(void)
 	signal(SIGINT, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGTERM, SIG_DFL);
-	proc_be_prompt();
 	signal(SIGCHLD, SIG_IGN); /* a template's end is the host's business: its pidfd tells */
 }
 
@@ -450,23 +397,6 @@ void vm_name_process(const char *prefix, const char *name)
 	char comm[16];
 	snprintf(comm, sizeof comm, "%s:%.12s", prefix, name);
 	prctl(PR_SET_NAME, comm);
-}
-
-_Noreturn void vm_give_up(struct vm *vm, const char *words)
-{
-	note_end(vm, END_HOST_ERROR, words);
-	vm_set_state(vm, VM_ENDED);
-	_exit(1);
-}
-
-_Noreturn void vm_cut_power(struct vm *vm, const char *and)
-{
-	char words[MAILBOX_WORDS];
-	snprintf(words, sizeof words, "its power was cut (an injected fault)%s%s", *and? "; " : "",
-		 and);
-	note_end(vm, END_POWER_CUT, words);
-	vm_set_state(vm, VM_ENDED);
-	_exit(1);
 }
 
 _Noreturn void vm_run(struct vm *vm)
@@ -481,7 +411,7 @@ _Noreturn void vm_run(struct vm *vm)
 	}
 	rc = loop_run(vm->loop);
 	if (rc)
-		note_end(vm, END_HOST_ERROR, "the event loop failed");
+		vm_give_up(vm, "the event loop failed");
 	vm_set_state(vm, VM_ENDED);
 	_exit(vm->links.mailbox->end == END_POWER_OFF ? 0 : 1);
 }

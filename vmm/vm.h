@@ -163,21 +163,15 @@ _Static_assert(offsetof(struct vm, frozen) <= PAGE_SIZE, "a clone has one page o
  */
 _Noreturn void vm_process(const struct vm_config *config, const struct vm_links *links);
 
-/* The VM is over, for this reason and in these words; the first call counts. Any thread. */
-void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
-	__attribute__((format(printf, 3, 4)));
-
 /* Fill in the virtio slots that board_create will make, so that FDT and ACPI describe them. */
 void vm_machine_devices(struct machine *m, unsigned disks);
-
-/* The VM is over, at once: nothing is flushed, no console byte is waited for. `and`: what else is to be said about it, or
- * "". Never returns. */
-_Noreturn void vm_cut_power(struct vm *vm, const char *and);
 
 /* What the state of the VM is, for the host to see. */
 void vm_set_state(struct vm *vm, enum vm_state state);
 /* There is news in the mailbox. Any thread. */
 void vm_tell_host(const struct vm *vm);
+/* What only KVM and the devices know, for the mailbox. */
+void vm_sample(struct vm *vm);
 /* The loop's sources, for the guest's first time or a clone's: faults, link, input. -errno with words. */
 int vm_watch(struct vm *vm, char *error);
 /* Serve the faults that wait, in the midst of work that takes long. Loop's thread. */
@@ -186,7 +180,18 @@ void vm_serve_faults(struct vm *vm);
 void vm_name_process(const char *prefix, const char *name);
 /* Start the vCPUs and run the loop to the VM's end. */
 _Noreturn void vm_run(struct vm *vm);
-/* Tell the host that there won't be a guest, and exit. */
+/* ---- vm_end.c ------------------------------------------------------------------------------ */
+
+void vm_end_init(struct vm *vm);
+/* The VM is over, for this reason and in these words; the first call counts. Any thread. */
+void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+/* The VM is over, at once: nothing is flushed, no console byte is waited for. `and`: what else is to be said about it, or
+ * "". Never returns. */
+_Noreturn void vm_cut_power(struct vm *vm, const char *and);
+/* Tell the host of the end, and exit. */
+_Noreturn void vm_leave(struct vm *vm, enum vm_end end, const char *words);
+/* Tell the host that there won't be a guest, or none any more, and exit. */
 _Noreturn void vm_give_up(struct vm *vm, const char *words);
 
 /* ---- pause.c: standing still --------------------------------------------------------------- */
@@ -210,7 +215,7 @@ void balloon_obey(struct vm *vm);
 /* What it is, for a mailbox that doesn't know yet. */
 void balloon_tell(struct vm *vm);
 
-/* ---- template.c: freezing, and clones ------------------------------------------------------ */
+/* ---- template.c, clone.c: freezing, and clones --------------------------------------------- */
 
 /* Make a template of a VM that stands still: its process is forked here. The answer is for the host; *pidfd is
  * the template's, or -1. Loop's thread. */

@@ -15,6 +15,15 @@ enum bench_shape {
 	BENCH_SPARSE, /* every frame mapped alone, at random gfns of 48-bit space */
 };
 
+/* Exit, with words, on an -errno. */
+void bench_check(int err, const char *what);
+/* A table, a VM of it called `what` and the number, and 2^order frames for it at g; exit on error. */
+struct ipt *bench_make(enum ipt_kind kind, uint32_t max_vms, uint32_t frames);
+vmid_t bench_add_vm(struct ipt *t, const char *what, unsigned i, vmid_t parent);
+void bench_map(struct ipt *t, vmid_t vm, uint64_t g, unsigned order);
+/* Does the subtree of a radix table's page, at that level (0: the last), hold the frame? Its entries are read in order. */
+bool bench_search(const struct ipt *t, uint32_t page, unsigned level, uint32_t f);
+
 /* A table with BENCH_VMS VMs, ids 1 to BENCH_VMS; exits on error. */
 struct ipt *bench_table(enum ipt_kind kind);
 /* Map `step` of `steps` of everything, in the same order for any kind. The pool is full after the

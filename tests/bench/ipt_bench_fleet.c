@@ -5,9 +5,6 @@
  * are made for a part of the fleet, and what they take is proportional to it.
  */
 #include "tests/bench/ipt_bench.h"
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #define FLEET      500
 #define PRIVATE    500
@@ -16,50 +13,10 @@
 #define RADIX_PART 20 /* VMs for which radix tables are made */
 #define REVERSE    8  /* bytes of a reverse map's word */
 
-static void check(int err, const char *what)
-{
-	if (!err)
-		return;
-	fprintf(stderr, "bench-ipt: fleet: %s: %s\n", what, strerror(-err));
-	exit(1);
-}
-
-static struct ipt *table(enum ipt_kind kind, uint32_t frames)
-{
-	struct ipt_config config = {.kind = kind,
-				    .frames = frames,
-				    .max_vms = CLONES + 8,
-				    .nodes = 1,
-				    .colours = 1,
-				    .seed = 20261125};
-	struct ipt *t;
-
-	check(ipt_create(&t, &config), "create a table");
-	return t;
-}
-
-static vmid_t add(struct ipt *t, const char *what, unsigned i, vmid_t parent)
-{
-	char name[IPT_NAME_LEN];
-	vmid_t vm;
-
-	snprintf(name, sizeof(name), "%s%u", what, i);
-	check(ipt_vm_add(t, name, parent, &vm), "add a VM");
-	return vm;
-}
-
-static void map_run(struct ipt *t, vmid_t vm, uint64_t g, unsigned order)
-{
-	frame_t f;
-
-	check(ipt_alloc(t, vm, order, NULL, &f), "allocate");
-	check(ipt_map(t, vm, gfn(g), f, 1u << order), "map");
-}
-
 static void map_guest(struct ipt *t, vmid_t vm)
 {
 	for (uint64_t g = 0; g < BENCH_VM_FRAMES; g += 512)
-		map_run(t, vm, g, 9);
+		bench_map(t, vm, g, 9);
 }
 
 static uint64_t total(struct ipt *t)
@@ -72,13 +29,14 @@ static uint64_t total(struct ipt *t)
 
 static uint64_t fleet_bytes(void)
 {
-	struct ipt *t = table(IPT_INDEX, BENCH_VM_FRAMES + FLEET * (PRIVATE + RUN) + 4096);
-	vmid_t vm = add(t, "vm", 0, INVALID_VMID), template = vm;
+	struct ipt *t =
+		bench_make(IPT_INDEX, CLONES + 8, BENCH_VM_FRAMES + FLEET * (PRIVATE + RUN) + 4096);
+	vmid_t vm = bench_add_vm(t, "vm", 0, INVALID_VMID), template = vm;
 
 	map_guest(t, vm);
-	check(ipt_vm_freeze(t, vm, "vm@1", &vm), "freeze");
+	bench_check(ipt_vm_freeze(t, vm, "vm@1", &vm), "freeze");
 	for (unsigned i = 0; i < FLEET; i++) {
-		vmid_t clone = add(t, "clone", i, template);
+		vmid_t clone = bench_add_vm(t, "clone", i, template);
 		unsigned have = 0;
 
 		while (have < PRIVATE) {
@@ -88,7 +46,7 @@ static uint64_t fleet_bytes(void)
 
 			if (ipt_place(t, clone, gfn(g), 1, &p) && p.kind == IPT_OWN)
 				continue;
-			map_run(t, clone, g, run ? 2 : 0);
+			bench_map(t, clone, g, run ? 2 : 0);
 			have += run ? RUN : 1;
 		}
 	}
@@ -100,25 +58,25 @@ static uint64_t fleet_bytes(void)
 /* What 1,000 more clones take before they write to anything. */
 static void clone_bytes(void)
 {
-	struct ipt *t = table(IPT_INDEX, 4 * BENCH_VM_FRAMES);
-	vmid_t vm = add(t, "vm", 0, INVALID_VMID), template = vm;
+	struct ipt *t = bench_make(IPT_INDEX, CLONES + 8, 4 * BENCH_VM_FRAMES);
+	vmid_t vm = bench_add_vm(t, "vm", 0, INVALID_VMID), template = vm;
 
 	map_guest(t, vm);
-	check(ipt_vm_freeze(t, vm, "vm@1", &vm), "freeze");
+	bench_check(ipt_vm_freeze(t, vm, "vm@1", &vm), "freeze");
 	uint64_t before = total(t);
 	for (unsigned i = 0; i < CLONES; i++)
-		add(t, "clone", i, template);
+		bench_add_vm(t, "clone", i, template);
 	bench_tell_value("clone-table-bytes", (double)(total(t) - before) / CLONES, "bytes", 100);
 	ipt_detach(t);
 }
 
 static double radix_bytes_a_vm(void)
 {
-	struct ipt *t = table(IPT_RADIX, RADIX_PART * BENCH_VM_FRAMES);
+	struct ipt *t = bench_make(IPT_RADIX, CLONES + 8, RADIX_PART * BENCH_VM_FRAMES);
 	struct ipt_bytes b;
 
 	for (unsigned i = 0; i < RADIX_PART; i++)
-		map_guest(t, add(t, "vm", i, INVALID_VMID));
+		map_guest(t, bench_add_vm(t, "vm", i, INVALID_VMID));
 	ipt_bytes(t, &b);
 	ipt_detach(t);
 	return (double)b.forward / RADIX_PART;

@@ -58,23 +58,6 @@ static double reads(unsigned from)
 	return (double)(bench_ns() - start) / ROUND;
 }
 
-/* Does the subtree of a table page hold the frame? Its entry's address is sought in order. */
-static bool search(const struct ipt *t, uint32_t page, unsigned level, uint32_t f)
-{
-	const radix_entry *entries = radix_page(t, page);
-	uint64_t want = (uint64_t)f << RADIX_SHIFT | RADIX_PRESENT;
-
-	for (unsigned i = 0; i < RADIX_ENTRIES; i++) {
-		uint64_t e = load_relaxed64(&entries[i]);
-
-		if (level == 0 ? e == want
-			       : e & RADIX_PRESENT &&
-					 search(t, (uint32_t)(e >> RADIX_SHIFT), level - 1, f))
-			return true;
-	}
-	return false;
-}
-
 /* ns to find who maps a frame when there are only per-VM forward tables. */
 static double searches(struct ipt *t)
 {
@@ -84,7 +67,7 @@ static double searches(struct ipt *t)
 		for (uint32_t vm = 1; vm <= BENCH_VMS; vm++) {
 			uint32_t root = load_acquire32(&t->vms[vm].radix_root);
 
-			if (root && search(t, root - 1, RADIX_LEVELS - 1, frames[i]))
+			if (root && bench_search(t, root - 1, RADIX_LEVELS - 1, frames[i]))
 				break;
 		}
 	}

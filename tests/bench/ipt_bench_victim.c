@@ -20,7 +20,6 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -39,52 +38,17 @@
 static const uint32_t sizes[SIZES] = {1u << 16, 1u << 18, 1u << 20, 1u << 22};
 static const char *const names[SIZES] = {"64ki", "256ki", "1mi", "4mi"};
 
-static void check(int err, const char *what)
-{
-	if (!err)
-		return;
-	fprintf(stderr, "bench-ipt: victim: %s: %s\n", what, strerror(-err));
-	exit(1);
-}
-
-static struct ipt *table(enum ipt_kind kind, uint32_t frames)
-{
-	struct ipt_config config = {.kind = kind,
-				    .frames = frames,
-				    .max_vms = VMS + 8,
-				    .nodes = 1,
-				    .colours = 1,
-				    .seed = 20261125};
-	struct ipt *t;
-
-	check(ipt_create(&t, &config), "create a table");
-	return t;
-}
-
-static vmid_t add(struct ipt *t, const char *what, unsigned i, vmid_t parent)
-{
-	char name[IPT_NAME_LEN];
-	vmid_t vm;
-
-	snprintf(name, sizeof(name), "%s%u", what, i);
-	check(ipt_vm_add(t, name, parent, &vm), "add a VM");
-	return vm;
-}
-
 /* VMs that fill the pool, a 64 KiB cluster of each in turn. */
 static struct ipt *world(enum ipt_kind kind, uint32_t frames)
 {
-	struct ipt *t = table(kind, frames);
+	struct ipt *t = bench_make(kind, VMS + 8, frames);
 	vmid_t vm[VMS];
 
 	for (unsigned i = 0; i < VMS; i++)
-		vm[i] = add(t, "vm", i, INVALID_VMID);
+		vm[i] = bench_add_vm(t, "vm", i, INVALID_VMID);
 	for (uint64_t g = 0; g < frames / VMS; g += IPT_CLUSTER_FRAMES) {
 		for (unsigned i = 0; i < VMS; i++) {
-			frame_t f;
-
-			check(ipt_alloc(t, vm[i], IPT_CLUSTER_ORDER, NULL, &f), "allocate");
-			check(ipt_map(t, vm[i], gfn(g), f, IPT_CLUSTER_FRAMES), "map");
+			bench_map(t, vm[i], g, IPT_CLUSTER_ORDER);
 		}
 	}
 	return t;
@@ -108,7 +72,7 @@ static double owners(struct ipt *t, uint32_t frames)
 		/* Each waits for the one before it. */
 		uint32_t f = (uint32_t)((bench_random() >> 16) + (last >> 63)) % frames;
 
-		check(ipt_owner(t, frame(f), &o), "owner");
+		bench_check(ipt_owner(t, frame(f), &o), "owner");
 		last = o.gfn.v + o.vm.v;
 	}
 	return (double)(bench_ns() - start) / ASKED;
@@ -131,7 +95,7 @@ static uint64_t *array_of(uint32_t frames)
 	void *a = mmap(NULL, frames * sizeof(uint64_t), PROT_READ | PROT_WRITE,
 		       MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
-	check(a == MAP_FAILED ? -ENOMEM : 0, "array");
+	bench_check(a == MAP_FAILED ? -ENOMEM : 0, "array");
 	return a;
 }
 
@@ -141,28 +105,12 @@ static double viewers(struct ipt *t, uint32_t frames)
 	unsigned seen = 0;
 
 	for (unsigned i = 0; i < ASKED; i++)
-		check(ipt_viewers(t, frame((uint32_t)(bench_random() >> 16) % frames), count_viewer,
-				  &seen),
-		      "viewers");
+		bench_check(ipt_viewers(t, frame((uint32_t)(bench_random() >> 16) % frames),
+					count_viewer, &seen),
+			    "viewers");
 	if (seen != ASKED)
-		check(-EPROTO, "a frame of one VM has another number of viewers");
+		bench_check(-EPROTO, "a frame of one VM has another number of viewers");
 	return (double)(bench_ns() - start) / ASKED;
-}
-
-static bool search(const struct ipt *t, uint32_t page, unsigned level, uint32_t f)
-{
-	const radix_entry *entries = radix_page(t, page);
-	uint64_t want = (uint64_t)f << RADIX_SHIFT | RADIX_PRESENT;
-
-	for (unsigned i = 0; i < RADIX_ENTRIES; i++) {
-		uint64_t e = load_relaxed64(&entries[i]);
-
-		if (level == 0 ? e == want
-			       : e & RADIX_PRESENT &&
-					 search(t, (uint32_t)(e >> RADIX_SHIFT), level - 1, f))
-			return true;
-	}
-	return false;
 }
 
 /* Who maps it? All tables are searched until it is found; for all viewers, to the end. */
@@ -176,7 +124,7 @@ static double searches(struct ipt *t, uint32_t frames, bool all)
 		for (uint32_t vm = 1; vm <= VMS; vm++) {
 			uint32_t root = load_acquire32(&t->vms[vm].radix_root);
 
-			if (root && search(t, root - 1, RADIX_LEVELS - 1, f) && !all)
+			if (root && bench_search(t, root - 1, RADIX_LEVELS - 1, f) && !all)
 				break;
 		}
 	}
@@ -329,10 +277,10 @@ static double ask_ours(const struct question *q)
 	double start = wall_ns();
 	unsigned seen = 0;
 
-	check(ipt_viewers(q->ours, q->frame, count_viewer, &seen), "viewers");
+	bench_check(ipt_viewers(q->ours, q->frame, count_viewer, &seen), "viewers");
 	double ns = wall_ns() - start;
 	if (seen < q->sharers)
-		check(-EPROTO, "too few viewers");
+		bench_check(-EPROTO, "too few viewers");
 	return ns;
 }
 
@@ -346,29 +294,29 @@ static double ask_radix(const struct question *q)
 		seen += frame_valid(ipt_lookup(q->radix, vmid(vm), gfn(77)));
 	double ns = wall_ns() - start;
 	if (seen != q->sharers)
-		check(-EPROTO, "too few that map it");
+		bench_check(-EPROTO, "too few that map it");
 	return ns;
 }
 
 static struct question question(unsigned sharers)
 {
-	struct question q = {.ours = table(IPT_INDEX, 4096),
-			     .radix = table(IPT_RADIX, SHARERS * 512),
+	struct question q = {.ours = bench_make(IPT_INDEX, VMS + 8, 4096),
+			     .radix = bench_make(IPT_RADIX, VMS + 8, SHARERS * 512),
 			     .sharers = sharers};
-	vmid_t vm = add(q.ours, "vm", 0, INVALID_VMID), template;
+	vmid_t vm = bench_add_vm(q.ours, "vm", 0, INVALID_VMID), template;
 
-	check(ipt_alloc(q.ours, vm, 9, NULL, &q.frame), "allocate");
-	check(ipt_map(q.ours, vm, gfn(0), q.frame, 512), "map");
-	check(ipt_vm_freeze(q.ours, vm, "vm@1", &template), "freeze");
+	bench_check(ipt_alloc(q.ours, vm, 9, NULL, &q.frame), "allocate");
+	bench_check(ipt_map(q.ours, vm, gfn(0), q.frame, 512), "map");
+	bench_check(ipt_vm_freeze(q.ours, vm, "vm@1", &template), "freeze");
 	for (unsigned i = 1; i < sharers; i++)
-		add(q.ours, "clone", i, vm);
+		bench_add_vm(q.ours, "clone", i, vm);
 	q.frame = frame_add(q.frame, 77);
 	for (unsigned i = 0; i < sharers; i++) {
 		frame_t f;
 
-		vm = add(q.radix, "vm", i, INVALID_VMID);
-		check(ipt_alloc(q.radix, vm, 9, NULL, &f), "allocate");
-		check(ipt_map(q.radix, vm, gfn(0), f, 512), "map");
+		vm = bench_add_vm(q.radix, "vm", i, INVALID_VMID);
+		bench_check(ipt_alloc(q.radix, vm, 9, NULL, &f), "allocate");
+		bench_check(ipt_map(q.radix, vm, gfn(0), f, 512), "map");
 	}
 	return q;
 }

@@ -1,10 +1,11 @@
 /* The worlds to measure in. */
+#include "ipt/radix.h"
 #include "tests/bench/ipt_bench.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static void check(int err, const char *what)
+void bench_check(int err, const char *what)
 {
 	if (!err)
 		return;
@@ -12,44 +13,72 @@ static void check(int err, const char *what)
 	exit(1);
 }
 
-struct ipt *bench_table(enum ipt_kind kind)
+struct ipt *bench_make(enum ipt_kind kind, uint32_t max_vms, uint32_t frames)
 {
 	struct ipt_config config = {.kind = kind,
-				    .frames = BENCH_FRAMES,
-				    .max_vms = BENCH_VMS,
+				    .frames = frames,
+				    .max_vms = max_vms,
 				    .nodes = 1,
 				    .colours = 1,
 				    .seed = 20250611};
 	struct ipt *t;
 
-	check(ipt_create(&t, &config), "create a table");
-	for (int i = 0; i < BENCH_VMS; i++) {
-		char name[IPT_NAME_LEN];
-		vmid_t vm;
-
-		snprintf(name, sizeof(name), "vm%d", i);
-		check(ipt_vm_add(t, name, INVALID_VMID, &vm), "add a VM");
-	}
+	bench_check(ipt_create(&t, &config), "create a table");
 	return t;
 }
 
-static void map_block(struct ipt *t, vmid_t vm, uint64_t g, unsigned order)
+vmid_t bench_add_vm(struct ipt *t, const char *what, unsigned i, vmid_t parent)
+{
+	char name[IPT_NAME_LEN];
+	vmid_t vm;
+
+	snprintf(name, sizeof(name), "%s%u", what, i);
+	bench_check(ipt_vm_add(t, name, parent, &vm), "add a VM");
+	return vm;
+}
+
+void bench_map(struct ipt *t, vmid_t vm, uint64_t g, unsigned order)
 {
 	frame_t f;
 
-	check(ipt_alloc(t, vm, order, NULL, &f), "allocate");
-	check(ipt_map(t, vm, gfn(g), f, 1u << order), "map");
+	bench_check(ipt_alloc(t, vm, order, NULL, &f), "allocate");
+	bench_check(ipt_map(t, vm, gfn(g), f, 1u << order), "map");
+}
+
+bool bench_search(const struct ipt *t, uint32_t page, unsigned level, uint32_t f)
+{
+	const radix_entry *entries = radix_page(t, page);
+	uint64_t want = (uint64_t)f << RADIX_SHIFT | RADIX_PRESENT;
+
+	for (unsigned i = 0; i < RADIX_ENTRIES; i++) {
+		uint64_t e = load_relaxed64(&entries[i]);
+
+		if (level == 0 ? e == want
+			       : e & RADIX_PRESENT && bench_search(t, (uint32_t)(e >> RADIX_SHIFT),
+								   level - 1, f))
+			return true;
+	}
+	return false;
+}
+
+struct ipt *bench_table(enum ipt_kind kind)
+{
+	struct ipt *t = bench_make(kind, BENCH_VMS, BENCH_FRAMES);
+
+	for (unsigned i = 0; i < BENCH_VMS; i++)
+		bench_add_vm(t, "vm", i, INVALID_VMID);
+	return t;
 }
 
 /* 2 MiB of a guest's memory. */
 static void map_guest(struct ipt *t, vmid_t vm, uint64_t g)
 {
 	if (g / 512 % 4) {
-		map_block(t, vm, g, 9);
+		bench_map(t, vm, g, 9);
 		return;
 	}
 	for (unsigned i = 0; i < 512; i += IPT_CLUSTER_FRAMES)
-		map_block(t, vm, g + i, IPT_CLUSTER_ORDER);
+		bench_map(t, vm, g + i, IPT_CLUSTER_ORDER);
 }
 
 /* The i-th gfn of 32,768 in an order that looks random; odd multipliers permute. */
@@ -81,7 +110,7 @@ void bench_fill(struct ipt *t, enum bench_shape shape, unsigned step, unsigned s
 				 * at least, anywhere in 36 bits. */
 				if (shape == BENCH_SPARSE)
 					at = (at << 21 | ((uint64_t)i * 40503u & 0x1fffff));
-				map_block(t, vmid(vm), at, 0);
+				bench_map(t, vmid(vm), at, 0);
 			}
 		}
 	}

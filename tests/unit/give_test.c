@@ -3,6 +3,7 @@
  * touches what it doesn't own, as no driver should, and this one, which plays the VM's loop. Needs the right to
  * userfaultfd's faults, and skips without.
  */
+#include "tests/unit/ipt_help.h"
 #include "vmm/error.h"
 #include "vmm/memory.h"
 #include <criterion/criterion.h>
@@ -30,15 +31,9 @@ static void make(void)
 {
 	char error[ERROR_MAX] = "";
 	vmid_t id;
-	const struct ipt_config c = {.kind = IPT_INDEX,
-				     .frames = POOL_FRAMES,
-				     .max_vms = 8,
-				     .nodes = 1,
-				     .colours = 1,
-				     .seed = 1};
 	cr_assert_eq(pool_create(&pool, POOL_FRAMES, error), 0, "%s", error);
 	cr_assert_eq(pool_map(&pool, error), 0);
-	cr_assert_eq(ipt_create(&table, &c), 0);
+	table = help_table(IPT_INDEX, POOL_FRAMES);
 	snprintf(machine.name, sizeof machine.name, "giver");
 	machine.cpus = 1;
 	cr_assert_eq(machine_set_memory(&machine, MEM), 0);
@@ -50,17 +45,11 @@ static void make(void)
 	cr_assert_eq(rc, 0, "%s", error);
 }
 
-static void say(void *ctx, const char *line)
-{
-	(void)ctx;
-	cr_log_error("audit: %s", line);
-}
-
 static void all_comes_back(void)
 {
-	cr_expect_eq(ipt_audit(table, say, NULL), 0);
+	help_audit(table);
 	cr_expect_eq(ipt_vm_reap(table, memory.vm, pool_clean, &pool), 0);
-	cr_expect_eq(ipt_audit(table, say, NULL), 0);
+	help_audit(table);
 	cr_expect_eq(ipt_free_frames(table), POOL_FRAMES);
 	cr_expect_eq(pool_populated_bytes(&pool), 0);
 }

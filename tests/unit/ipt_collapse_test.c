@@ -225,14 +225,6 @@ BOTH_KINDS(ipt_collapse, with_a_pin_of_the_dead)
 
 /* ---- death at every step --------------------------------------------------------------------- */
 
-static unsigned steps_left;
-
-static void die_at_last_step(void)
-{
-	if (steps_left-- == 0)
-		kill(getpid(), SIGKILL);
-}
-
 /* With a pin that nobody takes off, or without. */
 static void die_at_every_step(enum ipt_kind kind, bool pin)
 {
@@ -252,8 +244,7 @@ static void die_at_every_step(enum ipt_kind kind, bool pin)
 		see(&m, &before);
 		pid_t pid = help_fork();
 		if (pid == 0) {
-			steps_left = k;
-			ipt_step_do(die_at_last_step);
+			help_die_at(k);
 			_exit(ipt_vm_collapse_pinned(m.t, m.middle, NULL, NULL) != 0);
 		}
 		cr_assert_eq(waitpid(pid, &status, 0), pid);
@@ -301,8 +292,7 @@ Test(ipt_collapse, death_of_both)
 		help_mapped(t, on, 70, 0);
 		pid_t pid = help_fork();
 		if (pid == 0) {
-			steps_left = k;
-			ipt_step_do(die_at_last_step);
+			help_die_at(k);
 			_exit(ipt_vm_collapse(t, vm, NULL, NULL) != 0);
 		}
 		cr_assert_eq(waitpid(pid, &status, 0), pid);

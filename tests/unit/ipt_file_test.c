@@ -132,14 +132,6 @@ BOTH_KINDS(ipt_file, what_is_refused)
 
 /* ---- death ----------------------------------------------------------------------------------- */
 
-static unsigned steps_left;
-
-static void die_at_last_step(void)
-{
-	if (steps_left-- == 0)
-		kill(getpid(), SIGKILL);
-}
-
 static void act(struct ipt *t, vmid_t vm, vmid_t file, frame_t f)
 {
 	uint32_t done;
@@ -169,8 +161,7 @@ BOTH_KINDS(ipt_file, death_at_every_step)
 		cr_assert_eq(ipt_file_map(t, other, file, 4, g, 16, &done), 0);
 		pid_t pid = help_fork();
 		if (pid == 0) {
-			steps_left = k;
-			ipt_step_do(die_at_last_step);
+			help_die_at(k);
 			act(t, vm, file, f);
 			_exit(0);
 		}

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 struct ipt *help_table_config(const struct ipt_config *config)
@@ -174,4 +175,30 @@ pid_t help_fork(void)
 			_exit(1);
 	}
 	return pid;
+}
+
+static unsigned steps_left;
+
+void help_die_step(void)
+{
+	if (steps_left-- == 0)
+		kill(getpid(), SIGKILL);
+}
+
+void help_die_at(unsigned k)
+{
+	steps_left = k;
+	ipt_step_do(help_die_step);
+}
+
+bool help_died(pid_t pid, unsigned k)
+{
+	int status;
+
+	cr_assert_gt(pid, 0);
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	bool died = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+	cr_assert(died || (WIFEXITED(status) && WEXITSTATUS(status) == 0), "step %u: status %x", k,
+		  status);
+	return died;
 }

@@ -66,5 +66,11 @@ static inline uint32_t help_below(struct help_random *r, uint32_t n)
 
 /* fork for tests: the child dies with the test, also when that is killed for taking too long. */
 pid_t help_fork(void);
+/* This process, a child, is killed at a step (ipt/debug.h): the first if k is 0. */
+void help_die_at(unsigned k);
+/* One step towards that, for who does something else at steps, too. */
+void help_die_step(void);
+/* Wait for such a child: true if it died so, false if it got through; what else becomes of it fails the test. */
+bool help_died(pid_t pid, unsigned k);
 
 #endif

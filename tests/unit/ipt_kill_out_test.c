@@ -13,7 +13,6 @@
 #define PACKED 20  /* pages: an arena has one or two */
 #define BLOCKS 200 /* three arenas with 64 each, one with the rest */
 
-static unsigned steps_left;
 /* In the child: this gfn is pinned at its first step, when it has been seen not to be. */
 static struct {
 	struct ipt *t;
@@ -21,15 +20,14 @@ static struct {
 	uint64_t g;
 } pin_first;
 
-static void die_at_last_step(void)
+static void pin_or_die(void)
 {
 	frame_t f;
 
 	if (pin_first.t && ipt_pin(pin_first.t, pin_first.vm, gfn(pin_first.g), &f))
 		_exit(1);
 	pin_first.t = NULL;
-	if (steps_left-- == 0)
-		kill(getpid(), SIGKILL);
+	help_die_step();
 }
 
 struct scene {
@@ -134,7 +132,6 @@ static bool die_once(const struct scenario *sc, unsigned k, uint32_t *repairs)
 {
 	struct scene s = {0};
 	struct ipt_counts c;
-	int status;
 
 	open_scene(&s);
 	sc->prepare(&s);
@@ -142,16 +139,12 @@ static bool die_once(const struct scenario *sc, unsigned k, uint32_t *repairs)
 
 	pid_t pid = help_fork();
 	if (pid == 0) {
-		steps_left = k;
-		ipt_step_do(die_at_last_step);
+		help_die_at(k);
+		ipt_step_do(pin_or_die);
 		sc->act(&s);
 		_exit(0);
 	}
-	cr_assert_gt(pid, 0);
-	cr_assert_eq(waitpid(pid, &status, 0), pid);
-	bool died = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-	cr_assert(died || (WIFEXITED(status) && WEXITSTATUS(status) == 0), "step %u: status %x", k,
-		  status);
+	bool died = help_died(pid, k);
 
 	others_go_on(&s, 0, 100);
 	cr_assert_eq(fingerprint(&s, s.other), before, "step %u: the other VM's memory", k);

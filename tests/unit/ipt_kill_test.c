@@ -13,14 +13,6 @@
 
 #define KILL_FRAMES 8192
 
-static unsigned steps_left;
-
-static void die_at_last_step(void)
-{
-	if (steps_left-- == 0)
-		kill(getpid(), SIGKILL);
-}
-
 struct scene {
 	struct ipt *t;
 	vmid_t vm, other;
@@ -127,7 +119,6 @@ static bool die_once(const struct scenario *sc, enum ipt_kind kind, unsigned k, 
 {
 	struct scene s = {0};
 	struct ipt_counts c;
-	int status;
 
 	open_scene(&s, kind);
 	if (sc->prepare)
@@ -137,16 +128,11 @@ static bool die_once(const struct scenario *sc, enum ipt_kind kind, unsigned k, 
 
 	pid_t pid = help_fork();
 	if (pid == 0) {
-		steps_left = k;
-		ipt_step_do(die_at_last_step);
+		help_die_at(k);
 		sc->act(&s);
 		_exit(0);
 	}
-	cr_assert_gt(pid, 0);
-	cr_assert_eq(waitpid(pid, &status, 0), pid);
-	bool died = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-	cr_assert(died || (WIFEXITED(status) && WEXITSTATUS(status) == 0), "step %u: status %x", k,
-		  status);
+	bool died = help_died(pid, k);
 
 	cr_assert_eq(fingerprint(&s), before, "step %u: the other VM's memory", k);
 	others_go_on(&s);
@@ -393,8 +379,7 @@ Test(ipt_kill, clone)
 
 		pid_t pid = help_fork();
 		if (pid == 0) {
-			steps_left = k;
-			ipt_step_do(die_at_last_step);
+			help_die_at(k);
 			act_clone(&s);
 			_exit(0);
 		}
@@ -425,8 +410,7 @@ Test(ipt_kill, freeze)
 
 		pid_t pid = help_fork();
 		if (pid == 0) {
-			steps_left = k;
-			ipt_step_do(die_at_last_step);
+			help_die_at(k);
 			_exit(ipt_vm_freeze(t, vm, "vm@1", &on) != 0);
 		}
 		cr_assert_eq(waitpid(pid, &status, 0), pid);

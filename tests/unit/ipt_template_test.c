@@ -428,14 +428,6 @@ BOTH_KINDS(ipt_file_drop, whatever_fails_is_undone)
 
 /* ---- death ----------------------------------------------------------------------------------- */
 
-static unsigned steps_left;
-
-static void die_at_last_step(void)
-{
-	if (steps_left-- == 0)
-		kill(getpid(), SIGKILL);
-}
-
 struct scenario {
 	enum ipt_kind kind;
 	void (*prepare)(void);
@@ -448,22 +440,16 @@ struct scenario {
 static bool die_once(const struct scenario *sc, unsigned k, unsigned *repairs)
 {
 	struct ipt_counts c;
-	int status;
 
 	open_scene_of(sc->kind);
 	if (sc->prepare)
 		sc->prepare();
 	pid_t pid = help_fork();
 	if (pid == 0) {
-		steps_left = k;
-		ipt_step_do(die_at_last_step);
+		help_die_at(k);
 		_exit(sc->act() != sc->rc);
 	}
-	cr_assert_gt(pid, 0);
-	cr_assert_eq(waitpid(pid, &status, 0), pid);
-	bool died = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-	cr_assert(died || (WIFEXITED(status) && WEXITSTATUS(status) == 0), "step %u: status %x", k,
-		  status);
+	bool died = help_died(pid, k);
 	/* Others look, without a lock; then somebody takes the registry's. */
 	for (int i = 0; i < 2; i++) {
 		vmid_t id;

@@ -1,4 +1,5 @@
 /* What the merger asks for, with a pool and a table but without VMs: vmm/merge_scan.h. */
+#include "tests/unit/ipt_help.h"
 #include "vmm/error.h"
 #include "vmm/merge_scan.h"
 #include "vmm/pool.h"
@@ -45,18 +46,12 @@ static void begin(struct merge_board *board)
 static void make(void)
 {
 	char error[ERROR_MAX] = "";
-	const struct ipt_config c = {.kind = IPT_INDEX,
-				     .frames = FRAMES,
-				     .max_vms = 8,
-				     .nodes = 1,
-				     .colours = 1,
-				     .seed = 1};
 	for (unsigned i = 0; i <= DOMAINS; i++) {
 		cr_assert_eq(pool_create(&pool[i], FRAMES, error), 0, "%s", error);
 		cr_assert_eq(pool_map(&pool[i], error), 0);
 	}
-	cr_assert_eq(ipt_create(&table, &c), 0);
-	begin(merge_board_create(c.max_vms, &(int){-1}));
+	table = help_table(IPT_INDEX, FRAMES);
+	begin(merge_board_create(ipt_config(table)->max_vms, &(int){-1}));
 }
 
 static vmid_t vm(const char *name, uint32_t domain)

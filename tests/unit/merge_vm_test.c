@@ -3,6 +3,7 @@
  * plays both VMs' loops, and the merger too. Needs the right to userfaultfd's faults, and skips without.
  */
 #include "ipt/fail.h"
+#include "tests/unit/ipt_help.h"
 #include "vmm/error.h"
 #include "vmm/merge.h"
 #include "vmm/pool.h"
@@ -53,16 +54,10 @@ static void make_side(struct side *s, const char *name)
 static void make_both(void)
 {
 	char error[ERROR_MAX] = "";
-	const struct ipt_config c = {.kind = IPT_INDEX,
-				     .frames = POOL_FRAMES,
-				     .max_vms = 8,
-				     .nodes = 1,
-				     .colours = 1,
-				     .seed = 1};
 	cr_assert_eq(pool_create(&pool, POOL_FRAMES, error), 0, "%s", error);
 	cr_assert_eq(pool_map(&pool, error), 0);
-	cr_assert_eq(ipt_create(&table, &c), 0);
-	board = merge_board_create(c.max_vms, &(int){-1});
+	table = help_table(IPT_INDEX, POOL_FRAMES);
+	board = merge_board_create(ipt_config(table)->max_vms, &(int){-1});
 	cr_assert_not_null(board);
 	make_side(&side[0], "a");
 	make_side(&side[1], "b");
@@ -115,18 +110,12 @@ static enum ipt_place_kind kind_of(struct side *s, uint64_t g, frame_t *f)
 	return p.kind;
 }
 
-static void say(void *ctx, const char *line)
-{
-	(void)ctx;
-	cr_log_error("audit: %s", line);
-}
-
 static void all_comes_back(void)
 {
-	cr_expect_eq(ipt_audit(table, say, NULL), 0);
+	help_audit(table);
 	for (int i = 0; i < 2; i++)
 		cr_expect_eq(ipt_vm_reap(table, side[i].memory.vm, pool_clean, &pool), 0);
-	cr_expect_eq(ipt_audit(table, say, NULL), 0);
+	help_audit(table);
 	cr_expect_eq(ipt_free_frames(table), POOL_FRAMES);
 	cr_expect_eq(pool_populated_bytes(&pool), 0);
 }

@@ -12,14 +12,8 @@ static struct reclaim_clock hand;
 
 static void make(void)
 {
-	const struct ipt_config c = {.kind = IPT_INDEX,
-				     .frames = FRAMES,
-				     .max_vms = 8,
-				     .nodes = 1,
-				     .colours = 1,
-				     .seed = 1};
-	cr_assert_eq(ipt_create(&table, &c), 0);
-	board = reclaim_board_create(c.max_vms, FRAMES, &(int){-1});
+	table = help_table(IPT_INDEX, FRAMES);
+	board = reclaim_board_create(ipt_config(table)->max_vms, FRAMES, &(int){-1});
 	cr_assert_not_null(board);
 	cr_assert_eq(reclaim_clock_create(&hand, table, board), 0);
 }

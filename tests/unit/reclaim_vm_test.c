@@ -2,7 +2,7 @@
  * The VM's part of reclaim (vmm/evict.c, fetch.c, reclaim_vm.c), without KVM: a thread plays the guest, this one the VM's
  * loop, and the reclaimer too. Needs the right to userfaultfd's faults, and skips without.
  */
-#include "ipt/debug.h"
+#include "tests/unit/ipt_help.h"
 #include "vmm/error.h"
 #include "vmm/evict.h"
 #include "vmm/pool.h"
@@ -50,18 +50,10 @@ static void make(uint64_t packed, uint64_t in_file)
 	}
 	int rc = store_create(&store, packed, in_file ? path : NULL, in_file, error);
 	cr_assert_eq(rc, 0, "%s", error);
-	const struct ipt_config c = {.kind = IPT_INDEX,
-				     .frames = POOL_FRAMES,
-				     .max_vms = 8,
-				     .nodes = 1,
-				     .colours = 1,
-				     .seed = 1,
-				     .packed_pages = store.mem_pages,
-				     .blocks = store.file_blocks};
 	cr_assert_eq(pool_create(&pool, POOL_FRAMES, error), 0, "%s", error);
 	cr_assert_eq(pool_map(&pool, error), 0);
-	cr_assert_eq(ipt_create(&table, &c), 0);
-	board = reclaim_board_create(c.max_vms, POOL_FRAMES, &(int){-1});
+	table = help_table_space(POOL_FRAMES, store.mem_pages, store.file_blocks);
+	board = reclaim_board_create(ipt_config(table)->max_vms, POOL_FRAMES, &(int){-1});
 	cr_assert_not_null(board);
 	snprintf(machine.name, sizeof machine.name, "vm");
 	machine.cpus = 1;
@@ -76,12 +68,6 @@ static void make(uint64_t packed, uint64_t in_file)
 	reclaim_desk_clear(board, id, RECLAIM_SHARES, 0, 0);
 }
 
-static void say(void *ctx, const char *line)
-{
-	(void)ctx;
-	cr_log_error("audit: %s", line);
-}
-
 static void space_is(uint64_t granules, uint32_t blocks)
 {
 	struct ipt_space_info info;
@@ -92,10 +78,10 @@ static void space_is(uint64_t granules, uint32_t blocks)
 
 static void all_comes_back(void)
 {
-	cr_expect_eq(ipt_audit(table, say, NULL), 0);
+	help_audit(table);
 	store_io_destroy(memory.io);
 	cr_expect_eq(ipt_vm_reap(table, memory.vm, pool_clean, &pool), 0);
-	cr_expect_eq(ipt_audit(table, say, NULL), 0);
+	help_audit(table);
 	cr_expect_eq(ipt_free_frames(table), POOL_FRAMES);
 	cr_expect_eq(pool_populated_bytes(&pool), 0);
 	space_is(0, 0);
@@ -900,7 +886,7 @@ Test(reclaim_vm, templates_pages_come_back_for_all, .timeout = 30)
 		_exit((int)be_clone(template, clone));
 	cr_assert_eq(waitpid(pid, &status, 0), pid);
 	cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", status);
-	cr_expect_eq(ipt_audit(table, say, NULL), 0);
+	help_audit(table);
 	cr_expect_eq(ipt_vm_reap(table, clone, pool_clean, &pool), 0);
 	/* The one that was frozen goes on, and its template ends meanwhile. */
 	for (uint64_t g = FIRST; g < FIRST + 64; g++)
@@ -912,14 +898,6 @@ Test(reclaim_vm, templates_pages_come_back_for_all, .timeout = 30)
 	cr_expect_eq(guest_finds_wrong(FIRST, 32, text_or_zero, false), 0);
 	cr_expect_eq(guest_finds_wrong(FIRST, 64, text_or_zero, true), 0);
 	all_comes_back();
-}
-
-static unsigned steps_left;
-
-static void die_at_last_step(void)
-{
-	if (steps_left-- == 0)
-		kill(getpid(), SIGKILL);
 }
 
 /* A template that has begun to end, which takes long, gets nothing any more. */
@@ -934,8 +912,7 @@ Test(reclaim_vm, an_ending_templates_pages_become_ours)
 		take_template_out(template, g);
 	pid_t pid = fork();
 	if (pid == 0) {
-		steps_left = 60;
-		ipt_step_do(die_at_last_step);
+		help_die_at(60);
 		ipt_vm_collapse(table, template, pool_clean, &pool);
 		_exit(0);
 	}

@@ -107,7 +107,7 @@ Test(vmm_histogram, quantiles_are_within_an_eighth)
 	}
 }
 
-Test(vmm_histogram, empty_single_huge_and_merged)
+Test(vmm_histogram, empty_single_and_huge)
 {
 	static struct histogram a, b;
 	cr_expect_eq(histogram_quantile(&a, 0.5), 0);
@@ -115,9 +115,8 @@ Test(vmm_histogram, empty_single_huge_and_merged)
 	cr_expect_eq(histogram_quantile(&a, 0.5), 1000); /* never above the maximum */
 	histogram_add(&b, UINT64_MAX);
 	cr_expect_leq(histogram_quantile(&b, 0.99), UINT64_MAX);
-	histogram_merge(&a, &b);
-	cr_expect_eq(a.n, 2);
-	cr_expect_eq(a.max, UINT64_MAX);
+	cr_expect_eq(b.n, 1);
+	cr_expect_eq(b.max, UINT64_MAX);
 }
 
 Test(vmm_terminal, escapes_are_taken_out)
