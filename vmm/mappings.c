@@ -4,7 +4,7 @@
  */
 #include "vmm/memory.h"
 
-#define MAPPINGS_MOST  16384 /* of a window */
+#define MAPPINGS_MOST  32768 /* of a window */
 #define MAPPINGS_SHORT 16    /* shorter runs than this are refused from three quarters of it on */
 #define COUNT_EVERY    2048  /* changes, at least, between counting mappings */
 

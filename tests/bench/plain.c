@@ -113,6 +113,19 @@ static void in(uint16_t port, uint8_t *data, unsigned size)
 	memset(data, port == MACHINE_COM1_PORT + 5 ? 0x60 : 0, size);
 }
 
+/* What of the guest's memory is its image, page tables and stack (guest/bare/region.h). */
+#define GUEST_OWN (4 * MiB)
+
+/* Only what the guest works with is to be taken out: a process of which something else is missing when memory is short
+ * doesn't wait, but dies. */
+static int lock_own(const struct window *w)
+{
+	if (mlockall(MCL_CURRENT | MCL_ONFAULT) < 0 ||
+	    munlock(w->base + GUEST_OWN, w->bytes - GUEST_OWN) < 0)
+		return -errno;
+	return 0;
+}
+
 enum { SHORT_MS = 60000 };
 
 /* A cgroup without room tells KVM so, which tells us: a page wasn't to be had. It may be after others gave some back. */
@@ -208,6 +221,8 @@ int main(int argc, char **argv)
 	rc = kvm_vm_create(&vm, &kvm, &m, &memory.window, error);
 	if (!rc)
 		rc = set_registers(&vm.vcpu[0], &plan.cpu[0]);
+	if (!rc && anonymous)
+		rc = lock_own(&memory.window);
 	if (rc)
 		return fail(rc, error);
 	rc = run(&vm.vcpu[0]);
