@@ -83,6 +83,18 @@ int cli_parse(struct cli *c, const struct cli_spec *spec, int argc, char **argv)
 	return cli_fail(error);
 }
 
+int cli_answer(json_t *answer, bool json, void (*say)(const json_t *answer), const char *words)
+{
+	if (!answer)
+		return cli_fail(words);
+	if (json)
+		cli_json(answer);
+	else
+		say(answer);
+	json_decref(answer);
+	return EXIT_CLEAN;
+}
+
 int cli_ask(const struct cli *c, json_t *request, bool json, void (*say)(const json_t *answer))
 {
 	char error[ERROR_MAX];
@@ -90,14 +102,7 @@ int cli_ask(const struct cli *c, json_t *request, bool json, void (*say)(const j
 		return cli_fail("a word of the command is no UTF-8 text");
 	json_t *answer = ask_host(c->host, request, error);
 	json_decref(request);
-	if (!answer)
-		return cli_fail(error);
-	if (json)
-		cli_json(answer);
-	else
-		say(answer);
-	json_decref(answer);
-	return EXIT_CLEAN;
+	return cli_answer(answer, json, say, error);
 }
 
 int cli_just_ask(const struct cli_spec *spec, int argc, char **argv,

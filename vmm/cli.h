@@ -25,6 +25,9 @@ struct cli {
 
 /* -1 to go on; else the exit status: help was printed, or one line said what is wrong. */
 int cli_parse(struct cli *c, const struct cli_spec *spec, int argc, char **argv);
+/* Print an answer as JSON (if `json`) or as `say` has it, and let it go; NULL: why there is none is in `words`. The exit
+ * status. */
+int cli_answer(json_t *answer, bool json, void (*say)(const json_t *answer), const char *words);
 /* Ask the host that was meant, then print its answer as JSON (if `json`) or as `say` has it. Takes the reference to
  * the request; NULL: it couldn't be made, since a word is no UTF-8 text. The exit status. */
 int cli_ask(const struct cli *c, json_t *request, bool json, void (*say)(const json_t *answer));

@@ -4,6 +4,7 @@
 #include "vmm/ask.h"
 #include "vmm/cli.h"
 #include "vmm/error.h"
+#include "vmm/filelock.h"
 #include "vmm/fleet.h"
 #include "vmm/run.h"
 #include "vmm/rundir.h"
@@ -20,10 +21,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define LOG          "host.log"
-#define LOCK_MS      2000
-#define LOCK_LOOK_MS 10
-#define UP           "up" /* what the new host tells the command that waits for it */
+#define LOG     "host.log"
+#define LOCK_MS 2000
+#define UP      "up" /* what the new host tells the command that waits for it */
 
 int daemon_dial(void)
 {
@@ -93,21 +93,6 @@ static bool host_answers(void)
 	return answers;
 }
 
-/* A host that was killed while it forked leaves its lock and its socket to the child, for a moment. */
-static int take_lock(int fd)
-{
-	for (unsigned ms = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; ms += LOCK_LOOK_MS) {
-		if (errno != EWOULDBLOCK)
-			return -1;
-		if (ms >= LOCK_MS || host_answers()) {
-			errno = EWOULDBLOCK;
-			return -1;
-		}
-		usleep(LOCK_LOOK_MS * 1000);
-	}
-	return 0;
-}
-
 /* Whoever holds the directory's lock is its host, so that of two started at once one gives way. No
  * descriptor of it reaches a VM's process. */
 static int lock_run_dir(char *dir, size_t size, char *error)
@@ -128,8 +113,9 @@ static int lock_run_dir(char *dir, size_t size, char *error)
 	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return errorf(error, -errno, "%.180s: %s", dir, strerror(errno));
-	if (take_lock(fd) < 0) {
-		rc = -errno;
+	/* A host that was killed while it forked leaves its lock and its socket to the child, for a moment. */
+	rc = filelock_take(fd, LOCK_EX, LOCK_MS, host_answers);
+	if (rc) {
 		close(fd);
 		return errorf(error, rc, "a host runs already in %.150s; see invisor host status",
 			      dir);

@@ -272,14 +272,7 @@ static int command_status(int argc, char **argv)
 	if (status >= 0)
 		return status;
 	json_t *answer = ask(&c, json_pack("{s:s}", "do", "status"), NULL, error);
-	if (!answer)
-		return cli_fail(error);
-	if (c.value[0])
-		cli_json(answer);
-	else
-		say_status(answer);
-	json_decref(answer);
-	return EXIT_CLEAN;
+	return cli_answer(answer, c.value[0], say_status, error);
 }
 
 int command_host(int argc, char **argv)

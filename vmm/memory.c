@@ -267,6 +267,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 		.pagemap = -1,
 		.maps = -1,
 		.learner = -1,
+		.unshown = INVALID_GFN,
 		.lock = PTHREAD_MUTEX_INITIALIZER,
 		.clusters = (machine_window_bytes(machine) >> PAGE_SHIFT) / IPT_CLUSTER_FRAMES + 1,
 	};

@@ -56,8 +56,7 @@ struct memory {
 	/* Giving back (merge_vm.c, give.c): are there clusters without frames that are marked as touched? How many mappings the
 	 * window may still get before they are counted again, and the last count. */
 	bool gave_back;
-	bool unshown; /* is there a page of ours, at unshown_gfn, that the window has another mapping for (memory_unmerge)? */
-	gfn_t unshown_gfn;
+	gfn_t unshown; /* a page of ours for which the window has another mapping (memory_unmerge); INVALID_GFN: none */
 	bool watched_voids; /* are there void pages whose piece of the window isn't plain void (window.h)? */
 	uint32_t mappings_left, mappings;
 	/* Reclaim (evict.c, fetch.c, reclaim_vm.c); NULL where there is none. */

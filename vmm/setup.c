@@ -1,5 +1,6 @@
 /* From options to what VMs are made of: images, disks, command line, machine. */
 #include "ipt/fail.h"
+#include "vmm/filelock.h"
 #include "vmm/run.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +21,6 @@
 
 #define DISK_LOCK_MS \
 	250 /* how long another may hold a disk; a host has nobody else served meanwhile */
-#define DISK_LOCK_LOOK_MS 10
 
 /* The made guest lies beside the program, in guest/. */
 static int made_guest(char *out, size_t size, const char *file)
@@ -54,17 +54,6 @@ static int open_image(struct run_setup *s, char *error)
 	return boot_image_open(&s->image, k, i, error);
 }
 
-/* What a guest that has ended had open its kernel closes a little later, when requests are let go. */
-static int lock_disk(int fd, int how)
-{
-	int rc;
-	for (unsigned ms = 0;
-	     (rc = flock(fd, how | LOCK_NB)) < 0 && errno == EWOULDBLOCK && ms < DISK_LOCK_MS;
-	     ms += DISK_LOCK_LOOK_MS)
-		usleep(DISK_LOCK_LOOK_MS * 1000);
-	return rc;
-}
-
 static int open_disk(struct run_setup *s, unsigned i, char *error)
 {
 	const char *path = s->options.disk[i].path;
@@ -93,7 +82,7 @@ static int open_disk(struct run_setup *s, unsigned i, char *error)
 			      (long long)st.st_size);
 	}
 	/* Two writers of one disk would ruin it, whoever they are. */
-	if (lock_disk(fd, ro ? LOCK_SH : LOCK_EX) < 0) {
+	if (filelock_take(fd, ro ? LOCK_SH : LOCK_EX, DISK_LOCK_MS, NULL)) {
 		close(fd);
 		return errorf(error, -EBUSY, "--disk: %.150s is in use by another guest or host",
 			      path);

@@ -244,18 +244,20 @@ static int unmerge(struct memory *m, gfn_t g, frame_t from)
 	int rc = take_over(m, g, from, 1, true);
 	if (!rc || rc == -EAGAIN)
 		return rc;
-	m->unshown = ipt_place(m->table, m->vm, g, 1, &p) && p.kind == IPT_OWN;
-	m->unshown_gfn = g;
-	return m->unshown ? rc : 0; /* else it is lost, say */
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind != IPT_OWN)
+		return 0; /* it is lost, say */
+	m->unshown = g;
+	return rc;
 }
 
 static int show_unshown(struct memory *m)
 {
 	struct ipt_place p;
 	int rc = 0;
-	if (m->unshown && ipt_place(m->table, m->vm, m->unshown_gfn, 1, &p) && p.kind == IPT_OWN)
-		rc = window_map(&m->window, m->unshown_gfn, p.frame, 1);
-	m->unshown = rc != 0;
+	if (ipt_place(m->table, m->vm, m->unshown, 1, &p) && p.kind == IPT_OWN)
+		rc = window_map(&m->window, m->unshown, p.frame, 1);
+	if (!rc)
+		m->unshown = INVALID_GFN;
 	return rc;
 }
 
