@@ -248,7 +248,7 @@ int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *
 		c->refused += n;
 		return 0;
 	}
-	if (!memory_has_room(m, n)) {
+	if (!memory_has_room(m, n, memory_splits(m, first, n, p.frame))) {
 		c->refused += n;
 		return 0;
 	}

@@ -44,7 +44,7 @@ static struct {
 	unsigned next; /* to be forgotten */
 } ahead;
 
-/* Of which order the block should be that is brought back for g. */
+/* Of which order the block should be that is brought back for g. In a crowded window one mapping is to come of many. */
 static unsigned order_wanted(const struct memory *m, gfn_t g)
 {
 	unsigned least = 0;
@@ -52,7 +52,8 @@ static unsigned order_wanted(const struct memory *m, gfn_t g)
 		least++;
 	/* For its turn there is room for all it uses: the sooner it is there the better. */
 	const struct reclaim_desk *d = reclaim_desk(m->reclaim, m->vm);
-	if (d && atomic_load_explicit(&d->turn, memory_order_relaxed) == RECLAIM_HAS_TURN)
+	if ((d && atomic_load_explicit(&d->turn, memory_order_relaxed) == RECLAIM_HAS_TURN) ||
+	    memory_is_crowded(m))
 		return IPT_CLUSTER_ORDER;
 	for (unsigned i = 0; i < STREAMS; i++) {
 		uint64_t at = ahead.stream[i].at;
@@ -185,11 +186,12 @@ int memory_fetch(struct memory *m, gfn_t g)
 	unsigned order = block_around(m, g, order_wanted(m, g), &first);
 	struct ipt_hint hint = {.goal = memory_goal(m, first, 1u << order)};
 	frame_t f;
-	int rc = ipt_alloc(m->table, m->vm, order, &hint, &f);
-	if (rc == -ENOMEM && order) {
-		order = 0;
-		first = g;
-		rc = ipt_alloc(m->table, m->vm, 0, NULL, &f);
+	int rc;
+	memory_note_mapped(m);
+	while ((rc = ipt_alloc(m->table, m->vm, order, &hint, &f)) == -ENOMEM && order) {
+		order--;
+		first = gfn(g.v & ~((UINT64_C(1) << order) - 1));
+		hint.goal = INVALID_FRAME;
 	}
 	if (rc)
 		return rc == -ENOMEM ? -EAGAIN : rc;

@@ -134,7 +134,7 @@ static int give_chunk(struct memory *m, const struct machine_bank *b, uint64_t f
 {
 	struct given d = {.m = m};
 	int rc = 0;
-	if (!is_touched(m, b, from, to) || !memory_has_room(m, (uint32_t)(to - from)))
+	if (!is_touched(m, b, from, to) || !memory_has_room(m, (uint32_t)(to - from), 2))
 		return 0;
 	uint64_t begun = from; /* [begun, at) is void in the table */
 	for (uint64_t at = from; !rc && at < to;) {

@@ -23,7 +23,7 @@ static enum inject_outcome damage(struct memory *m, gfn_t g, frame_t f, char *wo
 	struct ipt_place p;
 	if (!ipt_place(m->table, m->vm, g, 1, &p) || p.kind != IPT_OWN || p.frame.v != f.v)
 		return refused(words, "the page has changed hands meanwhile; try again");
-	if (!memory_has_room(m, 1))
+	if (!memory_has_room(m, 1, memory_splits(m, g, 1, f)))
 		return refused(words, "the process has as many mappings as it may have "
 				      "(vm.max_map_count)");
 	/* Mapped before, or of nobody's; either way a touch waits for us from here on. */

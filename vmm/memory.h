@@ -53,12 +53,16 @@ struct memory {
 
 	/* Sharing (share.c): has the window pieces that are registered for write protection? */
 	bool shares;
-	/* Giving back (merge_vm.c, give.c): are there clusters without frames that are marked as touched? How many mappings the
-	 * window may still get before they are counted again, and the last count. */
+	/* Giving back (merge_vm.c, give.c): are there clusters without frames that are marked as touched? */
 	bool gave_back;
 	gfn_t unshown; /* a page of ours for which the window has another mapping (memory_unmerge); INVALID_GFN: none */
 	bool watched_voids; /* are there void pages whose piece of the window isn't plain void (window.h)? */
-	uint32_t mappings_left, mappings;
+	struct memory_mappings {  /* mappings.c */
+		uint32_t count;   /* the last time */
+		uint32_t changes; /* since, that may have made more of them */
+		uint32_t most;    /* of a window; 0: the usual */
+		bool counted;
+	} mappings;
 	/* Reclaim (evict.c, fetch.c, reclaim_vm.c); NULL where there is none. */
 	const struct store *store;
 	struct store_io *io; /* this process's way to the swap file, when it has needed it */
@@ -126,8 +130,16 @@ uint32_t memory_allowed_mappings(void);
 
 /* ---- mappings.c, give.c: giving memory back -------------------------------------------------- */
 
-/* May the window get two more mappings for the sake of `count` pages, which a run in the midst of others costs? */
-bool memory_has_room(struct memory *m, uint32_t count);
+/* With memory.lock held, as for those that follow: may the window get `growth` more mappings, 2 at the most, for the sake
+ * of `count` pages? Always, if that is none. */
+bool memory_has_room(struct memory *m, uint32_t count, unsigned growth);
+/* By how many it grows, at most, when n pages of our own at frames from f on aren't mapped as those around them any
+ * more. */
+unsigned memory_splits(const struct memory *m, gfn_t first, uint32_t n, frame_t f);
+/* Something was mapped that there had to be room for. */
+void memory_note_mapped(struct memory *m);
+/* Has the window as many as it may get? */
+bool memory_is_crowded(const struct memory *m);
 /* The guest wants nothing any more of what these gfns have: their frames are freed, and the window is void there again,
  * so that the next touch is a fault that finds nothing. RAM only; pages that a device uses, and what there is no room
  * for to split mappings, are left as they are. 0; -EFAULT if it isn't all memory of the VM's, and nothing was done;

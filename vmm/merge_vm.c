@@ -281,12 +281,12 @@ static int obey(struct memory *m, const struct merge_board *b, const struct merg
 		a->status = -EINVAL;
 	else if (!r->domain || r->domain != merge_domain(b, m->vm))
 		a->status = -EPERM; /* the request was for one who had our id before */
-	else if (!memory_has_room(m, r->count))
-		a->status = -ENOSPC;
 	if (a->status)
 		return 0;
 	pthread_mutex_lock(&m->lock);
-	if (begin(&j, r))
+	if (!memory_has_room(m, r->count, 2))
+		a->status = -ENOSPC;
+	else if (begin(&j, r))
 		rc = r->op == MERGE_ZERO      ? drop(&j)
 		     : r->op == MERGE_PUBLISH ? publish(&j)
 					      : merge(&j, frame(r->frame));

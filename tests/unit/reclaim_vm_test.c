@@ -323,6 +323,39 @@ Test(reclaim_vm, neighbours_come_back_once_they_are_wanted)
 	all_comes_back();
 }
 
+/* A page here and a page there, too far apart to be taken for neighbours. */
+static void bring_every_second_back(uint64_t first, uint32_t n)
+{
+	for (uint32_t i = 0; i < n / 2; i++)
+		cr_assert_eq(device_finds_wrong(first + 2 * (i * 37 % (n / 2)), 1, text), 0);
+	cr_assert_eq(count(first, n, IPT_OWN), n / 2);
+}
+
+Test(reclaim_vm, what_is_a_mapping_of_its_own_goes_out_of_a_crowded_window)
+{
+	make(PACKED, 0);
+	fill_all(FIRST, 512, text);
+	evict(FIRST, 512);
+	bring_every_second_back(FIRST, 512);
+	fill_all(FIRST + 1024, 64, text);
+	memory.mappings.most = memory_count_mappings(&memory);
+	cr_expect_eq(evict(FIRST + 1024 + 16, 16).refused, 16, "from the midst of a mapping");
+	cr_expect(memory_is_crowded(&memory));
+	uint32_t before = memory_count_mappings(&memory);
+	for (uint64_t g = FIRST; g < FIRST + 512; g += 2)
+		cr_expect_eq(evict(g, 1).freed, 1);
+	cr_expect_leq(memory_count_mappings(&memory), before);
+	/* And what comes back then comes back in one piece. */
+	cr_expect_eq(device_finds_wrong(FIRST + 5, 1, text), 0);
+	cr_expect_eq(count(FIRST, 16, IPT_OWN), 16);
+	cr_expect_leq(memory_count_mappings(&memory), before - 14);
+	cr_expect_eq(guest_finds_wrong(FIRST, 512, text, false), 0);
+	memory.mappings = (struct memory_mappings){0}; /* counted anew */
+	cr_expect_eq(evict(FIRST + 1024 + 16, 16).freed, 16);
+	cr_expect_eq(guest_finds_wrong(FIRST + 1024, 64, text, true), 0);
+	all_comes_back();
+}
+
 Test(reclaim_vm, pinned_pages_stay_and_nonsense_is_refused)
 {
 	struct iovec iov;
