@@ -93,8 +93,8 @@ static void audit_zone(struct audit *a, unsigned zi, uint8_t *seen)
 
 	const unsigned frames =
 		1u << IPT_FREE | 1u << IPT_LIMBO | 1u << IPT_SHARED | 1u << IPT_PRIVATE;
-	const unsigned slots =
-		1u << IPT_FREE | 1u << IPT_SPARE | 1u << IPT_ALIAS | 1u << IPT_TOMB | 1u << IPT_OUT;
+	const unsigned slots = 1u << IPT_FREE | 1u << IPT_SHARED | 1u << IPT_SPARE |
+			       1u << IPT_ALIAS | 1u << IPT_TOMB | 1u << IPT_OUT;
 	unsigned allowed = zi == t->config.nodes ? slots : frames;
 
 	for (unsigned order = 0; order < TABLE_ORDERS; order++) {

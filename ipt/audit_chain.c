@@ -1,4 +1,4 @@
-/* The checker of I7: every alias is in the chain of its SHARED frame, once, and nothing else is in a
+/* The checker of I7: every alias is in the chain of its SHARED frame or slot, once, and nothing else is in a
  * chain. */
 #include "ipt/audit.h"
 #include "ipt/chain.h"
@@ -41,25 +41,29 @@ static void audit_chain(struct audit *a, uint32_t f, uint64_t w, uint8_t *seen)
 static void audit_chain_lock(struct audit *a, uint32_t c, uint8_t *seen)
 {
 	struct ipt *t = a->t;
-	uint32_t n = 0;
+	uint32_t frames = 0, slots = 0;
 
 	chain_lock(t, c);
-	for (unsigned z = 0; z < t->config.nodes; z++) {
+	for (unsigned z = 0; z <= t->config.nodes; z++) {
 		uint32_t start = zone_start(t, z);
 		uint32_t first = start + (c - start) % TABLE_CHAINS;
+		uint32_t *n = z < t->config.nodes ? &frames : &slots;
 
 		for (uint32_t f = first; f < zone_mark(t, z); f += TABLE_CHAINS) {
 			uint64_t w = load_relaxed64(&t->words[f]);
 
 			if (word_state(w) != IPT_SHARED)
 				continue;
-			n++;
+			++*n;
 			audit_chain(a, f, w, seen);
 		}
 	}
-	if (n != load_relaxed32(&t->chains[c].frames))
-		audit_fail(a, "I7: chains %u have %u shared frames and count %u", c, n,
-			   load_relaxed32(&t->chains[c].frames));
+	if (frames != load_relaxed32(&t->chains[c].frames) ||
+	    slots != load_relaxed32(&t->chains[c].slots))
+		audit_fail(a,
+			   "I7: chains %u have %u shared frames and %u slots, and count %u and %u",
+			   c, frames, slots, load_relaxed32(&t->chains[c].frames),
+			   load_relaxed32(&t->chains[c].slots));
 	chain_unlock(t, c);
 }
 

@@ -34,6 +34,11 @@ static void check_claim(struct audit *a, uint32_t slot, struct claims *c)
 	*(file ? &c->nblocks : &c->ngranules) += (unsigned)__builtin_popcountll(bits);
 }
 
+static bool may_claim(enum ipt_state state)
+{
+	return state == IPT_OUT || state == IPT_SHARED || state == IPT_SPARE;
+}
+
 /* What is neither out nor spare has no claim. Where links have no memory there is none, and none is to come. */
 static void check_others(struct audit *a)
 {
@@ -50,7 +55,7 @@ static void check_others(struct audit *a)
 		for (; slot < stop && slot < mark; slot++) {
 			enum ipt_state state = word_state(load_acquire64(&t->words[slot]));
 
-			if (state != IPT_OUT && state != IPT_SPARE && space_claimed(t, slot))
+			if (!may_claim(state) && space_claimed(t, slot))
 				audit_fail(a, "I8: slot %u is in state %d and has a claim", slot,
 					   state);
 		}
@@ -65,9 +70,9 @@ static void check_slots(struct audit *a, struct claims *c)
 	for (uint32_t slot = zone_start(t, z); slot < zone_mark(t, z); slot++) {
 		enum ipt_state state = word_state(load_acquire64(&t->words[slot]));
 
-		if (state == IPT_OUT && !space_claimed(t, slot))
+		if ((state == IPT_OUT || state == IPT_SHARED) && !space_claimed(t, slot))
 			audit_fail(a, "I8: slot %u is out and has claimed nothing", slot);
-		if ((state == IPT_OUT || state == IPT_SPARE) && space_claimed(t, slot))
+		if (may_claim(state) && space_claimed(t, slot))
 			check_claim(a, slot, c);
 	}
 }

@@ -12,8 +12,10 @@ void ipt_counts(struct ipt *t, struct ipt_counts *out)
 		for (int state = IPT_LIMBO; state < IPT_NSTATES; state++)
 			out->frames[state] += registry_count(t, vm, (enum ipt_state)state);
 	}
-	for (unsigned c = 0; c < TABLE_CHAINS; c++)
+	for (unsigned c = 0; c < TABLE_CHAINS; c++) {
 		out->frames[IPT_SHARED] += load_relaxed32(&t->chains[c].frames);
+		out->shared_out += load_relaxed32(&t->chains[c].slots);
+	}
 	for (uint32_t s = 0; s < t->layout.nstripes; s++) {
 		out->cluster_elements += load_relaxed32(&t->stripes[s].clusters);
 		out->single_elements += load_relaxed32(&t->stripes[s].singles);

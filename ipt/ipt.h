@@ -12,7 +12,8 @@
  *   shared   of a frame: it belongs to no VM; those who see it have aliases
  *   slot     a word of the array beyond the pool's frames, for what a VM has at a gfn without owning a
  *            frame: an alias (of a shared frame), a tomb (void, whatever the ancestors have), or one that is
- *            out (its bytes are not in memory: the slot says where)
+ *            out (its bytes are not in memory: the slot says where). A shared page that is out has a slot in
+ *            its frame's place, which its aliases are of
  *   template a VM that was frozen: it changes no more, and other VMs begin as it was
  *   file     a VM to the registry that no process works for, whose gfns are page numbers
  *   region   gfns of a VM that are pages of a file
@@ -30,7 +31,7 @@
  *
  * Invariants (ipt_audit checks every one)
  *   I1  every frame is in exactly one of: beyond its zone's wilderness mark, a free block on a list,
- *       limbo, mapped, shared; every slot in the same but for shared (a spare one is in limbo)
+ *       limbo, mapped, shared; every slot in the same (a spare one is in limbo)
  *   I2  word(f) = {PRIVATE, ALIAS, TOMB or OUT, vm, gfn}  <=>  forward(vm, gfn) = f, and at most one such frame
  *       or slot f per (vm, gfn)
  *   I3  zone.free = sum of the free blocks' sizes + frames beyond the wilderness mark
@@ -39,9 +40,10 @@
  *   I5  every forward element leads to a word that confirms it for at least one gfn; no element
  *       stands twice
  *   I6  a free frame has no pins
- *   I7  slot s is an ALIAS of f  <=>  s is in the chain of f, once;
+ *   I7  slot s is an ALIAS of frame or slot f  <=>  s is in the chain of f, once;
  *       f is SHARED  <=>  its chain is not empty
- *   I8  a granule or block is in use  <=>  one slot, OUT or spare, has claimed it; every OUT slot has a claim
+ *   I8  a granule or block is in use  <=>  one slot, OUT, SHARED or spare, has claimed it; every OUT or SHARED slot
+ *       has a claim
  *   I9  a free frame isn't bad; a retired one is (I1: it counts as limbo, but of no VM)
  *
  * Concurrency
@@ -53,7 +55,7 @@
  *   files' pages come from whoever is first.
  *   Lock order (checked at run time where NDEBUG is not defined; ipt/lock.h):
  *     registry  <  chain  <  stripe  <  zone  <  radix table pages  <  space
- *   one of each at a time, but two stripes in the order of their numbers
+ *   one of each at a time, but two chains or stripes in the order of their numbers
  *
  * Functions return 0 or -errno and print nothing. A VM that is not registered is -ENOENT everywhere,
  * and so is a dying one where something would be given to it (ipt_alloc, ipt_map); what would change a
@@ -297,8 +299,9 @@ void ipt_out_cancel(struct ipt *t, vmid_t vm, const uint32_t *slots, uint32_t n)
  * -ENOSPC (of the index); the slots from there on are still the caller's. Locks: a stripe. */
 int ipt_out_commit(struct ipt *t, vmid_t vm, gfn_t first, const uint32_t *slots, uint32_t n,
 		   uint32_t *done, ipt_run_fn *gone, void *ctx);
-/* Where the page is that vm sees at g, its own or an ancestor's; *at is whose it is. -ENOENT if it is not
- * out (any more). An ancestor's may change at any time: read the bytes, then ask again. No lock. */
+/* Where the page is that vm sees at g, its own or an ancestor's; *at is whose it is, INVALID_VMID for a shared one.
+ * -ENOENT if it is not out (any more). But for vm's own it may change at any time: read the bytes, then ask again. No
+ * lock. */
 int ipt_out_read(struct ipt *t, vmid_t vm, gfn_t g, struct ipt_out *out, vmid_t *at);
 
 /*
@@ -320,6 +323,30 @@ int ipt_template_out(struct ipt *t, vmid_t vm, gfn_t first, frame_t f, struct ip
  * the template's frames there from now on. -ESTALE: one isn't out (any more); then, and for all other errors
  * (as ipt_map), nothing has changed. Locks as above. */
 int ipt_template_in(struct ipt *t, vmid_t by, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
+
+/*
+ * Shared pages going out and coming back, for all who see them by aliases. Somebody must hold what is in between: a file
+ * without pages. ipt_holder_add registers it, unless there is one; -errno as ipt_file_add. ipt_holder: who it is;
+ * INVALID_VMID: nobody, and the rest is -EOPNOTSUPP.
+ */
+int ipt_holder_add(struct ipt *t, const char *name);
+vmid_t ipt_holder(struct ipt *t);
+/* One who sees a shared frame by an alias, and what tells that the frame wasn't freed since. -EINVAL; -ENOENT: it isn't
+ * shared (any more). No lock. */
+struct ipt_sharer {
+	vmid_t vm;
+	uint32_t stamp;
+};
+int ipt_sharer(struct ipt *t, frame_t f, struct ipt_sharer *out);
+/* The frame's page, which was read after ipt_sharer told the stamp, is out from now on. As ipt_template_out; -ESTALE: the
+ * frame isn't shared any more, or again. If all others let it go while it can't be cleaned, it waits at the holder's. */
+int ipt_shared_out(struct ipt *t, frame_t f, uint32_t stamp, struct ipt_out *page,
+		   const struct ipt_out_ops *ops, void *ctx);
+/* The limbo frame of `by`, which holds what is out at g as by sees it, and is shared, is all sharers' from now on. As
+ * ipt_template_in. */
+int ipt_shared_in(struct ipt *t, vmid_t by, gfn_t g, frame_t f);
+/* Free what waits at the holder's, if `settle` of ops says that nobody is at it, and `clean` works. Registry lock. */
+int ipt_holder_sweep(struct ipt *t, const struct ipt_out_ops *ops, void *ctx);
 
 struct ipt_space_info {
 	uint64_t granules, granules_used;
@@ -374,7 +401,8 @@ enum ipt_place_kind {
 };
 struct ipt_place {
 	enum ipt_place_kind kind;
-	vmid_t at; /* who has it, or the region: vm itself or an ancestor; INVALID_VMID for VOID */
+	vmid_t at; /* who has it, or the region: vm itself or an ancestor; INVALID_VMID for VOID, and for what is
+		      away and shared */
 	frame_t frame; /* of the first gfn; INVALID_FRAME for VOID and AWAY */
 };
 /*
@@ -442,8 +470,8 @@ uint32_t ipt_bad_frames(struct ipt *t);
 #define IPT_AGE_MOST 127
 uint8_t ipt_age(struct ipt *t, frame_t f);
 void ipt_set_age(struct ipt *t, frame_t first, uint32_t n, uint8_t age);
-/* Did the frame come to its template by ipt_template_in, or to a file of which pages were dropped? Then windows that
- * show the page may have another frame there. */
+/* Did the frame come to its template by ipt_template_in, to its sharers by ipt_shared_in, or to a file of which pages
+ * were dropped? Then windows that show the page may have another frame there. */
 bool ipt_moved(struct ipt *t, frame_t f);
 
 /* ---- looking at the whole ----------------------------------------------------------------- */
@@ -459,6 +487,7 @@ int ipt_bytes(struct ipt *t, struct ipt_bytes *out);
 
 struct ipt_counts {
 	uint32_t frames[IPT_NSTATES];
+	uint32_t shared_out;                        /* shared pages that are out, each once */
 	uint64_t cluster_elements, single_elements; /* of the index; 0 for radix */
 	uint64_t radix_pages;                       /* 4 KiB table pages; 0 for the index */
 	uint32_t repairs; /* times a dead holder's stripe or zone was rebuilt */

@@ -3,8 +3,9 @@
  *
  *   level           protects
  *   LOCK_REGISTRY   the VM slots: names, parents, children, states
- *   LOCK_CHAIN      the chains of the SHARED frames that fall to it, and with them these frames' words and
+ *   LOCK_CHAIN      the chains of the SHARED frames and slots that fall to it, and with them these words and
  *                   the words of slots becoming and ceasing to be aliases of them
+ *   LOCK_CHAIN_2    the same locks: where two chains are held at once, the one of the higher number
  *   LOCK_STRIPE     the forward elements whose keys hash to the stripe, and with them the words of
  *                   frames mapped at such keys (going to and from limbo)
  *   LOCK_STRIPE_2   the same locks: where two stripes are held at once, the one of the higher number
@@ -24,6 +25,7 @@
 enum lock_level {
 	LOCK_REGISTRY,
 	LOCK_CHAIN,
+	LOCK_CHAIN_2,
 	LOCK_STRIPE,
 	LOCK_STRIPE_2,
 	LOCK_ZONE,

@@ -129,24 +129,30 @@ uint32_t map_alias(struct ipt *t, vmid_t vm, uint64_t g)
 int map_replace_alias(struct ipt *t, vmid_t vm, uint64_t g, uint32_t slot, uint32_t with,
 		      enum ipt_state state, uint32_t *lost)
 {
-	uint32_t f = slot_target(t, slot), old;
+	uint32_t f = chain_lock_of(t, slot), old;
+	bool last = false;
 	int err = 0;
 
 	*lost = NO_FRAME;
-	chain_lock(t, f);
 	if (with == NO_FRAME)
 		forward_unmap(t, vm.v, g, 1, &old);
 	else
 		err = forward_swap(t, vm.v, g, with, 1, state, 1u << IPT_ALIAS, &old);
-	if (!err && chain_remove(t, f, slot, vm))
-		*lost = f;
+	if (!err)
+		last = chain_remove(t, f, slot, vm);
 	chain_unlock(t, f);
 	if (err)
 		return err;
 	slot_count(t, vm, IPT_ALIAS, IPT_SPARE, 1);
-	if (*lost != NO_FRAME)
-		add_relaxed32(vm_frames(&t->vms[vm.v], IPT_LIMBO), 1);
 	zone_free(t, t->config.nodes, vm, slot, 1);
+	if (last && f < t->frames) {
+		*lost = f;
+		add_relaxed32(vm_frames(&t->vms[vm.v], IPT_LIMBO), 1);
+	} else if (last) { /* of a page that is out */
+		add_relaxed32(vm_frames(&t->vms[vm.v], IPT_SPARE), 1);
+		space_release(t, f);
+		zone_free(t, t->config.nodes, vm, f, 1);
+	}
 	return 0;
 }
 

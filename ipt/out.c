@@ -1,6 +1,7 @@
 /* Pages that are not in memory: going out, and where they are. Coming back is ipt_map_over. */
 #include "ipt/fail.h"
 #include "ipt/map.h"
+#include "ipt/place.h"
 #include "ipt/run.h"
 #include "ipt/space.h"
 #include "ipt/zone.h"
@@ -139,21 +140,27 @@ int ipt_out_commit(struct ipt *t, vmid_t vm, gfn_t first, const uint32_t *slots,
 int ipt_out_read(struct ipt *t, vmid_t vm, gfn_t g, struct ipt_out *out, vmid_t *at)
 {
 	for (;;) {
-		struct ipt_place p;
+		uint32_t has = place_away(t, vm, g.v);
 
-		if (!ipt_place(t, vm, g, 1, &p) || p.kind != IPT_AWAY)
+		if (!has)
 			return -ENOENT;
-		uint32_t slot = forward_find(t, p.at.v, g.v);
+		uint32_t slot = forward_find(t, has, g.v);
 		if (!slot_is(t, slot))
 			continue; /* changed meanwhile */
 		uint64_t w = load_acquire64(&t->words[slot]);
-		*out = space_of(t, slot);
-		/* The link's loads before the word's second one. */
-		atomic_thread_fence(memory_order_acquire);
-		if (!word_maps(w, p.at.v, g.v) || word_state(w) != IPT_OUT ||
-		    ((load_relaxed64(&t->words[slot]) ^ w) & ~WORD_FLAG))
+		if (!word_maps(w, has, g.v))
 			continue;
-		*at = p.at;
+		bool shared = word_state(w) == IPT_ALIAS;
+		uint32_t told = shared ? slot_target(t, slot) : slot;
+		if (!slot_is(t, told) || (!shared && word_state(w) != IPT_OUT))
+			continue;
+		*out = space_of(t, told);
+		/* The link's loads before the second ones of what led there. */
+		atomic_thread_fence(memory_order_acquire);
+		if (((load_relaxed64(&t->words[slot]) ^ w) & ~WORD_FLAG) ||
+		    (shared && slot_target(t, slot) != told))
+			continue;
+		*at = vmid(shared ? 0 : has);
 		return 0;
 	}
 }

@@ -14,14 +14,18 @@
 struct standing {
 	enum ipt_place_kind kind;
 	bool region; /* a region decides */
+	bool shared; /* of a page that is out: it is nobody's, and others see it, too */
 	uint32_t at; /* the VM of the lineage that decides, be it by a tomb; 0 for none */
 	uint32_t f;
 };
 
+static const struct standing nothing = {IPT_VOID, false, false, 0, NO_FRAME};
+
 /* What VM `at` itself has: FREE if nothing, else PRIVATE, ALIAS, TOMB or OUT, and the frame in *f (NO_FRAME
- * for the latter two). */
-static enum ipt_state find_own(struct ipt *t, uint32_t at, uint64_t g, uint32_t *f)
+ * for the latter two). An alias of what is out is OUT, too, and *shared. */
+static enum ipt_state find_own(struct ipt *t, uint32_t at, uint64_t g, uint32_t *f, bool *shared)
 {
+	*shared = false;
 	for (;;) {
 		uint32_t target, n = forward_find(t, at, g);
 
@@ -31,8 +35,9 @@ static enum ipt_state find_own(struct ipt *t, uint32_t at, uint64_t g, uint32_t 
 		enum ipt_state state = slot_read(t, n, at, g, &target);
 		if (state == IPT_FREE)
 			continue; /* changed meanwhile */
-		*f = state == IPT_ALIAS ? target : NO_FRAME;
-		return state;
+		*shared = state == IPT_ALIAS && slot_is(t, target);
+		*f = state == IPT_ALIAS && !*shared ? target : NO_FRAME;
+		return *shared ? IPT_OUT : state;
 	}
 }
 
@@ -57,7 +62,7 @@ static struct standing file_page(struct ipt *t, uint32_t at, uint32_t file, uint
 	if (f != NO_FRAME && t->kind == IPT_RADIX &&
 	    !word_maps(load_acquire64(&t->words[f]), file, page))
 		f = NO_FRAME;
-	return (struct standing){f == NO_FRAME ? IPT_VOID : IPT_FILE_PAGE, true, at, f};
+	return (struct standing){f == NO_FRAME ? IPT_VOID : IPT_FILE_PAGE, true, false, at, f};
 }
 
 /*
@@ -71,11 +76,12 @@ static struct standing walk(struct ipt *t, uint32_t vm, uint64_t g, bool missed)
 		uint64_t page;
 		uint32_t f;
 		enum ipt_state state = IPT_FREE;
+		bool shared;
 
 		if (!(missed && at == vm) && registry_has_own(t, at))
-			state = find_own(t, at, g, &f);
+			state = find_own(t, at, g, &f, &shared);
 		if (state != IPT_FREE)
-			return (struct standing){kind_of(state, at == vm), false, at, f};
+			return (struct standing){kind_of(state, at == vm), false, shared, at, f};
 		if (region_count(t, at)) {
 			uint32_t file = region_find(t, at, g, &page);
 
@@ -83,7 +89,7 @@ static struct standing walk(struct ipt *t, uint32_t vm, uint64_t g, bool missed)
 				return file_page(t, at, file, page);
 		}
 	}
-	return (struct standing){IPT_VOID, false, 0, NO_FRAME};
+	return nothing;
 }
 
 /*
@@ -116,7 +122,7 @@ static bool attempt_next(struct ipt *t, struct attempt *a)
 
 static uint32_t find(struct ipt *t, uint32_t vm, uint64_t g)
 {
-	struct standing s = {IPT_VOID, false, 0, NO_FRAME};
+	struct standing s = nothing;
 
 	for (struct attempt a = {0}; attempt_next(t, &a); a.own = s.at == vm && !s.region)
 		s = walk(t, vm, g, false);
@@ -125,11 +131,22 @@ static uint32_t find(struct ipt *t, uint32_t vm, uint64_t g)
 
 bool place_beneath(struct ipt *t, vmid_t vm, uint64_t g)
 {
-	struct standing s = {IPT_VOID, false, 0, NO_FRAME};
+	struct standing s = nothing;
 
 	for (struct attempt a = {0}; attempt_next(t, &a);)
 		s = walk(t, vm.v, g, true);
 	return s.kind != IPT_VOID || s.region;
+}
+
+uint32_t place_away(struct ipt *t, vmid_t vm, uint64_t g)
+{
+	struct standing s = nothing;
+
+	if (!forward_key_valid(t, vm.v, g))
+		return 0;
+	for (struct attempt a = {0}; attempt_next(t, &a); a.own = s.at == vm.v && !s.region)
+		s = walk(t, vm.v, g, false);
+	return s.kind == IPT_AWAY ? s.at : 0;
 }
 
 frame_t ipt_lookup(struct ipt *t, vmid_t vm, gfn_t g)
@@ -189,8 +206,9 @@ static bool goes_on(struct ipt *t, uint32_t vm, const struct standing *s, uint64
 	struct standing next = walk(t, vm, g, false);
 	if (next.kind != s->kind)
 		return false;
-	return s->kind == IPT_VOID ||
-	       (next.at == s->at && (s->kind == IPT_AWAY || next.f == s->f + n));
+	if (s->kind == IPT_AWAY)
+		return next.shared == s->shared && (s->shared || next.at == s->at);
+	return s->kind == IPT_VOID || (next.at == s->at && next.f == s->f + n);
 }
 
 static uint32_t place(struct ipt *t, uint32_t vm, uint64_t g, uint32_t max, struct ipt_place *out)
@@ -198,7 +216,8 @@ static uint32_t place(struct ipt *t, uint32_t vm, uint64_t g, uint32_t max, stru
 	struct standing s = walk(t, vm, g, false);
 	uint32_t n = 1;
 
-	*out = (struct ipt_place){s.kind, vmid(s.kind == IPT_VOID ? 0 : s.at), frame(s.f)};
+	*out = (struct ipt_place){s.kind, vmid(s.kind == IPT_VOID || s.shared ? 0 : s.at),
+				  frame(s.f)};
 	while (n < max && g + n < IPT_MAX_GFN && goes_on(t, vm, &s, g + n, n))
 		n++;
 	return n;

@@ -10,10 +10,7 @@
 void reap_mend(struct ipt *t)
 {
 	stripe_mend(t);
-	for (unsigned c = 0; c < TABLE_CHAINS; c++) {
-		chain_lock(t, c);
-		chain_unlock(t, c);
-	}
+	chain_mend(t);
 	for (unsigned z = 0; z < zone_count(t); z++) {
 		zone_lock(t, z);
 		zone_unlock(t, z);

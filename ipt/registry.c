@@ -357,7 +357,7 @@ int registry_dying(struct ipt *t, vmid_t vm)
 	struct vm_slot *s = registry_slot(t, vm, VM_NONE);
 	if (!s)
 		err = -ENOENT;
-	else if (load_relaxed32(&s->children) ||
+	else if (load_relaxed32(&s->children) || vm.v == load_relaxed32(&t->header->holder) ||
 		 (load_relaxed8(&s->kind) == IPT_FILE && region_uses(t, vm.v)))
 		err = -EBUSY;
 	else

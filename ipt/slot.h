@@ -8,9 +8,10 @@
  *   TOMB     void here, whatever the ancestors have
  *   ALIAS    here is a SHARED frame; link(slot) says which
  *   OUT      here is a page whose bytes are not in memory; link(slot) says where they are
+ *   SHARED   the same for a page that several see, by aliases of this slot; no gfn leads here
  *
- *   link     of an alias: the target frame, and the slots behind and before in its chain, 0 for none (see
- *            chain.h). Of an OUT slot, or a spare one that is to become one: where, SLOT_CLAIM | bytes, and
+ *   link     of an alias: the target, a frame or a slot, and the slots behind and before in its chain, 0 for none (see
+ *            chain.h). Of an OUT or SHARED slot, or a spare one that is to become one: where, SLOT_CLAIM | bytes, and
  *            the sum (see space.h); no link of another kind has SLOT_CLAIM
  */
 #ifndef IPT_SLOT_H
@@ -60,7 +61,7 @@ static inline void slot_count(struct ipt *t, vmid_t vm, enum ipt_state from, enu
 }
 
 /*
- * What vm's own entry at g is, when forward_find found a slot there: IPT_ALIAS, and the frame in *target;
+ * What vm's own entry at g is, when forward_find found a slot there: IPT_ALIAS, and the frame or slot in *target;
  * IPT_TOMB or IPT_OUT; IPT_FREE if it is not that slot any more. No lock.
  */
 static inline enum ipt_state slot_read(const struct ipt *t, uint32_t slot, uint32_t vm, uint64_t g,

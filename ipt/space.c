@@ -246,7 +246,8 @@ static void rebuild(struct ipt *t, unsigned arena)
 	for (uint32_t slot = zone_start(t, z); slot < zone_mark(t, z); slot++) {
 		enum ipt_state state = word_state(load_acquire64(&t->words[slot]));
 
-		if ((state != IPT_OUT && state != IPT_SPARE) || !space_claimed(t, slot))
+		if ((state != IPT_OUT && state != IPT_SPARE && state != IPT_SHARED) ||
+		    !space_claimed(t, slot))
 			continue;
 		/* A claim of space in this arena stays as it is, but others change meanwhile, and may
 		 * look like one of these while they do. */

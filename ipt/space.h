@@ -2,7 +2,7 @@
  * Space for what isn't in memory: granules of 64 bytes of the packed memory, and blocks of the swap file.
  * Only the accounting: what is kept there is not the table's business.
  *
- * The slots are the truth: one that is SPARE or OUT, and whose link says SLOT_CLAIM, has the space that
+ * The slots are the truth: one that is SPARE, OUT or SHARED, and whose link says SLOT_CLAIM, has the space that
  * its link tells. The bitmaps are made of that and can be made anew. They are split into TABLE_ARENAS, each
  * with a lock, and a VM begins to look in one that follows from its id.
  */
@@ -11,7 +11,7 @@
 
 #include "ipt/slot.h"
 
-/* Has the slot, SPARE or OUT, claimed space (be it for a page of zeroes, which needs none)? */
+/* Has the slot, SPARE, OUT or SHARED, claimed space (be it for a page of zeroes, which needs none)? */
 static inline bool space_claimed(const struct ipt *t, uint32_t slot)
 {
 	/* Acquire: with the claim is seen what it says. */

@@ -19,7 +19,7 @@
 #define TABLE_LINE 64 /* bytes of a cache line */
 
 #define TABLE_MAGIC         UINT64_C(0x31454c4241545049) /* "IPTABLE1" */
-#define TABLE_LAYOUT        UINT32_C(9)
+#define TABLE_LAYOUT        UINT32_C(10)
 #define TABLE_STRIPE_FRAMES 16384 /* pool frames to a stripe */
 #define TABLE_MAX_STRIPES   512
 #define TABLE_CHAINS        64 /* locks of chains of aliases */
@@ -71,10 +71,10 @@ struct stripe {
 	_Atomic uint32_t single_lines, singles;
 };
 
-/* The chains of the frames that fall to this lock, and how many these are. */
+/* The chains of the frames and slots that fall to this lock, and how many these are. */
 struct chain {
 	_Alignas(TABLE_LINE) struct lock lock;
-	_Atomic uint32_t frames; /* SHARED */
+	_Atomic uint32_t frames, slots; /* SHARED */
 };
 
 /* What an alias, or a slot with a claim, has beside its word. See slot.h. */
@@ -128,6 +128,9 @@ struct table_header {
 		_Atomic uint64_t gfn;
 		_Atomic uint32_t first, count;
 	} swap, undo;
+	/* Who holds what is in between while a shared page goes out or comes back (shared.c), 0 for nobody; and what its
+	 * aliases leave and where they go, each + 1, 0 for none. LOCK_REGISTRY. */
+	_Atomic uint32_t holder, leaving, reached;
 	struct lock pages;          /* LOCK_PAGES */
 	_Atomic uint32_t page_low;  /* no free radix page below this one */
 	_Atomic uint32_t page_high; /* radix pages from here on were never used */

@@ -11,6 +11,7 @@
  * table saying OUT already; then the frame is cleaned and freed.
  */
 #include "ipt/template.h"
+#include "ipt/chain.h"
 #include "ipt/debug.h"
 #include "ipt/map.h"
 #include "ipt/move.h"
@@ -104,6 +105,7 @@ void template_mend(struct ipt *t)
 	if (!vm.v)
 		return;
 	stripe_mend(t);
+	chain_mend(t); /* before it is forgotten what was on its way */
 	space_mend(t);
 	put_back(t, vm);
 	if (t->config.packed_pages || t->config.blocks)
@@ -113,6 +115,7 @@ void template_mend(struct ipt *t)
 		store_relaxed32(vm_frames(&t->vms[vm.v], (enum ipt_state)state),
 				have[state] - load_relaxed32(vm_adopted(&t->vms[vm.v],
 									(enum ipt_state)state)));
+	shared_settled(t);
 	recount_end(t);
 }
 

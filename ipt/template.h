@@ -15,6 +15,9 @@ void undo_end(struct ipt *t);
 /* With the registry locked: whoever held it before died in the middle of that, or didn't. */
 void template_mend(struct ipt *t);
 
+/* What a shared page's aliases leave, and where they go, isn't under way any more (shared.c). */
+void shared_settled(struct ipt *t);
+
 /* Free limbo frames of a template or file, clean ones. Somebody may be pinning one for a moment, who will find that it
  * isn't there any more; if that takes too long they stay in limbo until vm is reaped. */
 void template_free(struct ipt *t, vmid_t vm, uint32_t f, uint32_t n);

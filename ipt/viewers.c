@@ -72,6 +72,14 @@ static int gather(struct ipt *t, uint32_t f, struct ipt_key **out)
 	return err ? err : (int)n;
 }
 
+/* Has one of vm's lineage before `at` a region at g? Then `at`'s doesn't count there. */
+static bool is_covered(struct ipt *t, uint32_t vm, uint32_t at, uint64_t g)
+{
+	while (vm != at && !(region_count(t, vm) && region_covers(t, vm, g)))
+		vm = registry_parent(t, vm);
+	return vm != at;
+}
+
 /* Tell those who see the frame, page `page` of a file, by regions of vm or its ancestors. */
 static bool tell_regions(const struct telling *c, vmid_t vm, uint32_t file, uint64_t page)
 {
@@ -80,9 +88,10 @@ static bool tell_regions(const struct telling *c, vmid_t vm, uint32_t file, uint
 
 		for (uint32_t n = region_count(c->t, at); n--; r++) {
 			uint64_t off = page - load_relaxed64(&r->file_first);
+			uint64_t g = load_relaxed64(&r->first) + off;
 
 			if (load_relaxed32(&r->file) == file && off < load_relaxed64(&r->count) &&
-			    !tell(c, vm, gfn(load_relaxed64(&r->first) + off)))
+			    !is_covered(c->t, vm.v, at, g) && !tell(c, vm, gfn(g)))
 				return false;
 		}
 	}

@@ -1,6 +1,6 @@
 /*
- * Bringing pages back into memory. A template's page that is out is brought back for all who see it, by whoever touches
- * it first.
+ * Bringing pages back into memory. A template's or a merged page that is out is brought back for all who see it, by
+ * whoever touches it first.
  */
 #include "ipt/whole.h"
 #include "vmm/evict.h"
@@ -16,7 +16,7 @@
 static struct {
 	_Alignas(PAGE_SIZE) uint8_t page[CLUSTER][PAGE_SIZE];
 	struct ipt_out out[CLUSTER];
-	vmid_t at; /* whose they are */
+	vmid_t at; /* whose they are; INVALID_VMID: one, which several share */
 } batch;
 
 void fetch_rest(void)
@@ -70,13 +70,13 @@ static unsigned order_wanted(const struct memory *m, gfn_t g)
 	return least;
 }
 
-/* The largest aligned block around g that is all away, at the same VM's, up to 2^most. */
+/* The largest aligned block around g that is all away, at the same VM's, up to 2^most. Shared pages come one by one. */
 static unsigned block_around(const struct memory *m, gfn_t g, unsigned most, gfn_t *first)
 {
 	struct ipt_place p, q;
 	unsigned order = 0;
 	*first = g;
-	if (!ipt_place(m->table, m->vm, g, 1, &p))
+	if (!ipt_place(m->table, m->vm, g, 1, &p) || !p.at.v)
 		return 0;
 	for (unsigned o = 1; o <= most; o++) {
 		uint32_t size = 1u << o;
@@ -96,7 +96,7 @@ static int where(const struct memory *m, gfn_t first, uint32_t n)
 	for (uint32_t i = 0; i < n && !rc; i++) {
 		vmid_t at;
 		rc = ipt_out_read(m->table, m->vm, gfn_add(first, i), &batch.out[i], &at);
-		if (!rc && i && at.v != batch.at.v)
+		if (!rc && i && (at.v != batch.at.v || !at.v))
 			rc = -ENOENT;
 		if (!rc)
 			batch.at = at;
@@ -162,6 +162,10 @@ static int fetch_block(struct memory *m, gfn_t first, unsigned order, frame_t f)
 		return -EEXIST;
 	if (!rc)
 		rc = fill(m, f, n);
+	if (!rc && !batch.at.v) {
+		rc = ipt_shared_in(m->table, m->vm, first, f);
+		return rc == -ESTALE ? -EEXIST : rc;
+	}
 	if (!rc && batch.at.v != m->vm.v) {
 		rc = ipt_template_in(m->table, m->vm, batch.at, first, f, n);
 		if (rc != -ESTALE || !is_ending(m, batch.at))
@@ -173,7 +177,7 @@ static int fetch_block(struct memory *m, gfn_t first, unsigned order, frame_t f)
 	return rc ? rc : memory_put_back(m, first, f, n);
 }
 
-/* Did the frames become ours at gfns, or the template's? Then they are nobody's to free. */
+/* Did the frames become ours at gfns, or the template's, or shared? Then they are nobody's to free. */
 static bool is_limbo(const struct memory *m, frame_t f)
 {
 	struct ipt_owner o;

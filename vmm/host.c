@@ -242,7 +242,7 @@ static int make_table(struct host *h, char *error)
 			      frames, IPT_MAX_FRAMES);
 	struct ipt_config c = {.kind = h->config.kind,
 			       .frames = (uint32_t)frames,
-			       .max_vms = h->config.max_vms + FILES_MAX,
+			       .max_vms = h->config.max_vms + FILES_MAX + 1, /* the holder */
 			       .nodes = h->config.nodes,
 			       .colours = h->config.colours};
 	if (getrandom(&c.seed, sizeof c.seed, 0) != sizeof c.seed)
@@ -256,7 +256,9 @@ static int make_table(struct host *h, char *error)
 	rc = ipt_create(&h->table, &c);
 	if (rc)
 		return errorf(error, rc, "table for %" PRIu64 " frames: %s", frames, strerror(-rc));
-	return 0;
+	/* No guest can have that name. */
+	rc = c.packed_pages || c.blocks ? ipt_holder_add(h->table, "(merged)") : 0;
+	return rc ? errorf(error, rc, "table: %s", strerror(-rc)) : 0;
 }
 
 /* A pool of our own; or another host's, whose keeper has it. */

@@ -52,12 +52,29 @@ static void told(struct host_reclaimer *g)
 		wished(g->wished_ctx, freed);
 }
 
+static int settle(void *host)
+{
+	const struct host *h = host;
+	return reclaim_settle(h->reclaimer->board, h->table);
+}
+
+/* Frames of merged pages that went out and were being looked at, or whose reclaimer died then. */
+static void sweep(struct host *h)
+{
+	static const struct ipt_out_ops ops = {NULL, settle, host_domain_clean_all};
+	struct ipt_vm_info info;
+	if (h->reclaimer && ipt_vm_info(h->table, ipt_holder(h->table), &info) == 0 &&
+	    info.frames[IPT_LIMBO])
+		ipt_holder_sweep(h->table, &ops, h); /* or another time */
+}
+
 static void heard(struct host_worker *w, uint32_t id)
 {
 	struct host_vm *vm = id ? host_vm_by_id(w->host, vmid(id)) : NULL;
 	if (vm)
 		host_order(vm, ORDER_RECLAIM);
 	if (!id) {
+		sweep(w->host);
 		host_feed_the_hungry(w->host);
 		host_tell_starved(w->host);
 		told(container(struct host_reclaimer, worker, w));

@@ -283,14 +283,14 @@ static int obey(struct memory *m, const struct merge_board *b, const struct merg
 		a->status = -EPERM; /* the request was for one who had our id before */
 	if (a->status)
 		return 0;
-	pthread_mutex_lock(&m->lock);
+	memory_enter(m); /* a frame that we are told to merge with may go out */
 	if (!memory_has_room(m, r->count, 2))
 		a->status = -ENOSPC;
 	else if (begin(&j, r))
 		rc = r->op == MERGE_ZERO      ? drop(&j)
 		     : r->op == MERGE_PUBLISH ? publish(&j)
 					      : merge(&j, frame(r->frame));
-	pthread_mutex_unlock(&m->lock);
+	memory_leave(m);
 	a->done = j.done;
 	return rc == -EBUSY ? 0 : rc; /* then all is as it was */
 }

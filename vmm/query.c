@@ -35,7 +35,8 @@ static void say_translate(const json_t *a)
 	       answer_text(a, "state"));
 	if (json_object_get(a, "where")) {
 		if (json_object_get(a, "from"))
-			printf(", %s's", answer_text(a, "from"));
+			printf(strcmp(answer_text(a, "from"), "merged") ? ", %s's" : ", %s",
+			       answer_text(a, "from"));
 		printf(", %s", answer_text(a, "where"));
 		if (json_object_get(a, "granule"))
 			printf(" into %lld bytes at granule %lld", answer_integer(a, "bytes"),

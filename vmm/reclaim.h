@@ -82,8 +82,9 @@ struct reclaim_counters {        /* written by the reclaimer; freed to errors al
 	_Atomic uint64_t batches, batch_runs;
 	_Atomic uint64_t looked, touched; /* pages */
 	_Atomic uint64_t freed, zero, out, in_file, packed_bytes, refused, full, errors;
-	_Atomic uint64_t shared;    /* of `out`: templates' pages */
-	_Atomic uint64_t unsettled; /* templates' pages that stayed, as a VM was at them */
+	_Atomic uint64_t shared;    /* of `out`: templates' pages; */
+	_Atomic uint64_t merged;    /* merged ones */
+	_Atomic uint64_t unsettled; /* of either: that stayed, as a VM was at them */
 	_Atomic uint64_t
 		dropped; /* of `freed`: pages of files, to be read again when they are touched */
 	_Atomic uint64_t reclaimer_ns, vms_ns;
@@ -128,6 +129,9 @@ void reclaim_desk_clear(struct reclaim_board *b, vmid_t vm, uint32_t shares, uin
 /* In which domain's file of the pool the frames of that id are; b may be NULL. 0: unknown. */
 void reclaim_set_domain(struct reclaim_board *b, vmid_t id, uint32_t domain);
 uint32_t reclaim_domain(struct reclaim_board *b, vmid_t id);
+/* The table doesn't say any more what it said. Wait until no VM is at work with what it looked up before (memory_enter):
+ * 0; -EBUSY: after a millisecond one still is. */
+int reclaim_settle(const struct reclaim_board *b, struct ipt *table);
 /* What became of pages is counted. */
 void reclaim_count(struct reclaim_board *b, const struct evict_count *c);
 /* A VM has worked for so long on pages on their way. The VM's own thread. */

@@ -12,6 +12,7 @@
 #define LOW_SHARE  64
 #define HIGH_SHARE 32
 
+#define SETTLE_US   1000    /* how long VMs get to let go of frames that they looked up */
 #define CPU_LOOK_NS 1000000 /* of work, after which the process's CPU time is looked at again */
 
 static size_t bytes_of(uint32_t desks)
@@ -83,6 +84,30 @@ uint32_t reclaim_domain(struct reclaim_board *b, vmid_t id)
 {
 	const struct reclaim_desk *d = reclaim_desk(b, id);
 	return d ? atomic_load_explicit(&d->domain, memory_order_relaxed) : 0;
+}
+
+/* Is it a VM that a process works for? One that died in the middle of something seems to be at it for ever. */
+static bool works(struct ipt *table, uint32_t id)
+{
+	struct ipt_vm_info info;
+	return ipt_vm_info(table, vmid(id), &info) == 0 && info.kind == IPT_VM && !info.dying;
+}
+
+int reclaim_settle(const struct reclaim_board *b, struct ipt *table)
+{
+	uint64_t until = 0;
+	atomic_thread_fence(memory_order_seq_cst);
+	for (uint32_t id = 1; id < b->desks; id++) {
+		const _Atomic uint32_t *at_work = &b->desk[id].at_work;
+		uint32_t was = atomic_load_explicit(at_work, memory_order_seq_cst);
+		if (!(was & 1) || !works(table, id))
+			continue;
+		until = until ? until : clock_ns() + SETTLE_US * 1000;
+		while (atomic_load_explicit(at_work, memory_order_acquire) == was)
+			if (clock_ns() > until)
+				return -EBUSY;
+	}
+	return 0;
 }
 
 static void count(_Atomic uint64_t *counter, uint64_t n)

@@ -138,6 +138,16 @@ static bool is_asked(const struct reclaim_clock *c, uint32_t id)
 	return id < c->vms && c->vm[id].live && (c->sampling || c->vm[id].age != RECLAIM_LOOK);
 }
 
+/* The hand comes by n frames that several see. Was that often enough? Not if they don't pack (reclaim_shared.c). */
+static bool grow_old(const struct reclaim_clock *c, frame_t f, uint32_t n, uint32_t oldest)
+{
+	uint8_t age = ipt_age(c->table, f);
+	if (age == IPT_AGE_MOST)
+		return false;
+	ipt_set_age(c->table, f, n, age < IPT_AGE_MOST - 1 ? age + 1 : age);
+	return age + 1u >= oldest >> (c->urgency < 3 ? c->urgency : 3);
+}
+
 /* A template's or a file's frame under the hand: with the others of its cluster if they follow it. How many the hand goes past. */
 static uint32_t pass_shared(const struct reclaim_clock *c, const struct ipt_owner *o, uint32_t most)
 {
@@ -151,15 +161,28 @@ static uint32_t pass_shared(const struct reclaim_clock *c, const struct ipt_owne
 		n++;
 	}
 	n = n < IPT_CLUSTER_FRAMES ? 1 : n;
-	uint8_t age = ipt_age(c->table, f);
-	uint32_t oldest = (c->vm[o->vm.v].is_file ? RECLAIM_OLDEST_FILE : RECLAIM_OLDEST) >>
-			  (c->urgency < 3 ? c->urgency : 3);
-	if (age == IPT_AGE_MOST)
-		return n; /* it doesn't pack: reclaim_shared.c */
-	ipt_set_age(c->table, f, n, age < IPT_AGE_MOST - 1 ? age + 1 : age);
-	if (age + 1u >= oldest)
+	if (grow_old(c, f, n, c->vm[o->vm.v].is_file ? RECLAIM_OLDEST_FILE : RECLAIM_OLDEST))
 		c->shared(c->ctx, o->vm, o->gfn, f, n);
 	return n;
+}
+
+/* The frame under the hand. How many the hand goes past; 0: the batch of *full is full. */
+static uint32_t pass(struct reclaim_clock *c, uint32_t most, uint32_t *full)
+{
+	bool all = !c->sampling && !c->only;
+	frame_t f = frame(c->hand);
+	struct ipt_owner o;
+	if (ipt_owner(c->table, f, &o) || o.pins)
+		return 1;
+	if (o.state == IPT_SHARED && c->merged && all && grow_old(c, f, 1, RECLAIM_OLDEST))
+		c->merged(c->ctx, f);
+	if (o.state != IPT_PRIVATE || o.vm.v >= c->vms)
+		return 1;
+	if (is_asked(c, o.vm.v) && !add(&c->vm[o.vm.v], o.gfn)) {
+		*full = o.vm.v;
+		return 0;
+	}
+	return c->vm[o.vm.v].is_shared && c->shared && all ? pass_shared(c, &o, most) : 1;
 }
 
 uint32_t reclaim_clock_turn(struct reclaim_clock *c, uint32_t n, bool *around)
@@ -167,15 +190,9 @@ uint32_t reclaim_clock_turn(struct reclaim_clock *c, uint32_t n, bool *around)
 	uint32_t frames = ipt_config(c->table)->frames;
 	*around = false;
 	while (n) {
-		struct ipt_owner o;
-		uint32_t step = 1;
-		if (ipt_owner(c->table, frame(c->hand), &o) == 0 && o.state == IPT_PRIVATE &&
-		    !o.pins && o.vm.v < c->vms) {
-			if (is_asked(c, o.vm.v) && !add(&c->vm[o.vm.v], o.gfn))
-				return o.vm.v;
-			if (c->vm[o.vm.v].is_shared && c->shared && !c->sampling && !c->only)
-				step = pass_shared(c, &o, frames - c->hand);
-		}
+		uint32_t full, step = pass(c, frames - c->hand, &full);
+		if (!step)
+			return full;
 		n -= step < n ? step : n;
 		c->hand += step;
 		if (c->hand >= frames) {

@@ -5,8 +5,9 @@
  * read. Frames of a VM that follow each other, as gfns too, are one run of its next batch. Between two visits of
  * the hand a page that is used is touched, and stays (a clock, or second chance).
  *
- * What a template has is seen by its clones, what a file has by guests that map it; nobody asks all of them whether they use it. It goes when the hand has come
- * by RECLAIM_OLDEST times, and comes back at the first touch, which tells that it is used, and begins anew.
+ * What a template has is seen by its clones, what was merged by several, what a file has by guests that map it; nobody asks all of them
+ * whether they use it. It goes when the hand has come by RECLAIM_OLDEST times, and comes back at the first touch, which
+ * tells that it is used, and begins anew.
  *
  * Which VM gives first follows from what it uses of what it has (C. A. Waldspurger, "Memory Resource Management in
  * VMware ESX Server", OSDI 2002, section 5): shares for each page, where a page that is idle is charged as if it were
@@ -53,6 +54,7 @@ struct reclaim_clock {
 	bool sampling; /* all are looked at, and nothing goes out */
 	/* A template's or file's frames, n (1 or 16) from f on, that may go: they were not brought back for long. */
 	void (*shared)(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
+	void (*merged)(void *ctx, frame_t f); /* the same of a merged frame */
 	void *ctx;
 	bool turns;       /* some wait for theirs, and give first */
 	unsigned urgency; /* 0: as above; each more halves the ages */

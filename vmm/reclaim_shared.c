@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <unistd.h>
 
-#define SETTLE_US 1000 /* how long VMs get to let go of frames that they looked up */
 #define LATER_MS \
 	50 /* until the next try, if one doesn't: others want the registry's lock meanwhile */
 
@@ -26,32 +25,10 @@ static int keep(void *ctx, uint32_t i, const struct ipt_out *where)
 	return store_mem_write(&s->store, where->where, batch.packed[i], where->bytes);
 }
 
-/* Is it a VM that a process works for? One that died in the middle of something seems to be at it for ever. */
-static bool works(const struct reclaim_shared *s, uint32_t id)
-{
-	struct ipt_vm_info info;
-	return ipt_vm_info(s->links->table, vmid(id), &info) == 0 && info.kind == IPT_VM &&
-	       !info.dying;
-}
-
-/* The table says that the pages are out. Whoever looked before that is at work still (memory_enter). */
 static int settle(void *ctx)
 {
 	const struct reclaim_shared *s = ctx;
-	const struct reclaim_board *b = s->links->board;
-	uint64_t until = 0;
-	atomic_thread_fence(memory_order_seq_cst);
-	for (uint32_t id = 1; id < s->clock->vms; id++) {
-		const _Atomic uint32_t *at_work = &b->desk[id].at_work;
-		uint32_t was = atomic_load_explicit(at_work, memory_order_seq_cst);
-		if (!(was & 1) || !works(s, id))
-			continue;
-		until = until ? until : clock_ns() + SETTLE_US * 1000;
-		while (atomic_load_explicit(at_work, memory_order_acquire) == was)
-			if (clock_ns() > until)
-				return -EBUSY;
-	}
-	return 0;
+	return reclaim_settle(s->links->board, s->links->table);
 }
 
 /* The host's page tables, and KVM's, lose the pages in every process by that. */
@@ -87,23 +64,29 @@ static void note_unsettled(struct reclaim_shared *s, int rc, uint32_t n)
 	s->later_ns = clock_ns() + LATER_MS * UINT64_C(1000000);
 }
 
-static int out(struct reclaim_shared *s, vmid_t vm, gfn_t first, frame_t f, uint32_t n)
+static const struct ipt_out_ops out_ops = {keep, settle, clean};
+
+static int went(struct reclaim_shared *s, _Atomic uint64_t *counter, int rc, uint32_t n)
 {
-	static const struct ipt_out_ops ops = {keep, settle, clean};
 	struct reclaim_counters *c = &s->links->board->counters;
-	int rc = pack(&s->pool, f, n);
-	if (!rc)
-		rc = ipt_template_out(s->links->table, vm, first, f, batch.out, n, &ops, s);
 	note_unsettled(s, rc, n);
 	if (rc)
 		return rc;
-	count(&c->shared, n);
+	count(counter, n);
 	count(&c->out, n);
 	count(&c->freed, n);
 	for (uint32_t i = 0; i < n; i++)
 		count(&c->packed_bytes, batch.out[i].bytes);
 	s->freed += n;
 	return 0;
+}
+
+static int out(struct reclaim_shared *s, vmid_t vm, gfn_t first, frame_t f, uint32_t n)
+{
+	int rc = pack(&s->pool, f, n);
+	if (!rc)
+		rc = ipt_template_out(s->links->table, vm, first, f, batch.out, n, &out_ops, s);
+	return went(s, &s->links->board->counters.shared, rc, n);
 }
 
 /* A file's pages are in the file. */
@@ -120,19 +103,26 @@ static void drop(struct reclaim_shared *s, vmid_t file, gfn_t first, frame_t f, 
 	s->freed += n;
 }
 
+/* Looked up once: from one domain's file of the pool into the same one's packed memory, whoever writes on boards. False: we
+ * are still to hear of it. */
+static bool look_up_files(struct reclaim_shared *s, vmid_t vm)
+{
+	const struct domain_fd *of = domain_fds_of(&s->files, reclaim_domain(s->links->board, vm));
+	if (!of)
+		return false;
+	s->pool.fd = of->fd;
+	s->store = *s->links->store;
+	s->store.mem_fd = of->packed;
+	return true;
+}
+
 void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n)
 {
 	struct reclaim_shared *s = ctx;
 	struct ipt_vm_info info;
-	if (clock_ns() < s->later_ns || ipt_vm_info(s->links->table, vm, &info))
+	if (clock_ns() < s->later_ns || ipt_vm_info(s->links->table, vm, &info) ||
+	    !look_up_files(s, vm))
 		return;
-	/* Looked up once: from one domain's file of the pool into the same one's packed memory, whoever writes on boards. */
-	const struct domain_fd *of = domain_fds_of(&s->files, reclaim_domain(s->links->board, vm));
-	if (!of)
-		return; /* we are still to hear of it */
-	s->pool.fd = of->fd;
-	s->store = *s->links->store;
-	s->store.mem_fd = of->packed;
 	if (info.kind == IPT_FILE) {
 		drop(s, vm, first, f, n);
 		return;
@@ -143,4 +133,24 @@ void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n
 	for (uint32_t i = 0; i < n; i++)
 		if (n == 1 || out(s, vm, gfn_add(first, i), frame_add(f, i), 1) == -E2BIG)
 			ipt_set_age(s->links->table, frame_add(f, i), 1, IPT_AGE_MOST);
+}
+
+/* ---- merged frames ------------------------------------------------------------------------------ */
+
+void reclaim_merged_out(void *ctx, frame_t f)
+{
+	struct reclaim_shared *s = ctx;
+	struct ipt *t = s->links->table;
+	struct ipt_sharer is, still;
+	if (clock_ns() < s->later_ns || !s->links->store->mem_pages || ipt_sharer(t, f, &is) ||
+	    !look_up_files(s, is.vm))
+		return;
+	/* It had the frame before and after we looked up its domain: so the frame is of that, too, and from the stamp on. */
+	if (ipt_sharer(t, f, &still) || still.vm.v != is.vm.v || still.stamp != is.stamp)
+		return;
+	int rc = pack(&s->pool, f, 1);
+	if (!rc)
+		rc = ipt_shared_out(t, f, is.stamp, batch.out, &out_ops, s);
+	if (went(s, &s->links->board->counters.merged, rc, 1) == -E2BIG)
+		ipt_set_age(t, f, 1, IPT_AGE_MOST);
 }

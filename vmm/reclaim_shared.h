@@ -1,4 +1,5 @@
-/* Templates' pages going out, and files' being dropped, which the reclaimer does itself: no process works for these. */
+/* Templates' and merged pages going out, and files' being dropped, which the reclaimer does itself: no process works for
+ * these. */
 #ifndef VMM_RECLAIM_SHARED_H
 #define VMM_RECLAIM_SHARED_H
 
@@ -17,8 +18,9 @@ struct reclaim_shared {
 	uint64_t later_ns;       /* a VM was at frames that it looked up; nothing before then */
 };
 
-/* A clock's `shared`, with a struct reclaim_shared. Templates' pages go into the packed memory only: what doesn't pack
- * stays. */
+/* A clock's `shared` and `merged`, with a struct reclaim_shared. These pages go into the packed memory only: what doesn't
+ * pack stays. */
 void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
+void reclaim_merged_out(void *ctx, frame_t f);
 
 #endif

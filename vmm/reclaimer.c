@@ -434,6 +434,7 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 		_exit(1);
 	r.shared = (struct reclaim_shared){.links = &r.links, .clock = &r.clock};
 	r.clock.shared = reclaim_shared_out;
+	r.clock.merged = reclaim_merged_out;
 	r.clock.ctx = &r.shared;
 	r.note = calloc(r.clock.vms, sizeof *r.note);
 	r.stall = calloc(r.clock.vms, sizeof *r.stall);

@@ -86,7 +86,7 @@ static void take_owner(struct control_request *r, const json_t *o)
 	control_reply(r, a);
 }
 
-/* Where the bytes of a page are that is out of memory; `at` has it. */
+/* Where the bytes of a page are that is out of memory; `at` has it, or (INVALID_VMID) several share it. */
 static void say_away(json_t *answer, struct ipt *t, vmid_t vm, const struct ipt_out *out, vmid_t at)
 {
 	struct ipt_vm_info info;
@@ -100,7 +100,9 @@ static void say_away(json_t *answer, struct ipt *t, vmid_t vm, const struct ipt_
 		answer_put(answer, "block", out->where & ~IPT_IN_FILE);
 	else if (out->bytes)
 		answer_put(answer, "granule", out->where);
-	if (at.v != vm.v)
+	if (!at.v)
+		answer_put_text(answer, "from", "merged");
+	else if (at.v != vm.v)
 		answer_put_text(answer, "from", vm_name(t, at, &info));
 }
 

@@ -350,7 +350,7 @@ int memory_remap(struct memory *m, gfn_t first, frame_t f, uint32_t n)
 
 static bool may_move(const struct ipt_place *p)
 {
-	return p->kind == IPT_INHERITED || p->kind == IPT_FILE_PAGE;
+	return p->kind == IPT_INHERITED || p->kind == IPT_MERGED || p->kind == IPT_FILE_PAGE;
 }
 
 static bool is_moved(const struct memory *m, const struct ipt_place *p)
@@ -358,7 +358,7 @@ static bool is_moved(const struct memory *m, const struct ipt_place *p)
 	return may_move(p) && ipt_moved(m->table, p->frame);
 }
 
-/* A template's or a file's page came back in another frame, and its neighbours with it: the window has the one before
+/* A template's, a merged or a file's page came back in another frame, and its neighbours with it: the window has the one before
  * there, of which nothing is known. */
 static int show_moved(struct memory *m, gfn_t g)
 {

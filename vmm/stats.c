@@ -96,7 +96,8 @@ static json_t *reclaim_stats(struct host *h)
 	json_object_set_new(o, "nothing_left", json_boolean(r.board->full));
 	answer_put(o, "low_frames", r.board->low);
 	answer_put(o, "high_frames", r.board->high);
-	answer_put(o, "pages_out", now.frames[IPT_OUT]);
+	answer_put(o, "pages_out", now.frames[IPT_OUT] + now.shared_out);
+	answer_put(o, "merged_pages_out", now.shared_out);
 	answer_put(o, "rounds", c->rounds);
 	answer_put(o, "batches", c->batches);
 	answer_put(o, "pages_looked_at", c->looked);
@@ -117,6 +118,7 @@ static json_t *reclaim_stats(struct host *h)
 	answer_put(o, "reclaimer_cpu_ns", c->reclaimer_ns);
 	answer_put(o, "vms_cpu_ns", c->vms_ns);
 	answer_put(o, "pages_of_templates", c->shared);
+	answer_put(o, "pages_merged", c->merged);
 	answer_put(o, "pages_of_files_dropped", c->dropped);
 	answer_put(o, "pages_unsettled", c->unsettled);
 	answer_put(o, "packed_memory_total_bytes", r.space.granules * IPT_GRANULE);

@@ -1,6 +1,6 @@
 /*
  * Sharing against a model that is too simple to be wrong: for each VM and gfn what stands there, a
- * frame, an alias, a tomb or a page that is out, and a parent. Random operations from fixed seeds, every answer compared,
+ * frame, an alias (of a frame, or of a shared page that is out), a tomb or a page that is out, and a parent. Random operations from fixed seeds, every answer compared,
  * audits in between.
  */
 #include "tests/unit/ipt_help.h"
@@ -11,6 +11,8 @@
 #define VMS  12
 #define GFNS 192
 #define NONE UINT32_MAX
+
+#define OUTS 40 /* shared pages that are out, at most: like frames, numbered behind them */
 
 #define FILES 2
 #define PAGES 64
@@ -45,12 +47,13 @@ struct share {
 		enum ipt_state state;
 		int vm;
 		uint32_t aliases, pins;
+		struct ipt_out out;
 	} * f;
 	uint32_t packed_pages, blocks;
 	uint8_t *granule, *block; /* in use */
 	uint32_t sum;             /* of the page that goes out next */
 	unsigned serial;
-	unsigned did[20];
+	unsigned did[24];
 };
 
 /* ---- the model's answers --------------------------------------------------------------------- */
@@ -86,8 +89,9 @@ static struct ipt_place resolve(const struct share *m, int v, uint32_t g)
 		}
 		if (what == TOMB)
 			return p;
-		p.at = m->vm[at].id;
-		if (what == AWAY) {
+		bool shared = what == ALIAS && m->vm[at].at[g].f >= m->frames;
+		p.at = shared ? INVALID_VMID : m->vm[at].id;
+		if (what == AWAY || shared) {
 			p.kind = IPT_AWAY;
 			return p;
 		}
@@ -128,6 +132,8 @@ static bool slots_left(const struct share *m, uint32_t more)
 		for (uint32_t g = 0; m->vm[v].used && g < GFNS; g++)
 			used += m->vm[v].at[g].what >= ALIAS;
 	}
+	for (uint32_t i = m->frames; i < m->frames + OUTS; i++)
+		used += m->f[i].aliases > 0;
 	return used < slots;
 }
 
@@ -214,6 +220,15 @@ static uint32_t some_gfns(struct share *m, uint32_t *count)
 
 /* ---- operations ------------------------------------------------------------------------------ */
 
+/* Is what v has at g a frame that goes to its limbo, if that goes? */
+static bool loses(const struct share *m, int v, uint32_t g)
+{
+	uint32_t f = m->vm[v].at[g].f;
+	enum what what = m->vm[v].at[g].what;
+
+	return what == FRAME || (what == ALIAS && f < m->frames && m->f[f].aliases == 1);
+}
+
 /* What v has at g goes; a frame to its limbo. */
 static void lose(struct share *m, int v, uint32_t g)
 {
@@ -225,7 +240,9 @@ static void lose(struct share *m, int v, uint32_t g)
 		space_is(m, m->vm[v].at[g].where, m->vm[v].at[g].bytes, false);
 	if (what == ALIAS && --m->f[f].aliases)
 		return;
-	if (what == FRAME || what == ALIAS) {
+	if (what == ALIAS && f >= m->frames) {
+		space_is(m, m->f[f].out.where, m->f[f].out.bytes, false);
+	} else if (what == FRAME || what == ALIAS) {
 		m->f[f].state = IPT_LIMBO;
 		m->f[f].vm = v;
 	}
@@ -254,11 +271,7 @@ static void becomes(struct share *m, int v, uint32_t g, uint32_t n, enum what wh
 		uint32_t old = NONE;
 
 		if (i >= g && i < g + n) {
-			uint32_t is = m->vm[v].at[i].f;
-			bool lost = m->vm[v].at[i].what == FRAME ||
-				    (m->vm[v].at[i].what == ALIAS && m->f[is].aliases == 1);
-
-			old = lost ? is : NONE;
+			old = loses(m, v, i) ? m->vm[v].at[i].f : NONE;
 			lose(m, v, i);
 			m->vm[v].at[i].what = what;
 			m->vm[v].at[i].f = f + (i - g);
@@ -347,9 +360,8 @@ static void do_drop(struct share *m, int v)
 		uint32_t f = m->vm[v].at[i].f;
 		enum what what = m->vm[v].at[i].what;
 		bool in = i >= g && i < g + done;
-		bool lost = in && (what == FRAME || (what == ALIAS && m->f[f].aliases == 1));
 
-		cr_assert_eq(told.f[i], lost ? f : NONE);
+		cr_assert_eq(told.f[i], in && loses(m, v, i) ? f : NONE);
 		if (!in)
 			continue;
 		lose(m, v, i);
@@ -513,6 +525,114 @@ static void do_out(struct share *m, int v)
 	ipt_out_cancel(m->t, m->vm[v].id, slots + want, n - want);
 	for (uint32_t i = want; i < n; i++)
 		space_is(m, out[i].where, out[i].bytes, false);
+}
+
+/* What was an alias of f is one of `to`. */
+static void aliases_are(struct share *m, uint32_t f, uint32_t to)
+{
+	for (int v = 0; v < VMS; v++) {
+		for (uint32_t g = 0; m->vm[v].used && g < GFNS; g++) {
+			if (m->vm[v].at[g].what == ALIAS && m->vm[v].at[g].f == f)
+				m->vm[v].at[g].f = to;
+		}
+	}
+	m->f[to].aliases = m->f[f].aliases;
+	m->f[f].aliases = 0;
+}
+
+/* What goes wrong with a page on its way out. */
+struct trouble {
+	bool keep, settle, clean;
+};
+
+static int keep(void *ctx, uint32_t i, const struct ipt_out *where)
+{
+	const struct trouble *t = ctx;
+
+	cr_assert(i == 0 && where->bytes);
+	return t->keep ? -EIO : 0;
+}
+
+static int settle(void *ctx)
+{
+	const struct trouble *t = ctx;
+
+	return t->settle ? -EBUSY : 0;
+}
+
+static int clean(void *ctx, frame_t first, uint32_t n)
+{
+	const struct trouble *t = ctx;
+
+	(void)first;
+	cr_assert_eq(n, 1);
+	return t->clean ? -ENOMEM : 0;
+}
+
+static const struct ipt_out_ops out_ops = {keep, settle, clean};
+
+static void do_shared_out(struct share *m)
+{
+	uint32_t f = help_below(&m->r, m->frames), to = m->frames;
+	uint32_t bytes = help_below(&m->r, 4) ? 1 + help_below(&m->r, 3000) : 0;
+	struct trouble trouble = {bytes && help_below(&m->r, 8) == 0, help_below(&m->r, 8) == 0,
+				  help_below(&m->r, 8) == 0};
+	struct ipt_out out = {help_below(&m->r, 2) ? IPT_IN_FILE : 0, bytes, m->sum++};
+	struct ipt_sharer s;
+
+	for (uint32_t i = 0; i < m->frames && m->f[f].state != IPT_SHARED; i++)
+		f = (f + 1) % m->frames;
+	while (to < m->frames + OUTS && m->f[to].aliases)
+		to++;
+	if (to == m->frames + OUTS)
+		return;
+	cr_assert_eq(ipt_sharer(m->t, frame(f), &s), m->f[f].state == IPT_SHARED ? 0 : -ENOENT);
+	if (m->f[f].state != IPT_SHARED)
+		return;
+	int want = !slots_left(m, 0) || !space_left(m, out.where, out.bytes) ? -ENOSPC
+		   : trouble.keep                                            ? -EIO
+		   : m->f[f].pins || trouble.settle                          ? -EBUSY
+		   : trouble.clean                                           ? -ENOMEM
+									     : 0;
+	bool stale = want != -ENOSPC && want != -EIO && help_below(&m->r, 10) == 0;
+	want = stale ? -ESTALE : want;
+	cr_assert_eq(ipt_shared_out(m->t, frame(f), s.stamp + stale, &out, &out_ops, &trouble),
+		     want);
+	m->did[19] += want != 0;
+	if (want)
+		return;
+	space_is(m, out.where, out.bytes, true);
+	m->f[to].out = out;
+	aliases_are(m, f, to);
+	m->f[f].state = IPT_FREE;
+	m->did[20]++;
+}
+
+static void do_shared_in(struct share *m, int v)
+{
+	uint32_t g = help_below(&m->r, GFNS), is = 0;
+	frame_t f;
+
+	for (uint32_t i = 0; i < GFNS && !is; i++, g = is ? g : (g + 1) % GFNS)
+		for (int at = v; at >= 0 && !is; at = m->vm[at].parent) {
+			bool decides = m->vm[at].at[g].what != NOTHING || page_of(m, at, g);
+
+			if (m->vm[at].at[g].what == ALIAS && m->vm[at].at[g].f >= m->frames)
+				is = m->vm[at].at[g].f;
+			else if (decides)
+				break;
+		}
+	if (ipt_alloc(m->t, m->vm[v].id, 0, NULL, &f))
+		return;
+	m->f[f.v].state = IPT_LIMBO;
+	m->f[f.v].vm = v;
+	cr_assert_eq(ipt_shared_in(m->t, m->vm[v].id, gfn(g), f), is ? 0 : -ESTALE);
+	if (!is)
+		return;
+	space_is(m, m->f[is].out.where, m->f[is].out.bytes, false);
+	aliases_are(m, is, f.v);
+	m->f[f.v].state = IPT_SHARED;
+	m->did[21]++;
 }
 
 static int see_trim(void *ctx, uint32_t first, uint32_t n)
@@ -813,8 +933,14 @@ static void check_out(struct share *m, int v, uint32_t g, struct ipt_place want)
 	if (want.kind != IPT_AWAY)
 		return;
 	cr_assert_eq(at.v, want.at.v);
-	while (m->vm[v].id.v != at.v)
+	while (at.v ? m->vm[v].id.v != at.v : m->vm[v].at[g].what != ALIAS)
 		v = m->vm[v].parent;
+	if (!at.v) {
+		const struct ipt_out *is = &m->f[m->vm[v].at[g].f].out;
+
+		cr_assert(out.sum == is->sum && out.bytes == is->bytes && out.where == is->where);
+		return;
+	}
 	cr_assert(out.sum == m->vm[v].at[g].f && out.bytes == m->vm[v].at[g].bytes &&
 		  out.where == m->vm[v].at[g].where);
 }
@@ -951,6 +1077,10 @@ static void step(struct share *m)
 		do_out(m, some_vm(m, false));
 	if (m->packed_pages && help_below(&m->r, 100) == 0)
 		do_trim(m);
+	if (m->packed_pages && help_below(&m->r, 8) == 0)
+		do_shared_out(m);
+	if (m->packed_pages && help_below(&m->r, 12) == 0)
+		do_shared_in(m, v);
 	if (what < 150)
 		do_map(m, v, false);
 	else if (what < 300)
@@ -999,10 +1129,11 @@ static void run(uint32_t frames, uint32_t packed_pages, uint32_t blocks, unsigne
 			   .frames = frames,
 			   .packed_pages = packed_pages,
 			   .blocks = blocks};
-	m.f = calloc(frames, sizeof(*m.f));
+	m.f = calloc(frames + OUTS, sizeof(*m.f));
 	m.granule = calloc(packed_pages + 1, IPT_GRANULES);
 	m.block = calloc(blocks + 1, 1);
 	cr_assert(m.f && m.granule && m.block);
+	cr_assert_eq(ipt_holder_add(m.t, "holder"), 0);
 	for (unsigned i = 0; i < FILES; i++) {
 		char name[IPT_NAME_LEN];
 
@@ -1023,6 +1154,8 @@ static void run(uint32_t frames, uint32_t packed_pages, uint32_t blocks, unsigne
 	}
 	if (packed_pages && !UNDER_SLOW)
 		cr_assert_gt(m.did[17], 20, "space ran out");
+	for (int i = 19; i < 22 && packed_pages && !UNDER_SLOW; i++)
+		cr_assert_gt(m.did[i], 100, "%d: %u", i, m.did[i]);
 	cr_log_info("%u out, %u clusters, back %u times; %u claims failed", m.did[15], m.did[16],
 		    m.did[14], m.did[17]);
 	for (int left = VMS; left--;) {

@@ -1007,3 +1007,73 @@ Test(reclaim_vm, templates_pages_go_when_nobody_is_at_them)
 	cr_expect_eq(guest_finds_wrong(FIRST + 20, 1, text, true), 0);
 	all_comes_back();
 }
+
+/* Ours that others would see by aliases; but nobody else does here. */
+static void publish(uint64_t first, uint32_t n)
+{
+	uint32_t done;
+	pthread_mutex_lock(&memory.lock);
+	cr_assert_eq(memory_hide(&memory, gfn(first), n), 0);
+	cr_assert_eq(ipt_publish(table, memory.vm, gfn(first), n, &done), 0);
+	pthread_mutex_unlock(&memory.lock);
+}
+
+static void take_merged_out(struct reclaim_shared *s, uint64_t first, uint32_t n)
+{
+	for (uint64_t g = first; g < first + n; g++)
+		reclaim_merged_out(s, ipt_lookup(table, memory.vm, gfn(g)));
+}
+
+Test(reclaim_vm, merged_pages_go_and_come_back)
+{
+	struct reclaim_clock clock;
+	make(PACKED, 0);
+	const struct reclaimer_links links = {
+		.table = table, .board = board, .store = &store, .link = -1};
+	cr_assert_eq(reclaim_clock_create(&clock, table, board), 0);
+	struct reclaim_shared shared = {.links = &links, .clock = &clock};
+	cr_assert_eq(ipt_holder_add(table, "holder"), 0);
+	fill_all(FIRST, 48, text_or_zero);
+	fill_all(FIRST + 48, 2, noise);
+	publish(FIRST, 50);
+	cr_expect_eq(guest_finds_wrong(FIRST, 48, text_or_zero, false), 0);
+	/* The file that they are in isn't known yet; and then we are at work. */
+	reclaim_set_domain(board, memory.vm, 3);
+	take_merged_out(&shared, FIRST, 1);
+	cr_expect_eq(board->counters.unsettled, 0);
+	domain_fds_put(&shared.files, 3, dup(pool.fd), dup(store.mem_fd));
+	memory_enter(&memory);
+	take_merged_out(&shared, FIRST, 1);
+	memory_leave(&memory);
+	cr_expect_eq(board->counters.unsettled, 1);
+	cr_expect_eq(count(FIRST, 50, IPT_MERGED), 50);
+	shared.later_ns = 0;
+	take_merged_out(&shared, FIRST, 50);
+	cr_expect_eq(count(FIRST, 48, IPT_AWAY), 48);
+	cr_expect_eq(count(FIRST + 48, 2, IPT_MERGED), 2, "they don't pack");
+	cr_expect_eq(ipt_age(table, ipt_lookup(table, memory.vm, gfn(FIRST + 48))), IPT_AGE_MOST);
+	cr_expect_eq(shared.freed, 48);
+	help_audit(table);
+	/* Read, they come into other frames, as merged ones; others' bytes are where they were. */
+	frame_t f;
+	vmid_t taker;
+	cr_assert_eq(ipt_vm_add(table, "taker", INVALID_VMID, &taker), 0);
+	while (ipt_alloc(table, taker, 0, NULL, &f) == 0 && f.v < 50)
+		cr_assert_eq(pwrite(pool.fd, "x", 1, (off_t)f.v << PAGE_SHIFT), 1);
+	cr_expect_eq(guest_finds_wrong(FIRST, 16, text_or_zero, false), 0);
+	cr_expect_eq(device_finds_wrong(FIRST + 16, 8, text_or_zero), 0);
+	cr_expect_eq(count(FIRST, 24, IPT_MERGED), 24);
+	cr_expect(ipt_moved(table, ipt_lookup(table, memory.vm, gfn(FIRST + 3))));
+	/* Written to while they are away, or since they are back. */
+	cr_expect_eq(guest_finds_wrong(FIRST + 8, 24, text_or_zero, true), 0);
+	cr_expect_eq(count(FIRST + 8, 24, IPT_OWN), 24);
+	cr_expect(is_mapped_privately(FIRST + 8, 24));
+	/* Given away by the guest, or taken by its end. */
+	cr_expect_eq(memory_give(&memory, gfn(FIRST + 32), 8), 0);
+	cr_expect_eq(count(FIRST + 32, 8, IPT_VOID), 8);
+	cr_expect_eq(guest_finds_wrong(FIRST, 32, text_or_zero, false), 0);
+	cr_expect_eq(guest_finds_wrong(FIRST + 48, 2, noise, false), 0);
+	cr_expect_eq(ipt_vm_reap(table, taker, pool_clean, &pool), 0);
+	cr_expect_eq(count(FIRST + 40, 8, IPT_AWAY), 8);
+	all_comes_back();
+}
