@@ -146,6 +146,11 @@ bool host_reclaim_is_full(struct host *h);
 /* May the space that a dead VM has in the store be given to others? 0, or -EAGAIN: its writes are still under way. */
 int host_reclaim_may_reap(const struct host_vm *vm);
 
+/* ---- host_drop.c ---------------------------------------------------------------------------- */
+
+/* Drop what the reclaimer asks for on the board, of files that guests share. */
+void host_drop(struct host *h, struct reclaim_board *b);
+
 /* ---- host_keep.c: what the keeper is told (host_keep.h has the rest) ------------------------ */
 
 /* There is no process for it any more, or never was one. */

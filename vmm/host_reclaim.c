@@ -70,14 +70,16 @@ static void sweep(struct host *h)
 
 static void heard(struct host_worker *w, uint32_t id)
 {
+	struct host_reclaimer *g = container(struct host_reclaimer, worker, w);
 	struct host_vm *vm = id ? host_vm_by_id(w->host, vmid(id)) : NULL;
 	if (vm)
 		host_order(vm, ORDER_RECLAIM);
 	if (!id) {
+		host_drop(w->host, g->board);
 		sweep(w->host);
 		host_feed_the_hungry(w->host);
 		host_tell_starved(w->host);
-		told(container(struct host_reclaimer, worker, w));
+		told(g);
 	}
 }
 

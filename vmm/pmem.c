@@ -372,6 +372,27 @@ static uint64_t count(const struct pageset *s)
 	return all;
 }
 
+static bool has_any(const struct pageset *s, uint64_t page, uint64_t count)
+{
+	uint64_t at = page;
+	return page < s->pages && pageset_next(s, &at, 1) && at < page + count;
+}
+
+bool pmem_is_dirty(const struct pmem_view *v, uint64_t page, uint64_t count)
+{
+	/* A flush moves pages from the one to the other, and adds before it removes: `dirty` twice, as it may move back. */
+	return v->share && (has_any(&v->dirty, page, count) || has_any(&v->writing, page, count) ||
+			    has_any(&v->dirty, page, count));
+}
+
+bool pmem_left_dirty(const struct pmem_file *f, uint64_t page, uint64_t count)
+{
+	const struct pmem_view *v = f->left;
+	while (v && !pmem_is_dirty(v, page, count))
+		v = v->next;
+	return v != NULL;
+}
+
 uint64_t pmem_dirty_pages(const struct pmem_view *v)
 {
 	return v->share ? count(&v->dirty) + count(&v->writing) : 0;

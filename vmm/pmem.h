@@ -122,6 +122,10 @@ int pmem_view_adopt(struct pmem_file *f, struct ipt *table, gfn_t first, uint64_
 int pmem_adopt(struct pmem_view *v, int fd, char *error);
 /* Pages that the guest has written since they were last durable. */
 uint64_t pmem_dirty_pages(const struct pmem_view *v);
+/* Is one of these pages of the file among them, or being written? Host. */
+bool pmem_is_dirty(const struct pmem_view *v, uint64_t page, uint64_t count);
+/* The same for the views that are left of guests that are gone. */
+bool pmem_left_dirty(const struct pmem_file *f, uint64_t page, uint64_t count);
 /* The view's process is gone: write back what is left, this view's and that of earlier ones. -errno
  * with words; the pages that could not be written are kept for the next try. */
 int pmem_finish(struct pmem_view *v, char *error);

@@ -56,14 +56,25 @@ static void run_failed(struct pmem_view *v, int error)
 		v->flush.error = error;
 }
 
-/* Find the frames of the run, which is shortened where they come in too many pieces. A frame of a file stays
- * the file's while it has a view; so there is nothing to pin. */
+/* The frame of a page that is to be written: it stays the file's, since it is in a set. One that is written to just
+ * while it was to be dropped (host_drop.c) is missing for that moment, in which the registry is locked. */
+static frame_t frame_of(const struct pmem_view *v, uint64_t page)
+{
+	frame_t f = ipt_lookup(v->table, v->file->id, gfn(page));
+	if (!frame_valid(f)) {
+		ipt_mend(v->table); /* which waits for that lock */
+		f = ipt_lookup(v->table, v->file->id, gfn(page));
+	}
+	return f;
+}
+
+/* Find the frames of the run, which is shortened where they come in too many pieces. There is nothing to pin. */
 static int find_frames(struct pmem_view *v)
 {
 	v->flush.rest = v->flush.iov;
 	v->flush.pieces = 0;
 	for (uint64_t i = 0; i < v->flush.count; i++) {
-		frame_t f = ipt_lookup(v->table, v->file->id, gfn(v->flush.first + i));
+		frame_t f = frame_of(v, v->flush.first + i);
 		if (!frame_valid(f))
 			return -EIO; /* who put the page into the set had found it there */
 		if (ipt_health(v->table, f) != IPT_GOOD) { /* what the guest wrote is lost */
@@ -87,7 +98,7 @@ static int find_frames(struct pmem_view *v)
 static void keep_pinned_dirty(struct pmem_view *v)
 {
 	for (uint64_t i = 0; i < v->flush.count; i++) {
-		frame_t f = ipt_lookup(v->table, v->file->id, gfn(v->flush.first + i));
+		frame_t f = frame_of(v, v->flush.first + i);
 		struct ipt_owner o;
 		if (frame_valid(f) && ipt_owner(v->table, f, &o) == 0 && o.pins)
 			pageset_add(&v->dirty, v->flush.first + i, 1);
@@ -107,8 +118,7 @@ static int check_size(const struct pmem_view *v)
 static bool run_is_lost(const struct pmem_view *v)
 {
 	for (uint64_t i = 0; i < v->flush.count; i++)
-		if (ipt_health(v->table, ipt_lookup(v->table, v->file->id,
-						    gfn(v->flush.first + i))) != IPT_GOOD)
+		if (ipt_health(v->table, frame_of(v, v->flush.first + i)) != IPT_GOOD)
 			return true;
 	return false;
 }

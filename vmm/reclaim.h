@@ -60,7 +60,8 @@ struct reclaim_desk {
 	_Atomic uint32_t stall10, stall60;
 	/* The sharing domain, by number: in which file of the pool its frames are. */
 	_Atomic uint32_t domain;
-	/* A file's desk: its pages may be dropped, as no guest writes to them. Set by the host. */
+	/* A file's desk: its pages may be dropped, as no guest writes to them. Where one does the host knows which may. Set
+	 * by the host. */
 	_Atomic uint32_t droppable;
 	/* Odd while the VM is at frames that it looked up and that may be others'; written by the VM. */
 	_Atomic uint32_t at_work;
@@ -99,6 +100,18 @@ struct reclaim_wish {
 	_Atomic uint32_t freed;
 };
 
+/* Pages of files that guests share, to be dropped by the host if nobody has written to them since they were written
+ * back; it says how many frames came free by that. */
+#define RECLAIM_DROPS 64
+struct reclaim_drops {
+	_Atomic uint32_t state; /* enum reclaim_state */
+	uint32_t freed, pieces;
+	struct {
+		uint32_t file, frame, n; /* n pages, at most a cluster */
+		uint64_t page;
+	} piece[RECLAIM_DROPS];
+};
+
 struct reclaim_board {
 	_Atomic uint32_t bell; /* a futex: rung by adding to it */
 	_Atomic uint32_t rung; /* the pool was found short, and the reclaimer hasn't looked since */
@@ -106,6 +119,7 @@ struct reclaim_board {
 	_Atomic uint32_t
 		full; /* nothing more can be taken out: the store is full, or all is in use */
 	struct reclaim_wish wish;
+	struct reclaim_drops drops;
 	struct reclaim_counters counters;
 	uint32_t desks; /* ids below this have one */
 	struct reclaim_desk desk[];

@@ -51,7 +51,7 @@ static void survey_vm(struct reclaim_clock *c, uint32_t id)
 	struct ipt_vm_info info;
 	bool known = ipt_vm_info(c->table, vmid(id), &info) == 0 && !info.dying;
 	bool live = known && info.kind == IPT_VM;
-	v->is_file = known && info.kind == IPT_FILE && c->board->desk[id].droppable;
+	v->is_file = known && info.kind == IPT_FILE;
 	v->is_shared = known && (info.kind == IPT_TEMPLATE || v->is_file);
 	if (live && !v->live)
 		*v = (struct reclaim_vm){.active = 1};

@@ -31,7 +31,7 @@
 struct reclaim_vm {
 	bool live;      /* a guest that may be asked */
 	bool is_shared; /* a template, or: */
-	bool is_file;   /* a file whose pages may be dropped */
+	bool is_file;   /* a file, whose pages are dropped */
 	enum reclaim_turn turn;
 	uint32_t out;    /* its own, out of memory */
 	uint32_t frames; /* its own, in memory */

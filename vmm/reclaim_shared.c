@@ -103,6 +103,32 @@ static void drop(struct reclaim_shared *s, vmid_t file, gfn_t first, frame_t f, 
 	s->freed += n;
 }
 
+/* A guest writes to some of the file's pages: the host knows which. */
+static void leave_to_host(struct reclaim_shared *s, vmid_t file, gfn_t first, frame_t f, uint32_t n)
+{
+	struct reclaim_drops *d = &s->links->board->drops;
+	if (atomic_load_explicit(&d->state, memory_order_acquire) != RECLAIM_FREE ||
+	    s->drops == RECLAIM_DROPS)
+		return; /* the hand comes by again */
+	d->piece[s->drops++] = (typeof(d->piece[0])){file.v, f.v, n, first.v};
+}
+
+bool reclaim_shared_ask(struct reclaim_shared *s)
+{
+	struct reclaim_drops *d = &s->links->board->drops;
+	uint32_t state = atomic_load_explicit(&d->state, memory_order_acquire);
+	if (state == RECLAIM_DONE) {
+		s->freed += d->freed;
+		atomic_store_explicit(&d->state, state = RECLAIM_FREE, memory_order_relaxed);
+	}
+	if (state != RECLAIM_FREE || !s->drops)
+		return false;
+	d->pieces = s->drops;
+	d->freed = s->drops = 0;
+	atomic_store_explicit(&d->state, RECLAIM_ASKED, memory_order_release);
+	return true;
+}
+
 /* Looked up once: from one domain's file of the pool into the same one's packed memory, whoever writes on boards. False: we
  * are still to hear of it. */
 static bool look_up_files(struct reclaim_shared *s, vmid_t vm)
@@ -124,7 +150,9 @@ void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n
 	    !look_up_files(s, vm))
 		return;
 	if (info.kind == IPT_FILE) {
-		drop(s, vm, first, f, n);
+		const struct reclaim_desk *d = reclaim_desk(s->links->board, vm);
+		bool here = d && atomic_load_explicit(&d->droppable, memory_order_acquire);
+		(here ? drop : leave_to_host)(s, vm, first, f, n);
 		return;
 	}
 	int rc = s->store.mem_pages ? out(s, vm, first, f, n) : -ENOSPC;

@@ -16,11 +16,14 @@ struct reclaim_shared {
 	struct store store;      /* and where they go to */
 	uint64_t freed;          /* frames */
 	uint64_t later_ns;       /* a VM was at frames that it looked up; nothing before then */
+	uint32_t drops;          /* that the host is to be asked for */
 };
 
 /* A clock's `shared` and `merged`, with a struct reclaim_shared. These pages go into the packed memory only: what doesn't
  * pack stays. */
 void reclaim_shared_out(void *ctx, vmid_t vm, gfn_t first, frame_t f, uint32_t n);
 void reclaim_merged_out(void *ctx, frame_t f);
+/* What the host was asked to drop, and whether there is more for it. True: it is to be rung. */
+bool reclaim_shared_ask(struct reclaim_shared *s);
 
 #endif

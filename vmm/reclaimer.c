@@ -233,6 +233,7 @@ static bool is_gone(const struct reclaimer *r, uint32_t id)
 static void collect(struct reclaimer *r)
 {
 	uint64_t now = clock_ns(), before = r->freed;
+	bool ask = reclaim_shared_ask(&r->shared);
 	r->freed += r->shared.freed;
 	r->shared.freed = 0;
 	for (uint32_t id = 1; id < r->clock.vms && r->asked; id++) {
@@ -266,7 +267,7 @@ static void collect(struct reclaimer *r)
 			hear_late(r, id, now);
 	look_at_stalls(r);
 	look_at_turns(r);
-	if (r->freed != before)
+	if (r->freed != before || ask)
 		ring_host(r, 0); /* feed the hungry */
 }
 
@@ -290,6 +291,7 @@ static void inherit(struct reclaimer *r)
 		if (atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire) !=
 		    RECLAIM_FREE)
 			r->note[id].deaf_until_ns = 1;
+	ring_host(r, 0); /* it may not have heard what it was asked for */
 }
 
 static uint32_t bell_of(const struct reclaimer *r)
