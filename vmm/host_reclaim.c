@@ -58,14 +58,14 @@ static int settle(void *host)
 	return reclaim_settle(h->reclaimer->board, h->table);
 }
 
-/* Frames of merged pages that went out and were being looked at, or whose reclaimer died then. */
-static void sweep(struct host *h)
+/* Frames of merged pages that went out and were being looked at, or whose reclaimer died then. True: some are left, as
+ * somebody is at work. */
+static bool sweep(struct host *h)
 {
 	static const struct ipt_out_ops ops = {NULL, settle, host_domain_clean_all};
 	struct ipt_vm_info info;
-	if (h->reclaimer && ipt_vm_info(h->table, ipt_holder(h->table), &info) == 0 &&
-	    info.frames[IPT_LIMBO])
-		ipt_holder_sweep(h->table, &ops, h); /* or another time */
+	return ipt_vm_info(h->table, ipt_holder(h->table), &info) == 0 && info.frames[IPT_LIMBO] &&
+	       ipt_holder_sweep(h->table, &ops, h);
 }
 
 static void heard(struct host_worker *w, uint32_t id)
@@ -76,7 +76,8 @@ static void heard(struct host_worker *w, uint32_t id)
 		host_order(vm, ORDER_RECLAIM);
 	if (!id) {
 		host_drop(w->host, g->board);
-		sweep(w->host);
+		if (sweep(w->host))
+			host_set_tick(w->host, true);
 		host_feed_the_hungry(w->host);
 		host_tell_starved(w->host);
 		told(g);
@@ -163,7 +164,7 @@ int host_reclaim_start(struct host *h, char *error)
 
 bool host_reclaim_tick(struct host *h)
 {
-	return h->reclaimer && host_worker_tick(&h->reclaimer->worker);
+	return h->reclaimer && (host_worker_tick(&h->reclaimer->worker) | sweep(h));
 }
 
 void host_reclaim_destroy(struct host *h)
