@@ -8,7 +8,7 @@
 
 #define MERGE_STEP 64 /* frames looked at in one step */
 
-/* What the merger is about to ask for. Returns which pages were done, a bit each. */
+/* What the merger is about to ask for. Returns which pages were done, a bit each, counted over all pieces. */
 typedef uint64_t merge_ask_fn(void *ctx, const struct merge_request *r);
 
 struct merge_vm; /* what a pass knows of a VM */
@@ -19,15 +19,22 @@ struct merge_scan {
 	struct merge_board *board;
 	merge_ask_fn *ask;
 	void *ctx;
-	uint32_t *tag;       /* of each frame's contents when it was last looked at; 0: never */
-	uint32_t *domain;    /* of each frame that is shared */
+	uint32_t *tag; /* of each frame's contents when it was last looked at; 0: never */
+	uint32_t *
+		domain; /* of each frame that is shared; of a template's, whose (OF_TEMPLATE) its tag is */
 	struct merge_vm *vm; /* by id */
 	uint32_t pass;
 	struct merge_set shared; /* frames that are, or were, shared */
 	struct merge_set seen;   /* private ones that this pass came by, which don't change */
 	struct merge_run run;
-	bool short_runs;                    /* take these too */
-	uint8_t *bytes;                     /* of a step's frames */
+	struct merge_run batch
+		[MERGE_RUN];  /* of one VM, MERGE_RUN pages at most, which are asked for together */
+	uint32_t runs, pages; /* in it */
+	struct merge_request request;
+	bool short_runs;   /* take these too */
+	uint64_t young_ns; /* a clone keeps what it has of the template's for so long */
+	uint64_t now_ns;   /* when the pass began; set by the caller before */
+	uint8_t *bytes;    /* of a step's frames */
 	uint64_t scanned_bytes, pages_done; /* so far */
 };
 
