@@ -16,6 +16,7 @@
 
 #define SHORTEST   4 /* run of pages that aren't zero; but */
 #define SHORT_IN   4 /* one pass in so many takes shorter ones, after longer ones had their chance */
+#define CALM_MOST  5          /* times: then a frame is hashed in one pass of 16 */
 #define SEEN_MOST  (1u << 22) /* 48 MiB of memory */
 #define NO_FRAME_V UINT32_MAX
 
@@ -35,11 +36,12 @@ int merge_scan_create(struct merge_scan *s)
 	uint32_t frames = ipt_config(s->table)->frames;
 	/* calloc of large sizes is memory that is there only once it is used. */
 	s->tag = calloc(frames, sizeof *s->tag);
+	s->calm = calloc(frames, sizeof *s->calm);
 	s->domain = calloc(frames, sizeof *s->domain);
 	s->vm = calloc(s->board->vms, sizeof *s->vm);
 	s->bytes = malloc(MERGE_STEP * PAGE_SIZE);
 	s->seen.most = SEEN_MOST;
-	if (s->tag && s->domain && s->vm && s->bytes)
+	if (!merge_again_create(&s->again) && s->tag && s->calm && s->domain && s->vm && s->bytes)
 		return 0;
 	merge_scan_destroy(s);
 	return -ENOMEM;
@@ -48,9 +50,11 @@ int merge_scan_create(struct merge_scan *s)
 void merge_scan_destroy(struct merge_scan *s)
 {
 	free(s->tag);
+	free(s->calm);
 	free(s->domain);
 	free(s->vm);
 	free(s->bytes);
+	merge_again_destroy(&s->again);
 	merge_set_free(&s->shared);
 	merge_set_free(&s->seen);
 }
@@ -152,9 +156,8 @@ static bool are_shared(const struct merge_scan *s, const struct merge_run *r)
 /* A page of a run wasn't done. */
 static void look_again(struct merge_scan *s, const struct merge_run *r, uint32_t k)
 {
-	if (r->returns)
-		s->tag[r->frame + k] = 0;
-	else if (r->target != NO_FRAME_V)
+	s->tag[r->frame + k] = 0;
+	if (op_of(r) == MERGE_MERGE)
 		forget_shared(s, frame(r->target + k));
 }
 
@@ -178,7 +181,10 @@ static void flush_batch(struct merge_scan *s)
 	s->pages_done += (unsigned)__builtin_popcountll(done);
 	for (uint32_t i = 0; i < s->runs; i++)
 		for (uint32_t k = 0; k < s->batch[i].count; k++, done >>= 1)
-			if (!(done & 1))
+			if (done & 1)
+				merge_again_note(&s->again, s->batch[i].vm, s->batch[i].gfn + k,
+						 s->pass);
+			else
 				look_again(s, &s->batch[i], k);
 	s->runs = s->pages = 0;
 }
@@ -312,6 +318,20 @@ static void match(struct merge_scan *s, struct merge_run *page)
 		merge_set_add(&s->seen, s->tag[page->frame], page->domain, frame(page->frame));
 }
 
+/* Has a frame the tag that it had in the pass before? One that hasn't changed for long is hashed every second pass, then
+ * every fourth, and so on: hashing is most of what a pass costs. */
+static bool is_stable(struct merge_scan *s, frame_t f, const uint8_t *bytes)
+{
+	uint32_t was = s->tag[f.v];
+	uint8_t calm = was ? s->calm[f.v] : 0;
+	if (calm > 1 && (s->pass + f.v) % (1u << (calm - 1)))
+		return true;
+	s->tag[f.v] = tag_of(bytes);
+	bool stable = s->tag[f.v] == was;
+	s->calm[f.v] = !stable ? 0 : calm < CALM_MOST ? (uint8_t)(calm + 1) : calm;
+	return stable;
+}
+
 static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_owner *o,
 			    const uint8_t *bytes)
 {
@@ -321,9 +341,8 @@ static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_ow
 				 .frame = f.v,
 				 .target = NO_FRAME_V,
 				 .domain = domain_of(s, o->vm)};
-	uint32_t was = s->tag[f.v];
-	s->tag[f.v] = tag_of(bytes);
-	if (s->tag[f.v] != was || !page.domain)
+	if (!is_stable(s, f, bytes) || !page.domain ||
+	    merge_again_is_soon(&s->again, page.vm, page.gfn, s->pass))
 		return;
 	if (!is_templates(s, &page) && !is_zero(bytes)) {
 		match(s, &page);

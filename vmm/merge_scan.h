@@ -4,6 +4,7 @@
 
 #include "vmm/domain_fds.h"
 #include "vmm/merge.h"
+#include "vmm/merge_again.h"
 #include "vmm/merge_set.h"
 
 #define MERGE_STEP 64 /* frames looked at in one step */
@@ -20,15 +21,17 @@ struct merge_scan {
 	merge_ask_fn *ask;
 	void *ctx;
 	uint32_t *tag; /* of each frame's contents when it was last looked at; 0: never */
-	uint32_t *
-		domain; /* of each frame that is shared; of a template's, whose (OF_TEMPLATE) its tag is */
+	/* The domain of each that is shared; of a template's, whose its tag is (OF_TEMPLATE). */
+	uint32_t *domain;
+	uint8_t *calm;       /* times in a row that each was looked at, and hadn't changed */
 	struct merge_vm *vm; /* by id */
 	uint32_t pass;
-	struct merge_set shared; /* frames that are, or were, shared */
-	struct merge_set seen;   /* private ones that this pass came by, which don't change */
+	struct merge_set shared;  /* frames that are, or were, shared */
+	struct merge_set seen;    /* private ones that this pass came by, which don't change */
+	struct merge_again again; /* pages that were given back */
 	struct merge_run run;
-	struct merge_run batch
-		[MERGE_RUN];  /* of one VM, MERGE_RUN pages at most, which are asked for together */
+	/* Runs of one VM, MERGE_RUN pages at most, which are asked for together. */
+	struct merge_run batch[MERGE_RUN];
 	uint32_t runs, pages; /* in it */
 	struct merge_request request;
 	bool short_runs;   /* take these too */
