@@ -15,8 +15,9 @@
 #include "vmm/link.h"
 #include "vmm/memory.h"
 
-#define MERGE_RUN \
-	64 /* pages to a request, at most: a bit each in the answer; and so pieces, at most */
+#define MERGE_RUN 64 /* pages to a request, at most: a bit each in the answer */
+#define MERGE_PIECES \
+	16 /* and runs of such: each costs as much as five pages, and faults wait meanwhile */
 
 enum merge_op {
 	MERGE_ZERO,    /* pages that hold only zeroes: make them void */
@@ -40,7 +41,7 @@ struct merge_request {
 	uint32_t vm; /* id */
 	uint32_t domain;
 	uint32_t pieces; /* of MERGE_RUN pages together, at most */
-	struct merge_piece piece[MERGE_RUN];
+	struct merge_piece piece[MERGE_PIECES];
 };
 
 struct merge_answer {

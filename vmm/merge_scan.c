@@ -198,7 +198,7 @@ static void flush(struct merge_scan *s)
 			 !look_at_vm(s, r.vm)->template))
 		return;
 	if (s->runs && (s->batch[0].vm != r.vm || s->batch[0].domain != r.domain ||
-			s->pages + r.count > MERGE_RUN))
+			s->runs == MERGE_PIECES || s->pages + r.count > MERGE_RUN))
 		flush_batch(s);
 	s->batch[s->runs++] = r;
 	s->pages += r.count;

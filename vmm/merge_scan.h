@@ -31,7 +31,7 @@ struct merge_scan {
 	struct merge_again again; /* pages that were given back */
 	struct merge_run run;
 	/* Runs of one VM, MERGE_RUN pages at most, which are asked for together. */
-	struct merge_run batch[MERGE_RUN];
+	struct merge_run batch[MERGE_PIECES];
 	uint32_t runs, pages; /* in it */
 	struct merge_request request;
 	bool short_runs;   /* take these too */

@@ -196,6 +196,15 @@ static int save_what_slipped(const struct job *j, uint32_t i, uint32_t n, int pa
 	return rc;
 }
 
+/* Who reads them need not fault; that would look at what is around, too (share.c). If it fails, he does. */
+static void show(const struct memory *m, gfn_t first, uint32_t n)
+{
+	int error;
+	if (n)
+		fault_continue(m->uffd, window_at(&m->window, first), (uint64_t)n << PAGE_SHIFT,
+			       &error);
+}
+
 /* Pages i.. have aliases of frames that hold the same: map these. */
 static int map_merged(struct job *j, uint32_t i, uint32_t n, frame_t target, int pagemap)
 {
@@ -213,6 +222,7 @@ static int map_merged(struct job *j, uint32_t i, uint32_t n, frame_t target, int
 			;
 		j->done |= run ? bits(k, run) : 0;
 		memory_free(m, frame_add(j->own, k), run);
+		show(m, gfn_add(j->first, k), run);
 	}
 	return rc;
 }
@@ -364,14 +374,14 @@ static int do_piece(struct memory *m, const struct merge_piece *r, uint64_t *don
 static bool makes_sense(const struct merge_request *r)
 {
 	uint32_t pages = 0;
-	for (uint32_t i = 0; i < r->pieces && i < MERGE_RUN; i++) {
+	for (uint32_t i = 0; i < r->pieces && i < MERGE_PIECES; i++) {
 		const struct merge_piece *p = &r->piece[i];
 		if (!p->count || p->count > MERGE_RUN || p->gfn >= IPT_MAX_GFN ||
 		    p->op >= MERGE_OPS)
 			return false;
 		pages += p->count;
 	}
-	return r->pieces && r->pieces <= MERGE_RUN && pages <= MERGE_RUN;
+	return r->pieces && r->pieces <= MERGE_PIECES && pages <= MERGE_RUN;
 }
 
 static int obey(struct memory *m, const struct merge_board *b, const struct merge_request *r,

@@ -123,6 +123,7 @@ _Noreturn void merger_process(const struct merger_links *l)
 {
 	static struct merger m;
 	prctl(PR_SET_NAME, "merger");
+	prctl(PR_SET_THP_DISABLE, 1); /* what is kept for each frame is used here and there */
 	m = (struct merger){.scan = {.table = l->table,
 				     .board = l->board,
 				     .ask = ask,

@@ -194,19 +194,24 @@ Test(merge_scan, a_young_clone_keeps_what_was_copied_for_it)
 	expect_asked(0, MERGE_RETURN, c, 32, 16);
 }
 
-/* More than 64 pages of a VM that don't follow each other are as many requests as it takes. */
-Test(merge_scan, requests_have_room_for_64_pages)
+/* What doesn't fit in one request is left to the next. */
+Test(merge_scan, requests_have_room_for_64_pages_in_16_runs)
 {
 	make();
-	vmid_t a = vm("a", 1);
-	for (uint64_t g = 32; g < 32 + 7 * 32; g += 32) {
+	vmid_t a = vm("a", 1), b = vm("b", 1);
+	for (uint64_t g = 32; g < 32 + 9 * 32; g += 32) {
 		frame_t f = pages(a, g, 0);
 		((uint64_t *)pool_at(&pool[1], frame_add(f, 5)))[0] = g;
 	}
+	for (uint64_t g = 32; g < 32 + 5 * 32; g += 32) {
+		frame_t f = pages(b, g, 0);
+		for (uint32_t i = 0; i < 16; i += 4)
+			((uint64_t *)pool_at(&pool[1], frame_add(f, i)))[0] = g + i;
+	}
 	pass();
 	pass();
-	cr_expect_eq(n_asked, 14);
-	cr_expect_eq(requests, 2, "%u requests", requests);
+	cr_expect_eq(n_asked, 18 + 20, "%u pieces", n_asked);
+	cr_expect_eq(requests, 3 + 2, "%u requests", requests);
 }
 
 Test(merge_scan, zeroes_are_given_back_without_an_equal)
