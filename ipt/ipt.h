@@ -419,6 +419,8 @@ struct ipt_owner {
 	uint32_t pins;
 };
 int ipt_owner(struct ipt *t, frame_t f, struct ipt_owner *out);
+/* The first frame from f on that is, or ever was, in use: for who looks at all of them. INVALID_FRAME: none. No lock. */
+frame_t ipt_next_used(struct ipt *t, frame_t f);
 
 /*
  * Tell everyone who sees a frame, that is, to whose gfn a look-up gives it: its owner (OWN) or those

@@ -346,6 +346,14 @@ uint32_t ipt_free_frames(struct ipt *t)
 	return sum;
 }
 
+frame_t ipt_next_used(struct ipt *t, frame_t f)
+{
+	for (; f.v < t->frames; f.v = zone_start(t, zone_of(t, f.v) + 1))
+		if (f.v < zone_mark(t, zone_of(t, f.v)))
+			return f;
+	return INVALID_FRAME;
+}
+
 int ipt_largest_order(struct ipt *t)
 {
 	for (int order = IPT_MAX_ORDER; order >= 0; order--) {

@@ -103,6 +103,7 @@ struct mailbox {
 	_Atomic uint64_t predicted_frames; /* of them: copied before it ran */
 	_Atomic uint64_t zero_frames;      /* given back, since they held only zeroes */
 	_Atomic uint64_t merged_frames;    /* given back for shared ones that held the same */
+	_Atomic uint64_t returned_frames;  /* for the template's */
 	_Atomic uint64_t published_frames; /* own ones that became shared */
 	_Atomic uint64_t given_frames;     /* freed, since the guest gave what they held */
 	struct mailbox_balloon balloon;

@@ -1,6 +1,7 @@
 #include "vmm/memory.h"
 #include "vmm/error.h"
 #include "vmm/evict.h"
+#include "vmm/merge.h"
 #include "vmm/reclaim.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -295,6 +296,7 @@ void memory_rest(struct memory *m)
 	ipt_rest(m->table);
 	pool_rest(m->pool);
 	evict_rest();
+	merge_rest();
 	fetch_rest();
 	pthread_mutex_unlock(&m->lock);
 }

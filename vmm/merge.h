@@ -16,29 +16,38 @@
 #include "vmm/memory.h"
 
 #define MERGE_RUN 64 /* pages to a request, at most: a bit each in the answer */
+#define MERGE_PIECES \
+	16 /* and runs of such: each costs as much as five pages, and faults wait meanwhile */
 
 enum merge_op {
 	MERGE_ZERO,    /* pages that hold only zeroes: make them void */
 	MERGE_PUBLISH, /* own frames become shared ones */
 	MERGE_MERGE, /* own frames give way to the shared ones from `frame` on, which hold the same */
+	MERGE_RETURN, /* own frames give way to what the template has there, which is the same again */
 	MERGE_OPS
 };
 
 enum merge_state { MERGE_FREE, MERGE_ASKED, MERGE_TAKEN, MERGE_DONE };
 
-struct merge_request {
-	uint32_t op;
-	uint32_t vm; /* id */
+/* Pages that follow each other, and what is to be done with them. */
+struct merge_piece {
 	uint64_t gfn;
+	uint32_t op;
 	uint32_t count; /* 1 to MERGE_RUN */
 	uint32_t frame; /* of MERGE_MERGE */
+};
+
+struct merge_request {
+	uint32_t vm; /* id */
 	uint32_t domain;
+	uint32_t pieces; /* of MERGE_RUN pages together, at most */
+	struct merge_piece piece[MERGE_PIECES];
 };
 
 struct merge_answer {
-	/* -ENOSPC: the VM has as many mappings as it may have; -EPERM: it is in another domain; -EINVAL */
+	/* -ENOSPC: for some pieces the VM has too many mappings; -EPERM: it is in another domain; -EINVAL */
 	int32_t status;
-	uint64_t done; /* bit i: page i was done */
+	uint64_t done; /* bit i: page i, counted over all pieces, was done */
 	uint64_t ns;   /* of a CPU */
 };
 
@@ -79,6 +88,8 @@ void merge_settle(struct merge_board *b, struct ipt *table);
 /* The VM's side: do what is asked, if it is asked of this VM. 0; -errno if the window is not what the table says any
  * more, and the VM can't go on. Loop's thread. */
 int merge_take(struct memory *m, struct merge_board *b);
+/* Give back what was needed for comparing. */
+void merge_rest(void);
 
 struct merger_links {
 	struct ipt *table;

@@ -16,13 +16,19 @@
 
 #define SHORTEST   4 /* run of pages that aren't zero; but */
 #define SHORT_IN   4 /* one pass in so many takes shorter ones, after longer ones had their chance */
+#define CALM_MOST  5          /* times: then a frame is hashed in one pass of 16 */
 #define SEEN_MOST  (1u << 22) /* 48 MiB of memory */
 #define NO_FRAME_V UINT32_MAX
 
+#define OF_TEMPLATE \
+	(UINT32_C(1) << 31) /* no domain, but a template's id, is beside a frame's tag */
+
 struct merge_vm {
-	uint32_t pass; /* when this was found out */
-	bool runs;     /* a VM, not a template */
-	bool left;     /* alone */
+	uint64_t since_ns; /* seen in all passes */
+	uint32_t pass;     /* when this was found out */
+	uint32_t template; /* id; 0: none */
+	bool runs;         /* a VM, not a template */
+	bool left;         /* alone */
 };
 
 int merge_scan_create(struct merge_scan *s)
@@ -30,11 +36,12 @@ int merge_scan_create(struct merge_scan *s)
 	uint32_t frames = ipt_config(s->table)->frames;
 	/* calloc of large sizes is memory that is there only once it is used. */
 	s->tag = calloc(frames, sizeof *s->tag);
+	s->calm = calloc(frames, sizeof *s->calm);
 	s->domain = calloc(frames, sizeof *s->domain);
 	s->vm = calloc(s->board->vms, sizeof *s->vm);
 	s->bytes = malloc(MERGE_STEP * PAGE_SIZE);
 	s->seen.most = SEEN_MOST;
-	if (s->tag && s->domain && s->vm && s->bytes)
+	if (!merge_again_create(&s->again) && s->tag && s->calm && s->domain && s->vm && s->bytes)
 		return 0;
 	merge_scan_destroy(s);
 	return -ENOMEM;
@@ -43,9 +50,11 @@ int merge_scan_create(struct merge_scan *s)
 void merge_scan_destroy(struct merge_scan *s)
 {
 	free(s->tag);
+	free(s->calm);
 	free(s->domain);
 	free(s->vm);
 	free(s->bytes);
+	merge_again_destroy(&s->again);
 	merge_set_free(&s->shared);
 	merge_set_free(&s->seen);
 }
@@ -60,9 +69,12 @@ static struct merge_vm *look_at_vm(struct merge_scan *s, uint32_t id)
 		return &none;
 	struct merge_vm *vm = &s->vm[id];
 	if (vm->pass != s->pass) {
-		*vm = (struct merge_vm){.pass = s->pass};
+		bool goes_on = vm->runs && vm->pass + 1 == s->pass;
+		*vm = (struct merge_vm){.pass = s->pass,
+					.since_ns = goes_on ? vm->since_ns : s->now_ns};
 		vm->runs = ipt_vm_info(s->table, vmid(id), &info) == 0 && !info.dying &&
 			   info.kind == IPT_VM;
+		vm->template = vm->runs ? info.parent.v : 0;
 	}
 	return vm;
 }
@@ -95,40 +107,101 @@ static void forget_shared(struct merge_scan *s, frame_t f)
 	s->tag[f.v] = 0; /* so that the next pass looks again */
 }
 
-static uint64_t publish(struct merge_scan *s, const struct merge_run *r)
+static uint32_t op_of(const struct merge_run *r)
 {
-	const struct merge_request request = {.op = MERGE_PUBLISH,
-					      .vm = r->target_vm,
-					      .gfn = r->target_gfn,
-					      .count = r->count,
-					      .domain = r->domain};
-	uint64_t done = s->ask(s->ctx, &request);
-	for (uint32_t i = 0; i < r->count; i++)
-		if (done >> i & 1)
-			remember_shared(s, frame(r->target + i), r->domain);
-	return done;
+	return r->target == NO_FRAME_V ? MERGE_ZERO : r->returns ? MERGE_RETURN : MERGE_MERGE;
 }
 
+static void begin_request(struct merge_scan *s, uint32_t vm, uint32_t domain)
+{
+	s->request.vm = vm;
+	s->request.domain = domain;
+	s->request.pieces = 0;
+}
+
+static void add_piece(struct merge_scan *s, uint32_t op, uint64_t g, uint32_t count, uint32_t f)
+{
+	s->request.piece[s->request.pieces++] =
+		(struct merge_piece){.gfn = g, .op = op, .count = count, .frame = f};
+}
+
+/* Make shared ones of what the batch is to be merged with, as far as it is `of`'s. */
+static void publish(struct merge_scan *s, uint32_t of)
+{
+	begin_request(s, of, s->batch[0].domain);
+	for (uint32_t i = 0; i < s->runs; i++)
+		if (s->batch[i].target_vm == of)
+			add_piece(s, MERGE_PUBLISH, s->batch[i].target_gfn, s->batch[i].count, 0);
+	uint64_t done = s->ask(s->ctx, &s->request);
+	for (uint32_t i = 0; i < s->runs; i++) {
+		struct merge_run *r = &s->batch[i];
+		if (r->target_vm != of)
+			continue;
+		r->target_vm = 0;
+		for (uint32_t k = 0; k < r->count; k++, done >>= 1)
+			if (done & 1)
+				remember_shared(s, frame(r->target + k), r->domain);
+	}
+}
+
+static bool are_shared(const struct merge_scan *s, const struct merge_run *r)
+{
+	struct ipt_owner o;
+	for (uint32_t k = 0; k < r->count; k++)
+		if (ipt_owner(s->table, frame(r->target + k), &o) || o.state != IPT_SHARED)
+			return false;
+	return true;
+}
+
+/* A page of a run wasn't done. */
+static void look_again(struct merge_scan *s, const struct merge_run *r, uint32_t k)
+{
+	s->tag[r->frame + k] = 0;
+	if (op_of(r) == MERGE_MERGE)
+		forget_shared(s, frame(r->target + k));
+}
+
+/* Ask for all that has come together for a VM. */
+static void flush_batch(struct merge_scan *s)
+{
+	if (!s->runs)
+		return;
+	for (uint32_t i = 0; i < s->runs; i++)
+		if (s->batch[i].target_vm && are_shared(s, &s->batch[i]))
+			s->batch[i].target_vm = 0; /* for another VM's batch */
+	for (uint32_t i = 0; i < s->runs; i++)
+		if (s->batch[i].target_vm)
+			publish(s, s->batch[i].target_vm);
+	begin_request(s, s->batch[0].vm, s->batch[0].domain);
+	for (uint32_t i = 0; i < s->runs; i++) {
+		const struct merge_run *r = &s->batch[i];
+		add_piece(s, op_of(r), r->gfn, r->count, r->target);
+	}
+	uint64_t done = s->ask(s->ctx, &s->request);
+	s->pages_done += (unsigned)__builtin_popcountll(done);
+	for (uint32_t i = 0; i < s->runs; i++)
+		for (uint32_t k = 0; k < s->batch[i].count; k++, done >>= 1)
+			if (done & 1)
+				merge_again_note(&s->again, s->batch[i].vm, s->batch[i].gfn + k,
+						 s->pass);
+			else
+				look_again(s, &s->batch[i], k);
+	s->runs = s->pages = 0;
+}
+
+/* The run is as long as it gets. */
 static void flush(struct merge_scan *s)
 {
 	const struct merge_run r = s->run;
-	bool zero = r.target == NO_FRAME_V;
 	s->run.count = 0;
-	if (!r.count || (!zero && r.count < SHORTEST && !s->short_runs))
+	if (!r.count || (op_of(&r) == MERGE_MERGE && r.count < SHORTEST && !s->short_runs &&
+			 !look_at_vm(s, r.vm)->template))
 		return;
-	if (r.target_vm && !publish(s, &r))
-		return;
-	const struct merge_request request = {.op = zero ? MERGE_ZERO : MERGE_MERGE,
-					      .vm = r.vm,
-					      .gfn = r.gfn,
-					      .count = r.count,
-					      .frame = r.target,
-					      .domain = r.domain};
-	uint64_t done = s->ask(s->ctx, &request);
-	s->pages_done += (unsigned)__builtin_popcountll(done);
-	for (uint32_t i = 0; !zero && i < r.count; i++)
-		if (!(done >> i & 1))
-			forget_shared(s, frame(r.target + i));
+	if (s->runs && (s->batch[0].vm != r.vm || s->batch[0].domain != r.domain ||
+			s->runs == MERGE_PIECES || s->pages + r.count > MERGE_RUN))
+		flush_batch(s);
+	s->batch[s->runs++] = r;
+	s->pages += r.count;
 }
 
 /* ---- finding equals ------------------------------------------------------------------------ */
@@ -170,6 +243,42 @@ static frame_t find_seen(struct merge_scan *s, uint32_t tag, uint32_t domain, fr
 	}
 }
 
+/* The tag of a template's frame, which changes no more; 0: unknown. */
+static uint32_t tag_of_template(struct merge_scan *s, frame_t f, uint32_t template, uint32_t domain)
+{
+	struct ipt_owner o;
+	uint8_t page[PAGE_SIZE];
+	if (ipt_owner(s->table, f, &o) || (o.state != IPT_PRIVATE && o.state != IPT_SHARED))
+		return 0;
+	if (s->tag[f.v] &&
+	    s->domain[f.v] == (o.state == IPT_SHARED ? domain : OF_TEMPLATE | template))
+		return s->tag[f.v];
+	if (pread(domain_fd(&s->files, domain), page, sizeof page, (off_t)f.v << PAGE_SHIFT) !=
+	    (ssize_t)sizeof page)
+		return 0;
+	s->scanned_bytes += PAGE_SIZE;
+	if (o.state == IPT_SHARED)
+		return tag_of(page);
+	s->domain[f.v] = OF_TEMPLATE | template;
+	return s->tag[f.v] = tag_of(page);
+}
+
+/* Is the page what its VM's template has there? Not for a young clone: what was copied ahead for it (memory_copy_ahead) it is
+ * about to write to. */
+static bool is_templates(struct merge_scan *s, struct merge_run *page)
+{
+	const struct merge_vm *vm = look_at_vm(s, page->vm);
+	struct ipt_place p;
+	if (!vm->template || s->now_ns - vm->since_ns < s->young_ns ||
+	    !ipt_place(s->table, vmid(vm->template), gfn(page->gfn), 1, &p) ||
+	    !frame_valid(p.frame) || p.kind == IPT_FILE_PAGE ||
+	    tag_of_template(s, p.frame, vm->template, page->domain) != s->tag[page->frame])
+		return false;
+	page->returns = true;
+	page->target = p.frame.v;
+	return true;
+}
+
 /* Fill in what the page is to be merged with. False: nothing is known that holds the same. */
 static bool find_equal(struct merge_scan *s, struct merge_run *page)
 {
@@ -200,13 +309,27 @@ static void match(struct merge_scan *s, struct merge_run *page)
 	if (found && merge_run_extend(&s->run, page, MERGE_RUN))
 		return;
 	if (found && s->run.count) {
-		flush(s); /* which may have made shared ones of what was found */
+		flush(s);
 		found = find_equal(s, page);
 	}
 	if (found)
 		s->run = *page;
 	else
 		merge_set_add(&s->seen, s->tag[page->frame], page->domain, frame(page->frame));
+}
+
+/* Has a frame the tag that it had in the pass before? One that hasn't changed for long is hashed every second pass, then
+ * every fourth, and so on: hashing is most of what a pass costs. */
+static bool is_stable(struct merge_scan *s, frame_t f, const uint8_t *bytes)
+{
+	uint32_t was = s->tag[f.v];
+	uint8_t calm = was ? s->calm[f.v] : 0;
+	if (calm > 1 && (s->pass + f.v) % (1u << (calm - 1)))
+		return true;
+	s->tag[f.v] = tag_of(bytes);
+	bool stable = s->tag[f.v] == was;
+	s->calm[f.v] = !stable ? 0 : calm < CALM_MOST ? (uint8_t)(calm + 1) : calm;
+	return stable;
 }
 
 static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_owner *o,
@@ -218,11 +341,10 @@ static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_ow
 				 .frame = f.v,
 				 .target = NO_FRAME_V,
 				 .domain = domain_of(s, o->vm)};
-	uint32_t was = s->tag[f.v];
-	s->tag[f.v] = tag_of(bytes);
-	if (s->tag[f.v] != was || !page.domain)
+	if (!is_stable(s, f, bytes) || !page.domain ||
+	    merge_again_is_soon(&s->again, page.vm, page.gfn, s->pass))
 		return;
-	if (!is_zero(bytes)) {
+	if (!is_templates(s, &page) && !is_zero(bytes)) {
 		match(s, &page);
 	} else if (!merge_run_extend(&s->run, &page, MERGE_RUN)) {
 		flush(s);
@@ -322,6 +444,8 @@ static uint32_t skip(struct merge_scan *s, uint32_t f, uint32_t end, uint32_t bu
 uint32_t merge_scan_step(struct merge_scan *s, uint32_t f)
 {
 	uint32_t frames = ipt_config(s->table)->frames, domain, other;
+	frame_t used = ipt_next_used(s->table, frame(f));
+	f = frame_valid(used) ? used.v : frames;
 	uint32_t end = frames - f > MERGE_STEP ? f + MERGE_STEP : frames;
 	while ((f = skip(s, f, end, 0, &domain)) < end) {
 		off_t data = lseek(domain_fd(&s->files, domain), (off_t)f << PAGE_SHIFT, SEEK_DATA);
@@ -336,5 +460,6 @@ uint32_t merge_scan_step(struct merge_scan *s, uint32_t f)
 	if (end < frames)
 		return end;
 	flush(s);
+	flush_batch(s);
 	return UINT32_MAX;
 }

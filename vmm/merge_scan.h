@@ -4,11 +4,12 @@
 
 #include "vmm/domain_fds.h"
 #include "vmm/merge.h"
+#include "vmm/merge_again.h"
 #include "vmm/merge_set.h"
 
 #define MERGE_STEP 64 /* frames looked at in one step */
 
-/* What the merger is about to ask for. Returns which pages were done, a bit each. */
+/* What the merger is about to ask for. Returns which pages were done, a bit each, counted over all pieces. */
 typedef uint64_t merge_ask_fn(void *ctx, const struct merge_request *r);
 
 struct merge_vm; /* what a pass knows of a VM */
@@ -19,15 +20,24 @@ struct merge_scan {
 	struct merge_board *board;
 	merge_ask_fn *ask;
 	void *ctx;
-	uint32_t *tag;       /* of each frame's contents when it was last looked at; 0: never */
-	uint32_t *domain;    /* of each frame that is shared */
+	uint32_t *tag; /* of each frame's contents when it was last looked at; 0: never */
+	/* The domain of each that is shared; of a template's, whose its tag is (OF_TEMPLATE). */
+	uint32_t *domain;
+	uint8_t *calm;       /* times in a row that each was looked at, and hadn't changed */
 	struct merge_vm *vm; /* by id */
 	uint32_t pass;
-	struct merge_set shared; /* frames that are, or were, shared */
-	struct merge_set seen;   /* private ones that this pass came by, which don't change */
+	struct merge_set shared;  /* frames that are, or were, shared */
+	struct merge_set seen;    /* private ones that this pass came by, which don't change */
+	struct merge_again again; /* pages that were given back */
 	struct merge_run run;
-	bool short_runs;                    /* take these too */
-	uint8_t *bytes;                     /* of a step's frames */
+	/* Runs of one VM, MERGE_RUN pages at most, which are asked for together. */
+	struct merge_run batch[MERGE_PIECES];
+	uint32_t runs, pages; /* in it */
+	struct merge_request request;
+	bool short_runs;   /* take these too */
+	uint64_t young_ns; /* a clone keeps what it has of the template's for so long */
+	uint64_t now_ns;   /* when the pass began; set by the caller before */
+	uint8_t *bytes;    /* of a step's frames */
 	uint64_t scanned_bytes, pages_done; /* so far */
 };
 

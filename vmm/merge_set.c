@@ -111,8 +111,12 @@ bool merge_run_extend(struct merge_run *r, const struct merge_run *n, uint32_t m
 	bool zero = r->target == UINT32_MAX;
 	if (!r->count || r->count >= most || n->vm != r->vm || n->gfn != r->gfn + r->count ||
 	    n->frame != r->frame + r->count || n->target_vm != r->target_vm ||
-	    n->domain != r->domain)
+	    n->domain != r->domain || n->returns != r->returns)
 		return false;
+	if (r->returns) { /* the VM looks up what its template has */
+		r->count++;
+		return true;
+	}
 	if (n->target != (zero ? UINT32_MAX : r->target + r->count))
 		return false;
 	if (r->target_vm && n->target_gfn != r->target_gfn + r->count)
@@ -123,8 +127,8 @@ bool merge_run_extend(struct merge_run *r, const struct merge_run *n, uint32_t m
 
 frame_t merge_run_target(const struct merge_run *r, uint32_t vm, uint64_t gfn, frame_t f)
 {
-	if (!r->count || r->target == UINT32_MAX || vm != r->vm || gfn != r->gfn + r->count ||
-	    f.v != r->frame + r->count)
+	if (!r->count || r->target == UINT32_MAX || r->returns || vm != r->vm ||
+	    gfn != r->gfn + r->count || f.v != r->frame + r->count)
 		return INVALID_FRAME;
 	return frame(r->target + r->count);
 }

@@ -39,8 +39,9 @@ struct merge_run {
 	uint32_t vm;
 	uint64_t gfn;
 	uint32_t frame;
-	/* Zero pages: UINT32_MAX. Else the first of the frames that hold the same: */
+	/* Zero pages: UINT32_MAX. Else the first of the frames that hold the same, */
 	uint32_t target;
+	bool returns; /* which are the template's, at the same gfns */
 	/* if they have to be published yet: whose they are, and where there */
 	uint32_t target_vm;
 	uint64_t target_gfn;

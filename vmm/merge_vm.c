@@ -10,6 +10,9 @@
  * userfault, and the table, which decides, says void. But a page that was merged has to be mapped elsewhere, and the
  * kernel can't map and watch in one step. In between the guest may touch it, so it is mapped copied (window.h): what
  * was written then is on an anonymous page. /proc/self/pagemap shows it, and it goes back to the VM's old frame.
+ *
+ * A page that is as the template's again is treated like a merged one, but for the table, which forgets it. The template's
+ * frame is pinned from before it is compared until the window shows it, so that it is neither freed nor changed.
  */
 #include "vmm/clock.h"
 #include "vmm/evict.h"
@@ -18,10 +21,9 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#define READ_PAGES 4
 
 /* /proc/PID/pagemap, Documentation/admin-guide/mm/pagemap.rst */
 #define PAGEMAP_PRESENT (UINT64_C(1) << 63)
@@ -44,35 +46,29 @@ static uint64_t bits(uint32_t from, uint32_t n)
 
 /* ---- bytes, by the pool's descriptor: its mapping would cost page tables ---------------------- */
 
-struct reader {
-	const struct pool *pool;
-	frame_t at;
-	uint32_t n; /* pages that are there */
-	uint8_t bytes[READ_PAGES * PAGE_SIZE];
-};
+/* One request at a time in a process. Not on the stack, which would stay that deep. */
+static _Alignas(PAGE_SIZE) uint8_t one[PAGE_SIZE], another[PAGE_SIZE];
 
-/* Frame f's bytes, with more after it in mind; NULL if it can't be read. */
-static const uint8_t *read_page(struct reader *r, frame_t f)
+void merge_rest(void)
 {
-	if (f.v < r->at.v || f.v - r->at.v >= r->n) {
-		ssize_t got =
-			pread(r->pool->fd, r->bytes, sizeof r->bytes, (off_t)f.v << PAGE_SHIFT);
-		r->at = f;
-		r->n = got > 0 ? (uint32_t)((uint64_t)got >> PAGE_SHIFT) : 0;
-	}
-	return r->n ? r->bytes + ((uint64_t)(f.v - r->at.v) << PAGE_SHIFT) : NULL;
+	madvise(one, sizeof one, MADV_DONTNEED);
+	madvise(another, sizeof another, MADV_DONTNEED);
 }
 
-static bool is_zero(struct reader *r, frame_t f)
+static bool read_page(const struct job *j, frame_t f, uint8_t *page)
 {
-	const uint8_t *page = read_page(r, f);
-	return page && !page[0] && !memcmp(page, page + 1, PAGE_SIZE - 1);
+	return pread(j->m->pool->fd, page, PAGE_SIZE, (off_t)f.v << PAGE_SHIFT) ==
+	       (ssize_t)PAGE_SIZE;
 }
 
-static bool are_equal(struct reader *a, frame_t f, struct reader *b, frame_t g)
+static bool is_zero(const struct job *j, frame_t f)
 {
-	const uint8_t *x = read_page(a, f), *y = read_page(b, g);
-	return x && y && !memcmp(x, y, PAGE_SIZE);
+	return read_page(j, f, one) && !one[0] && !memcmp(one, one + 1, PAGE_SIZE - 1);
+}
+
+static bool are_equal(const struct job *j, frame_t f, frame_t g)
+{
+	return read_page(j, f, one) && read_page(j, g, another) && !memcmp(one, another, PAGE_SIZE);
 }
 
 /* ---- watching ------------------------------------------------------------------------------ */
@@ -97,22 +93,25 @@ static void gone(void *ctx, gfn_t g, frame_t first, uint32_t n)
 	memory_free(ctx, first, n);
 }
 
-static bool is_droppable(const struct job *j, struct reader *r, uint32_t i)
+static bool is_pinned(const struct job *j, uint32_t i)
 {
-	frame_t f = frame_add(j->own, i);
 	struct ipt_owner o;
-	return ipt_owner(j->m->table, f, &o) == 0 && !o.pins && is_zero(r, f);
+	return ipt_owner(j->m->table, frame_add(j->own, i), &o) || o.pins;
+}
+
+static bool is_droppable(const struct job *j, uint32_t i)
+{
+	return !is_pinned(j, i) && is_zero(j, frame_add(j->own, i));
 }
 
 static int drop(struct job *j)
 {
 	struct memory *m = j->m;
-	struct reader r = {.pool = m->pool};
 	int rc = watch(j);
 	for (uint32_t i = 0, n; !rc && i < j->n; i += n) {
-		bool zero = is_droppable(j, &r, i);
+		bool zero = is_droppable(j, i);
 		uint32_t done = 0;
-		for (n = 1; i + n < j->n && is_droppable(j, &r, i + n) == zero; n++)
+		for (n = 1; i + n < j->n && is_droppable(j, i + n) == zero; n++)
 			;
 		if (zero)
 			ipt_drop(m->table, m->vm, gfn_add(j->first, i), n, &done, gone, m);
@@ -197,6 +196,15 @@ static int save_what_slipped(const struct job *j, uint32_t i, uint32_t n, int pa
 	return rc;
 }
 
+/* Who reads them need not fault; that would look at what is around, too (share.c). If it fails, he does. */
+static void show(const struct memory *m, gfn_t first, uint32_t n)
+{
+	int error;
+	if (n)
+		fault_continue(m->uffd, window_at(&m->window, first), (uint64_t)n << PAGE_SHIFT,
+			       &error);
+}
+
 /* Pages i.. have aliases of frames that hold the same: map these. */
 static int map_merged(struct job *j, uint32_t i, uint32_t n, frame_t target, int pagemap)
 {
@@ -214,6 +222,7 @@ static int map_merged(struct job *j, uint32_t i, uint32_t n, frame_t target, int
 			;
 		j->done |= run ? bits(k, run) : 0;
 		memory_free(m, frame_add(j->own, k), run);
+		show(m, gfn_add(j->first, k), run);
 	}
 	return rc;
 }
@@ -221,11 +230,10 @@ static int map_merged(struct job *j, uint32_t i, uint32_t n, frame_t target, int
 /* Compared only now: an alias holds its frame fast, and nobody sees ours before we have looked. */
 static int settle(struct job *j, uint32_t i, uint32_t n, frame_t target, int pagemap)
 {
-	struct reader a = {.pool = j->m->pool}, b = {.pool = j->m->pool};
 	int rc = 0;
 	for (uint32_t end = i + n; !rc && i < end; i += n) {
-		bool equal = are_equal(&a, frame_add(j->own, i), &b, frame_add(target, i));
-		for (n = 1; i + n < end && are_equal(&a, frame_add(j->own, i + n), &b,
+		bool equal = are_equal(j, frame_add(j->own, i), frame_add(target, i));
+		for (n = 1; i + n < end && are_equal(j, frame_add(j->own, i + n),
 						     frame_add(target, i + n)) == equal;
 		     n++)
 			;
@@ -255,10 +263,88 @@ static int merge(struct job *j, frame_t target)
 	return rc;
 }
 
+/* Our template; INVALID_VMID: none. It ends only when its frames aren't pinned, or are ours. */
+static vmid_t template_of(const struct job *j)
+{
+	struct ipt_vm_info info;
+	return ipt_vm_info(j->m->table, j->m->vm, &info) ? INVALID_VMID : info.parent;
+}
+
+/* Hold the frame that the template has at page i, if it is one with the same bytes. */
+static bool hold_templates(const struct job *j, uint32_t i, frame_t *f)
+{
+	struct ipt *t = j->m->table;
+	vmid_t at = template_of(j);
+	if (!at.v || is_pinned(j, i) || ipt_pin(t, at, gfn_add(j->first, i), f))
+		return false;
+	/* It may have ended before we had the pin, and another may have its id. */
+	if (template_of(j).v == at.v && are_equal(j, frame_add(j->own, i), *f))
+		return true;
+	ipt_unpin(t, *f);
+	return false;
+}
+
+/* Page i is the template's again, whose frame f we hold. If that isn't what we inherit, it stays ours. */
+static int forget(struct job *j, uint32_t i, frame_t f, bool *forgotten)
+{
+	struct memory *m = j->m;
+	struct ipt_place p;
+	gfn_t g = gfn_add(j->first, i);
+	*forgotten = false;
+	if (ipt_unmap(m->table, m->vm, g, 1, NULL, NULL))
+		return make_private(j, i, 1);
+	*forgotten =
+		ipt_place(m->table, m->vm, g, 1, &p) && p.frame.v == f.v && p.kind != IPT_FILE_PAGE;
+	return *forgotten ? 0 : undo(j, i, 1);
+}
+
+/* Pages from i on whose templates' frames, held, follow each other. How many, in *n. */
+static int return_run(struct job *j, uint32_t i, uint32_t *n, int pagemap)
+{
+	frame_t first = INVALID_FRAME, f;
+	int rc = 0;
+	for (*n = 0; !rc && i + *n < j->n; *n += 1) {
+		bool forgotten = false, held = hold_templates(j, i + *n, &f);
+		if (held && *n && f.v != first.v + *n) {
+			ipt_unpin(j->m->table, f);
+			break; /* the next run's */
+		}
+		if (held)
+			rc = forget(j, i + *n, f, &forgotten);
+		if (held && !forgotten)
+			ipt_unpin(j->m->table, f);
+		if (!forgotten)
+			break;
+		first = *n ? first : f;
+	}
+	if (!rc && *n)
+		rc = map_merged(j, i, *n, first, pagemap);
+	for (uint32_t k = 0; k < *n; k++)
+		ipt_unpin(j->m->table, frame_add(first, k));
+	return rc;
+}
+
+static int give_to_template(struct job *j)
+{
+	struct memory *m = j->m;
+	int pagemap = memory_pagemap(m);
+	if (pagemap < 0)
+		return -EBUSY;
+	int rc = watch(j);
+	for (uint32_t i = 0, n; !rc && i < j->n; i += n) {
+		rc = return_run(j, i, &n, pagemap);
+		if (!rc && !n)
+			rc = make_private(j, i, n = 1);
+	}
+	atomic_fetch_add_explicit(&m->mailbox->returned_frames,
+				  (unsigned)__builtin_popcountll(j->done), memory_order_relaxed);
+	return rc;
+}
+
 /* ---- requests ------------------------------------------------------------------------------ */
 
 /* As much of what is asked for as lies in one bank of RAM, at frames of our own that follow each other. */
-static bool begin(struct job *j, const struct merge_request *r)
+static bool begin(struct job *j, const struct merge_piece *r)
 {
 	struct memory *m = j->m;
 	struct ipt_place p;
@@ -272,27 +358,53 @@ static bool begin(struct job *j, const struct merge_request *r)
 	return p.kind == IPT_OWN;
 }
 
-static int obey(struct memory *m, const struct merge_board *b, const struct merge_request *r,
-		struct merge_answer *a)
+static int do_piece(struct memory *m, const struct merge_piece *r, uint64_t *done)
 {
 	struct job j = {.m = m, .first = gfn(r->gfn)};
 	int rc = 0;
-	if (!r->count || r->count > MERGE_RUN || r->gfn >= IPT_MAX_GFN || r->op >= MERGE_OPS)
+	if (begin(&j, r))
+		rc = r->op == MERGE_ZERO      ? drop(&j)
+		     : r->op == MERGE_PUBLISH ? publish(&j)
+		     : r->op == MERGE_RETURN  ? give_to_template(&j)
+					      : merge(&j, frame(r->frame));
+	*done = j.done;
+	return rc == -EBUSY ? 0 : rc; /* then all is as it was */
+}
+
+static bool makes_sense(const struct merge_request *r)
+{
+	uint32_t pages = 0;
+	for (uint32_t i = 0; i < r->pieces && i < MERGE_PIECES; i++) {
+		const struct merge_piece *p = &r->piece[i];
+		if (!p->count || p->count > MERGE_RUN || p->gfn >= IPT_MAX_GFN ||
+		    p->op >= MERGE_OPS)
+			return false;
+		pages += p->count;
+	}
+	return r->pieces && r->pieces <= MERGE_PIECES && pages <= MERGE_RUN;
+}
+
+static int obey(struct memory *m, const struct merge_board *b, const struct merge_request *r,
+		struct merge_answer *a)
+{
+	int rc = 0;
+	if (!makes_sense(r))
 		a->status = -EINVAL;
 	else if (!r->domain || r->domain != merge_domain(b, m->vm))
 		a->status = -EPERM; /* the request was for one who had our id before */
 	if (a->status)
 		return 0;
 	memory_enter(m); /* a frame that we are told to merge with may go out */
-	if (!memory_has_room(m, r->count, 2))
-		a->status = -ENOSPC;
-	else if (begin(&j, r))
-		rc = r->op == MERGE_ZERO      ? drop(&j)
-		     : r->op == MERGE_PUBLISH ? publish(&j)
-					      : merge(&j, frame(r->frame));
+	for (uint32_t i = 0, at = 0; !rc && i < r->pieces; at += r->piece[i++].count) {
+		uint64_t done = 0;
+		if (memory_has_room(m, r->piece[i].count, 2))
+			rc = do_piece(m, &r->piece[i], &done);
+		else
+			a->status = -ENOSPC;
+		a->done |= done << at;
+	}
 	memory_leave(m);
-	a->done = j.done;
-	return rc == -EBUSY ? 0 : rc; /* then all is as it was */
+	return rc;
 }
 
 int merge_take(struct memory *m, struct merge_board *b)
@@ -303,7 +415,8 @@ int merge_take(struct memory *m, struct merge_board *b)
 	    !atomic_compare_exchange_strong_explicit(&b->state, &asked, MERGE_TAKEN,
 						     memory_order_acq_rel, memory_order_relaxed))
 		return 0;
-	const struct merge_request r = b->request;
+	static struct merge_request r; /* loop's thread alone */
+	r = b->request;
 	struct merge_answer a = {.status = 0};
 	/* Between the two looks another VM may have been asked: it won't be told, but its page is left as it is. */
 	int rc = r.vm == m->vm.v ? obey(m, b, &r, &a) : 0;

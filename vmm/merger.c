@@ -78,13 +78,19 @@ static uint64_t ask(void *ctx, const struct merge_request *r)
 	count(&c->requests, 1);
 	count(&c->unheard, rc != 0);
 	count(&c->refused, a.status == -ENOSPC);
-	if (rc || (a.status == -ENOSPC && r->count >= MERGE_RUN / 4))
-		merge_scan_leave(&m->scan, r->vm);
-	if (!rc && !a.status) {
-		unsigned done = (unsigned)__builtin_popcountll(a.done);
-		count(&c->pages_done[r->op], done);
-		count(&c->pages_refused, r->count - done);
+	bool refuses = rc;
+	uint64_t left = a.done;
+	for (uint32_t i = 0; !rc && i < r->pieces; i++) {
+		const struct merge_piece *p = &r->piece[i];
+		uint64_t these = p->count < 64 ? left & ((UINT64_C(1) << p->count) - 1) : left;
+		unsigned done = (unsigned)__builtin_popcountll(these);
+		left = p->count < 64 ? left >> p->count : 0;
+		count(&c->pages_done[p->op], done);
+		count(&c->pages_refused, p->count - done);
+		refuses |= a.status == -ENOSPC && !done && p->count >= MERGE_RUN / 4;
 	}
+	if (refuses)
+		merge_scan_leave(&m->scan, r->vm);
 	count(&c->vms_ns, a.ns);
 	m->spent_ns += a.ns;
 	pace(m);
@@ -97,6 +103,7 @@ static _Noreturn void run(struct merger *m)
 	for (;;) {
 		uint64_t began = clock_ns(), done = m->scan.pages_done;
 		hear(m);
+		m->scan.now_ns = began;
 		merge_scan_begin(&m->scan);
 		for (uint32_t f = 0; f != UINT32_MAX;) {
 			f = merge_scan_step(&m->scan, f);
@@ -116,7 +123,12 @@ _Noreturn void merger_process(const struct merger_links *l)
 {
 	static struct merger m;
 	prctl(PR_SET_NAME, "merger");
-	m = (struct merger){.scan = {.table = l->table, .board = l->board, .ask = ask, .ctx = &m},
+	prctl(PR_SET_THP_DISABLE, 1); /* what is kept for each frame is used here and there */
+	m = (struct merger){.scan = {.table = l->table,
+				     .board = l->board,
+				     .ask = ask,
+				     .ctx = &m,
+				     .young_ns = LEARN_MS * UINT64_C(1000000)},
 			    .link = l->link,
 			    .percent = l->percent,
 			    .since_ns = clock_ns(),

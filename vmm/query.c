@@ -187,11 +187,12 @@ static void say_stats(const json_t *a)
 	const json_t *merge = json_object_get(a, "merge");
 	if (json_is_object(merge))
 		printf("merge        %lld shared frames seen at %lld places; given back %lld that "
-		       "held "
-		       "zeroes, %lld for equal ones; %.1f s of CPU in %lld passes%s\n",
+		       "held zeroes, %lld for equal ones, %lld for a template's; %.1f s of CPU in "
+		       "%lld passes%s\n",
 		       answer_integer(merge, "shared_frames"), answer_integer(merge, "aliases"),
 		       answer_integer(merge, "zero_frames_given_back"),
 		       answer_integer(merge, "merged_frames"),
+		       answer_integer(merge, "returned_frames"),
 		       (double)(answer_integer(merge, "merger_cpu_ns") +
 				answer_integer(merge, "vms_cpu_ns")) /
 			       1e9,

@@ -69,6 +69,7 @@ static json_t *merge_stats(struct host *h)
 	answer_put(o, "aliases", c.frames[IPT_ALIAS]);
 	answer_put(o, "zero_frames_given_back", m.counters->pages_done[MERGE_ZERO]);
 	answer_put(o, "merged_frames", m.counters->pages_done[MERGE_MERGE]);
+	answer_put(o, "returned_frames", m.counters->pages_done[MERGE_RETURN]);
 	answer_put(o, "passes", m.counters->passes);
 	answer_put(o, "scanned_bytes", m.counters->scanned_bytes);
 	answer_put(o, "merger_cpu_ns", m.counters->merger_ns);
@@ -252,6 +253,7 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	json_object_set_new(o, "fetch", service(&mb->fetch_ns));
 	answer_put(o, "zero_frames_given_back", mb->zero_frames);
 	answer_put(o, "merged_frames", mb->merged_frames);
+	answer_put(o, "returned_frames", mb->returned_frames);
 	answer_put(o, "published_frames", mb->published_frames);
 	if (!vm->is_template)
 		balloon_stats(vm, o);

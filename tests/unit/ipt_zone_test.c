@@ -111,6 +111,30 @@ Test(ipt_zone, nodes)
 	ipt_detach(t);
 }
 
+Test(ipt_zone, frames_that_were_never_used_are_passed_over)
+{
+	struct ipt *t = help_table_of(IPT_INDEX, 4 * 2048, 4, 1);
+	vmid_t vm = help_vm(t, "vm");
+	struct ipt_hint hint = {INVALID_FRAME, 2, 0};
+	frame_t f;
+
+	cr_expect(!frame_valid(ipt_next_used(t, frame(0))));
+	cr_assert_eq(ipt_alloc(t, vm, 4, &hint, &f), 0);
+	cr_expect_eq(ipt_next_used(t, frame(0)).v, 2 * 2048);
+	cr_expect_eq(ipt_next_used(t, f).v, f.v);
+	cr_expect_eq(ipt_next_used(t, frame(f.v + 15)).v, f.v + 15);
+	cr_expect(!frame_valid(
+		ipt_next_used(t, frame(f.v + 512)))); /* they come into use in such blocks */
+	cr_expect(!frame_valid(ipt_next_used(t, frame(4 * 2048))), "beyond the pool");
+	/* Once used is used for good. */
+	cr_assert_eq(ipt_free(t, vm, f, 16), 0);
+	cr_expect_eq(ipt_next_used(t, frame(0)).v, 2 * 2048);
+	hint.node = 3;
+	cr_assert_eq(ipt_alloc(t, vm, 0, &hint, &f), 0);
+	cr_expect_eq(ipt_next_used(t, frame(2 * 2048 + 512)).v, f.v);
+	ipt_detach(t);
+}
+
 Test(ipt_zone, colours)
 {
 	struct ipt *t = help_table_of(IPT_INDEX, 4096, 1, 16);

@@ -14,24 +14,33 @@
 static struct pool pool[DOMAINS + 1]; /* by number; that of 0 the merger doesn't have */
 static struct ipt *table;
 static struct merge_scan scan;
-static struct merge_request asked[ASKED];
-static unsigned n_asked;
+static struct {
+	uint32_t op, vm, count, frame, domain;
+	uint64_t gfn;
+} asked[ASKED]; /* pieces of requests */
+static unsigned n_asked, requests;
 static bool refuses; /* VMs do nothing */
 
 /* Publishing is done, so that the scan finds shared frames; the rest only counted. */
 static uint64_t take(void *ctx, const struct merge_request *r)
 {
-	uint32_t done = 0;
+	uint64_t all = 0;
+	uint32_t pages = 0;
 	(void)ctx;
-	cr_assert_lt(n_asked, ASKED);
-	asked[n_asked++] = *r;
-	if (refuses)
-		return 0;
-	if (r->op == MERGE_PUBLISH)
-		ipt_publish(table, vmid(r->vm), gfn(r->gfn), r->count, &done);
-	else
-		done = r->count;
-	return done < 64 ? (UINT64_C(1) << done) - 1 : UINT64_MAX;
+	requests++;
+	for (uint32_t i = 0; i < r->pieces; i++) {
+		const struct merge_piece *p = &r->piece[i];
+		uint32_t done = p->count;
+		cr_assert_lt(n_asked, ASKED);
+		asked[n_asked++] =
+			(typeof(asked[0])){p->op, r->vm, p->count, p->frame, r->domain, p->gfn};
+		if (p->op == MERGE_PUBLISH)
+			ipt_publish(table, vmid(r->vm), gfn(p->gfn), p->count, &done);
+		all |= done < 64 ? ((UINT64_C(1) << done) - 1) << pages : UINT64_MAX;
+		pages += p->count;
+	}
+	cr_assert_leq(pages, MERGE_RUN);
+	return refuses ? 0 : all;
 }
 
 static void begin(struct merge_board *board)
@@ -54,12 +63,17 @@ static void make(void)
 	begin(merge_board_create(ipt_config(table)->max_vms, &(int){-1}));
 }
 
-static vmid_t vm(const char *name, uint32_t domain)
+static vmid_t clone_of(vmid_t parent, const char *name, uint32_t domain)
 {
 	vmid_t id;
-	cr_assert_eq(ipt_vm_add(table, name, INVALID_VMID, &id), 0);
+	cr_assert_eq(ipt_vm_add(table, name, parent, &id), 0);
 	merge_set_domain(scan.board, id, domain);
 	return id;
+}
+
+static vmid_t vm(const char *name, uint32_t domain)
+{
+	return clone_of(INVALID_VMID, name, domain);
 }
 
 /* 16 pages at g, with contents that follow from seed; seed 0: zeroes, which are there. */
@@ -78,7 +92,7 @@ static frame_t pages(vmid_t id, uint64_t g, uint64_t seed)
 
 static void pass(void)
 {
-	n_asked = 0;
+	n_asked = requests = 0;
 	merge_scan_begin(&scan);
 	for (uint32_t f = 0; f != UINT32_MAX;)
 		f = merge_scan_step(&scan, f);
@@ -124,8 +138,80 @@ Test(merge_scan, what_changes_is_left_alone)
 	((uint64_t *)pool_at(&pool[1], frame_add(f, 8)))[0] = 1;
 	pass();
 	cr_assert_eq(n_asked, 4);
-	expect_asked(1, MERGE_MERGE, b, 64, 8);
+	cr_expect_eq(requests, 2, "each VM is asked once: %u", requests);
+	expect_asked(0, MERGE_PUBLISH, a, 32, 8);
+	expect_asked(1, MERGE_PUBLISH, a, 41, 7);
+	expect_asked(2, MERGE_MERGE, b, 64, 8);
 	expect_asked(3, MERGE_MERGE, b, 73, 7);
+}
+
+/* What a template has at its gfn comes first, whether zero or not, and whoever else holds the same. */
+Test(merge_scan, what_is_the_templates_again_goes_back_to_it)
+{
+	make();
+	vmid_t a = vm("a", 1), b = vm("b", 1), template = a;
+	pages(a, 32, 5);
+	pages(a, 64, 0);
+	pages(b, 32, 5);
+	cr_assert_eq(ipt_vm_freeze(table, template, "a@1", &a), 0);
+	merge_set_domain(scan.board, a, 1);
+	vmid_t c = clone_of(template, "c", 1);
+	frame_t f = pages(c, 32, 5);
+	((uint64_t *)pool_at(&pool[1], frame_add(f, 8)))[0] = 1;
+	pages(c, 64, 0);
+	pages(c, 96, 0);
+	pages(c, 128, 5); /* not there */
+	pass();
+	cr_expect_eq(n_asked, 0, "nothing is known to be stable yet");
+	pass();
+	expect_asked(0, MERGE_PUBLISH, b, 32, 16); /* for c's page 128 */
+	expect_asked(1, MERGE_RETURN, c, 32, 8);
+	expect_asked(2, MERGE_RETURN, c, 41, 7);
+	expect_asked(3, MERGE_RETURN, c, 64, 16);
+	expect_asked(4, MERGE_ZERO, c, 96, 16);
+	expect_asked(5, MERGE_MERGE, c, 128, 16);
+	/* What was refused or not there before is found as soon as it is stable. */
+	((uint64_t *)pool_at(&pool[1], frame_add(f, 8)))[0] = 0;
+	pass();
+	pass();
+	expect_asked(0, MERGE_RETURN, c, 32, 16);
+}
+
+Test(merge_scan, a_young_clone_keeps_what_was_copied_for_it)
+{
+	make();
+	vmid_t a = vm("a", 1), template = a;
+	pages(a, 32, 5);
+	cr_assert_eq(ipt_vm_freeze(table, template, "a@1", &a), 0);
+	vmid_t c = clone_of(template, "c", 1);
+	pages(c, 32, 5);
+	scan.young_ns = 10;
+	for (scan.now_ns = 1000; scan.now_ns < 1010; scan.now_ns += 3) {
+		pass();
+		cr_expect_eq(n_asked, 0, "at %lu", (unsigned long)scan.now_ns);
+	}
+	pass();
+	expect_asked(0, MERGE_RETURN, c, 32, 16);
+}
+
+/* What doesn't fit in one request is left to the next. */
+Test(merge_scan, requests_have_room_for_64_pages_in_16_runs)
+{
+	make();
+	vmid_t a = vm("a", 1), b = vm("b", 1);
+	for (uint64_t g = 32; g < 32 + 9 * 32; g += 32) {
+		frame_t f = pages(a, g, 0);
+		((uint64_t *)pool_at(&pool[1], frame_add(f, 5)))[0] = g;
+	}
+	for (uint64_t g = 32; g < 32 + 5 * 32; g += 32) {
+		frame_t f = pages(b, g, 0);
+		for (uint32_t i = 0; i < 16; i += 4)
+			((uint64_t *)pool_at(&pool[1], frame_add(f, i)))[0] = g + i;
+	}
+	pass();
+	pass();
+	cr_expect_eq(n_asked, 18 + 20, "%u pieces", n_asked);
+	cr_expect_eq(requests, 3 + 2, "%u requests", requests);
 }
 
 Test(merge_scan, zeroes_are_given_back_without_an_equal)

@@ -28,6 +28,7 @@ struct side {
 	struct mailbox mailbox;
 	struct fault_queue waiting;
 	pthread_t writer[WRITERS];
+	vmid_t template;
 };
 
 static struct pool pool;
@@ -65,12 +66,10 @@ static void make_both(void)
 
 static struct merge_answer ask(struct side *s, uint32_t op, uint64_t g, uint32_t count, frame_t f)
 {
-	board->request = (struct merge_request){.op = op,
-						.vm = s->memory.vm.v,
-						.gfn = g,
-						.count = count,
-						.frame = f.v,
-						.domain = DOMAIN};
+	board->request =
+		(struct merge_request){.vm = s->memory.vm.v, .domain = DOMAIN, .pieces = 1};
+	board->request.piece[0] =
+		(struct merge_piece){.op = op, .gfn = g, .count = count, .frame = f.v};
 	atomic_store(&board->state, MERGE_ASKED);
 	cr_assert_eq(merge_take(&s->memory, board), 0);
 	cr_assert_eq(atomic_load(&board->state), MERGE_DONE);
@@ -113,8 +112,11 @@ static enum ipt_place_kind kind_of(struct side *s, uint64_t g, frame_t *f)
 static void all_comes_back(void)
 {
 	help_audit(table);
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < 2; i++) {
 		cr_expect_eq(ipt_vm_reap(table, side[i].memory.vm, pool_clean, &pool), 0);
+		if (side[i].template.v)
+			cr_expect_eq(ipt_vm_reap(table, side[i].template, pool_clean, &pool), 0);
+	}
 	help_audit(table);
 	cr_expect_eq(ipt_free_frames(table), POOL_FRAMES);
 	cr_expect_eq(pool_populated_bytes(&pool), 0);
@@ -180,6 +182,92 @@ Test(merge_vm, pages_in_use_by_a_device_are_left_alone)
 	gmem_unmap(gm, &iov, 1);
 	cr_expect_eq(kind_of(&side[0], FIRST + 2, &f), IPT_OWN);
 	cr_expect_eq(ask(&side[0], MERGE_PUBLISH, FIRST + 2, 1, INVALID_FRAME).done, 1);
+	all_comes_back();
+}
+
+/* ---- what is a template's again ---------------------------------------------------------------- */
+
+/* What it has is a template's from now on. */
+static void freeze(struct side *s)
+{
+	char error[ERROR_MAX] = "", name[2 * sizeof s->machine.name];
+	vmid_t id;
+	s->template = s->memory.vm;
+	snprintf(name, sizeof name, "%.8s@1", s->machine.name);
+	cr_assert_eq(memory_freeze(&s->memory, error), 0, "%s", error);
+	cr_assert_eq(ipt_vm_freeze(table, s->template, name, &id), 0);
+	memory_go_on(&s->memory, id, NULL);
+	merge_set_domain(board, id, DOMAIN);
+}
+
+static frame_t frame_of_template(struct side *s, uint64_t g)
+{
+	return ipt_lookup(table, s->template, gfn(g));
+}
+
+Test(merge_vm, pages_as_the_template_has_them_are_its_again)
+{
+	frame_t f;
+	make_both();
+	for (uint64_t i = 0; i < 32; i++)
+		fill(&side[0], FIRST + i, i == 9 ? 0 : 1);
+	freeze(&side[0]);
+	for (uint64_t i = 0; i < 32; i++) /* in an order that makes some frames follow each other */
+		fill(&side[0], FIRST + i, i == 7 || i > 28 ? 2 : i == 9 ? 0 : 1);
+	fill(&side[0], FIRST + 40, 1); /* which the template doesn't have */
+	uint32_t before = ipt_free_frames(table);
+	board->request = (struct merge_request){.vm = side[0].memory.vm.v,
+						.domain = DOMAIN,
+						.pieces = 4,
+						.piece = {{FIRST, MERGE_RETURN, 12, 0},
+							  {FIRST + 40, MERGE_RETURN, 1, 0},
+							  {FIRST + 16, MERGE_RETURN, 16, 0},
+							  {FIRST + 50, MERGE_RETURN, 1, 0}}};
+	atomic_store(&board->state, MERGE_ASKED);
+	cr_assert_eq(merge_take(&side[0].memory, board), 0);
+	/* A piece ends where frames don't follow each other; but what is done is right. */
+	cr_expect_eq(board->answer.done & ~UINT64_C(0x3FFEF7F), 0, "%lx", board->answer.done);
+	for (uint64_t i = 0; i < 32; i++)
+		ask(&side[0], MERGE_RETURN, FIRST + i, 1, INVALID_FRAME);
+	cr_expect_eq(ipt_free_frames(table), before + 28);
+	for (uint64_t i = 0; i < 32; i++) {
+		bool differs = i == 7 || i > 28;
+		cr_expect_eq(kind_of(&side[0], FIRST + i, &f), differs ? IPT_OWN : IPT_INHERITED);
+		cr_expect_eq(f.v == frame_of_template(&side[0], FIRST + i).v, !differs);
+		cr_expect(holds(&side[0], FIRST + i, differs ? 2 : i == 9 ? 0 : 1), "page %lu", i);
+	}
+	cr_expect_eq(kind_of(&side[0], FIRST + 40, &f), IPT_OWN);
+	cr_expect_eq(side[0].mailbox.returned_frames, 28);
+	/* A later write copies, and the template keeps what it has. */
+	fill(&side[0], FIRST + 3, 9);
+	cr_expect(holds(&side[0], FIRST + 3, 9));
+	cr_expect_eq(kind_of(&side[0], FIRST + 3, &f), IPT_OWN);
+	cr_expect_eq(*((uint64_t *)pool_at(&pool, frame_of_template(&side[0], FIRST + 3))),
+		     word_of(FIRST + 3 + 1, 0));
+	all_comes_back();
+}
+
+Test(merge_vm, pages_in_use_by_a_device_do_not_return)
+{
+	struct iovec iov;
+	frame_t f;
+	make_both();
+	fill(&side[0], FIRST, 1);
+	cr_expect_eq(ask(&side[0], MERGE_RETURN, FIRST, 1, INVALID_FRAME).done, 0, "no template");
+	freeze(&side[0]);
+	fill(&side[0], FIRST, 1);
+	struct gmem *gm = &side[0].memory.gmem;
+	cr_assert_eq(gmem_map(gm, gfn_gpa(gfn(FIRST)), PAGE_SIZE, true, &iov, 1), 1);
+	cr_expect_eq(ask(&side[0], MERGE_RETURN, FIRST, 1, INVALID_FRAME).done, 0);
+	gmem_unmap(gm, &iov, 1);
+	cr_expect_eq(kind_of(&side[0], FIRST, &f), IPT_OWN);
+	/* The template's frame is somebody's, too: it can be returned to, and the pin is the other's still. */
+	cr_assert_eq(ipt_pin(table, side[0].template, gfn(FIRST), &f), 0);
+	cr_expect_eq(ask(&side[0], MERGE_RETURN, FIRST, 1, INVALID_FRAME).done, 1);
+	struct ipt_owner o;
+	ipt_owner(table, f, &o);
+	cr_expect_eq(o.pins, 1);
+	ipt_unpin(table, f);
 	all_comes_back();
 }
 
@@ -352,26 +440,43 @@ static void serve_faults(void)
 		cr_assert_eq(fault_service(&side[i].memory, &side[i].waiting), 0);
 }
 
-Test(merge_vm, writes_amid_merging_are_kept, .timeout = 120)
+static uint64_t merge_some(unsigned round)
+{
+	struct side *from = &side[round & 1], *to = &side[~round & 1];
+	uint64_t g = FIRST + round * 8 % PAGES, merged = 0;
+	frame_t f;
+	ask(from, MERGE_PUBLISH, g, 8, INVALID_FRAME);
+	for (uint64_t i = g; i < g + 8; i++)
+		if (kind_of(from, i, &f) == IPT_MERGED)
+			merged += ask(to, MERGE_MERGE, i, (uint32_t)(g + 8 - i), f).done != 0;
+	return merged;
+}
+
+static uint64_t return_some(unsigned round)
+{
+	uint64_t returned = 0, g = FIRST + round * 8 % PAGES;
+	for (uint64_t i = g; i < g + 8; i++)
+		returned +=
+			ask(&side[round & 1], MERGE_RETURN, i, (uint32_t)(g + 8 - i), INVALID_FRAME)
+				.done != 0;
+	return returned;
+}
+
+static void writes_are_kept(bool frozen, uint64_t (*merge)(unsigned round))
 {
 	uint64_t merged = 0, began = (uint64_t)time(NULL);
 	make_both();
 	for (uint64_t i = 0; i < PAGES; i++)
 		for (int k = 0; k < 2; k++)
 			fill(&side[k], FIRST + i, 1);
+	for (int k = 0; k < 2 && frozen; k++)
+		freeze(&side[k]);
 	for (int k = 0; k < 2; k++)
 		for (uintptr_t w = 0; w < WRITERS; w++)
 			pthread_create(&side[k].writer[w], NULL, writer,
 				       (void *)((uintptr_t)&side[k] | w));
 	for (unsigned round = 0; (uint64_t)time(NULL) < began + 5; round++) {
-		struct side *from = &side[round & 1], *to = &side[~round & 1];
-		uint64_t g = FIRST + round * 8 % PAGES;
-		frame_t f;
-		ask(from, MERGE_PUBLISH, g, 8, INVALID_FRAME);
-		for (uint64_t i = g; i < g + 8; i++)
-			if (kind_of(from, i, &f) == IPT_MERGED)
-				merged +=
-					ask(to, MERGE_MERGE, i, (uint32_t)(g + 8 - i), f).done != 0;
+		merged += merge(round);
 		for (int i = 0; i < 20; i++)
 			serve_faults();
 	}
@@ -391,4 +496,14 @@ Test(merge_vm, writes_amid_merging_are_kept, .timeout = 120)
 			cr_expect(holds_last_words(&side[k], FIRST + i), "VM %d, page %zu", k,
 				  (size_t)i);
 	all_comes_back();
+}
+
+Test(merge_vm, writes_amid_merging_are_kept, .timeout = 120)
+{
+	writes_are_kept(false, merge_some);
+}
+
+Test(merge_vm, writes_amid_returning_are_kept, .timeout = 120)
+{
+	writes_are_kept(true, return_some);
 }
