@@ -1,5 +1,6 @@
 #include "vmm/filelock.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -15,4 +16,19 @@ int filelock_take(int fd, int how, unsigned ms, bool (*in_vain)(void))
 		usleep(LOOK_MS * 1000);
 	}
 	return 0;
+}
+
+void filelock_await(const char *path, int how, unsigned ms)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		return;
+	filelock_take(fd, how, ms, NULL);
+	close(fd);
+}
+
+void filelock_close(int fd)
+{
+	flock(fd, LOCK_UN);
+	close(fd);
 }

@@ -29,7 +29,6 @@ static void free_if_done(struct guest *g)
 	if (g->vm || g->reader)
 		return;
 	ring_free(&g->ring);
-	batch_drop(g->batch);
 	free(g);
 }
 
@@ -135,6 +134,8 @@ void guest_end(struct guest *g)
 {
 	g->vm->user = NULL;
 	g->vm = NULL;
+	batch_drop(g->batch); /* its disks don't wait for who reads its last words */
+	g->batch = NULL;
 	pump_all(g);
 	free_if_done(g);
 }

@@ -3,6 +3,7 @@
 #include "ipt/fail.h"
 #include "ipt/sealed.h"
 #include "vmm/error.h"
+#include "vmm/filelock.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -87,7 +88,7 @@ static void close_file(struct pmem_file *f)
 	if (f->fd >= 0)
 		close(f->fd);
 	if (f->write_fd >= 0)
-		close(f->write_fd);
+		filelock_close(f->write_fd); /* nobody else has this description */
 	free(f->path);
 	free(f);
 }

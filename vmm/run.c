@@ -183,6 +183,8 @@ int run_command(int argc, char **argv)
 	int rc = options_parse_run(&r.setup.options, argc, argv, error);
 	if (rc > 0)
 		return EXIT_CLEAN;
+	if (!rc)
+		run_await_disks(&r.setup.options);
 	if (!rc && r.setup.options.detach)
 		return run_detached(&r.setup.options);
 	if (!rc)

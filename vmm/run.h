@@ -21,6 +21,10 @@ struct run_setup {
 	char cmdline[MACHINE_CMDLINE_MAX];
 };
 int run_setup_open(struct run_setup *s, char *error);
+/* When no guest of it is left: its disks are free from here on. */
 void run_setup_close(struct run_setup *s);
+/* Wait a second at most for the disks of guests that were killed with their host, which let them go a moment later. Before
+ * run_setup_open or a host's, which wait for nobody. */
+void run_await_disks(const struct run_options *o);
 
 #endif

@@ -19,8 +19,7 @@
 	"console=ttyS0 quiet panic=-1 8250.nr_uarts=1 " \
 	"tsc=nowatchdog nowatchdog psi=0"
 
-#define DISK_LOCK_MS \
-	250 /* how long another may hold a disk; a host has nobody else served meanwhile */
+#define AWAIT_DISK_MS 1000 /* of what ends with a process that was killed */
 
 /* The made guest lies beside the program, in guest/. */
 static int made_guest(char *out, size_t size, const char *file)
@@ -82,7 +81,7 @@ static int open_disk(struct run_setup *s, unsigned i, char *error)
 			      (long long)st.st_size);
 	}
 	/* Two writers of one disk would ruin it, whoever they are. */
-	if (filelock_take(fd, ro ? LOCK_SH : LOCK_EX, DISK_LOCK_MS, NULL)) {
+	if (filelock_take(fd, ro ? LOCK_SH : LOCK_EX, 0, NULL)) {
 		close(fd);
 		return errorf(error, -EBUSY, "--disk: %.150s is in use by another guest or host",
 			      path);
@@ -161,6 +160,13 @@ static int check_userfaultfd(char *error)
 	return 0;
 }
 
+void run_await_disks(const struct run_options *o)
+{
+	for (unsigned i = 0; i < o->disks; i++)
+		filelock_await(o->disk[i].path, o->disk[i].read_only ? LOCK_SH : LOCK_EX,
+			       AWAIT_DISK_MS);
+}
+
 int run_setup_open(struct run_setup *s, char *error)
 {
 	int rc = open_image(s, error);
@@ -207,8 +213,9 @@ int run_setup_open(struct run_setup *s, char *error)
 
 void run_setup_close(struct run_setup *s)
 {
+	/* What the guests had the kernel write is over when their processes are: it waits for io_uring's workers. */
 	for (unsigned i = 0; i < s->config.disks; i++)
-		close(s->config.disk[i].fd);
+		filelock_close(s->config.disk[i].fd);
 	s->config.disks = 0;
 	for (unsigned i = 0; i < s->config.pmems; i++)
 		close(s->config.pmem[i].fd);

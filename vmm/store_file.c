@@ -4,6 +4,7 @@
  */
 #include "ipt/fail.h"
 #include "vmm/error.h"
+#include "vmm/filelock.h"
 #include "vmm/store.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -106,17 +107,6 @@ static int wait_for_writes(const struct opening *o)
 		      "swap file %.120s is still written to by a guest that ended", o->path);
 }
 
-/* VMs of a host that was just killed have it until they are gone too. */
-static int lock_it(int fd)
-{
-	for (unsigned ms = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; ms += 10) {
-		if (errno != EWOULDBLOCK || ms >= LAST_LOCKS)
-			return -1;
-		nanosleep(&(struct timespec){0, 10000000}, NULL);
-	}
-	return 0;
-}
-
 static int check_kind(struct opening *o)
 {
 	struct stat st;
@@ -126,14 +116,15 @@ static int check_kind(struct opening *o)
 	if (!o->device && !S_ISREG(st.st_mode))
 		return errorf(o->error, -EINVAL,
 			      "swap file %.120s is no regular file nor a block device", o->path);
-	/* As disks and persistent memory lock their files. */
-	if (lock_it(o->fd) < 0)
-		return errno == EWOULDBLOCK
+	/* As disks and persistent memory lock their files. VMs of a host that was just killed have it until they are gone. */
+	int rc = filelock_take(o->fd, LOCK_EX, LAST_LOCKS, NULL);
+	if (rc)
+		return rc == -EWOULDBLOCK
 			       ? errorf(o->error, -EBUSY,
 					"swap file %.120s is in use by another host, or as a disk",
 					o->path)
 			       : fail(o, "lock: ");
-	int rc = wait_for_writes(o);
+	rc = wait_for_writes(o);
 	return rc ? rc : check_size(o);
 }
 
