@@ -164,7 +164,10 @@ int host_reclaim_start(struct host *h, char *error)
 
 bool host_reclaim_tick(struct host *h)
 {
-	return h->reclaimer && (host_worker_tick(&h->reclaimer->worker) | sweep(h));
+	if (!h->reclaimer)
+		return false;
+	bool more = host_worker_tick(&h->reclaimer->worker);
+	return sweep(h) || more;
 }
 
 void host_reclaim_destroy(struct host *h)
