@@ -150,8 +150,7 @@ int map_replace_alias(struct ipt *t, vmid_t vm, uint64_t g, uint32_t slot, uint3
 		add_relaxed32(vm_frames(&t->vms[vm.v], IPT_LIMBO), 1);
 	} else if (last) { /* of a page that is out */
 		add_relaxed32(vm_frames(&t->vms[vm.v], IPT_SPARE), 1);
-		space_release(t, f);
-		zone_free(t, t->config.nodes, vm, f, 1);
+		ipt_out_cancel(t, vm, &f, 1);
 	}
 	return 0;
 }

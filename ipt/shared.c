@@ -21,21 +21,16 @@
 
 /* ---- the holder ------------------------------------------------------------------------------ */
 
-static vmid_t holder(const struct ipt *t)
-{
-	return vmid(load_relaxed32(&t->header->holder));
-}
-
 vmid_t ipt_holder(struct ipt *t)
 {
-	return holder(t);
+	return vmid(load_relaxed32(&t->header->holder));
 }
 
 int ipt_holder_add(struct ipt *t, const char *name)
 {
 	vmid_t id;
 
-	if (holder(t).v)
+	if (ipt_holder(t).v)
 		return 0;
 	if (t->kind != IPT_INDEX)
 		return -EOPNOTSUPP;
@@ -58,31 +53,18 @@ void shared_settled(struct ipt *t)
 	store_relaxed32(&t->header->reached, 0);
 }
 
-static void count_holders(struct ipt *t, enum ipt_state state, uint32_t more)
-{
-	add_relaxed32(vm_frames(&t->vms[holder(t).v], state), more);
-}
-
-/* The holder's slot isn't needed. */
-static void give_up(struct ipt *t, uint32_t slot)
-{
-	if (space_claimed(t, slot))
-		space_release(t, slot);
-	zone_free(t, t->config.nodes, holder(t), slot, 1);
-}
-
 int ipt_holder_sweep(struct ipt *t, const struct ipt_out_ops *ops, void *ctx)
 {
 	uint32_t kept = 0;
 	int err = 0;
 
 	registry_lock(t);
-	if (holder(t).v && registry_count(t, holder(t).v, IPT_LIMBO)) {
-		recount_begin(t, holder(t));
+	if (ipt_holder(t).v && registry_count(t, ipt_holder(t).v, IPT_LIMBO)) {
+		recount_begin(t, ipt_holder(t));
 		err = ops->settle(ctx);
 		if (!err) {
-			err = reap_limbo(t, holder(t), false, ops->clean, ctx, &kept);
-			store_relaxed32(vm_frames(&t->vms[holder(t).v], IPT_LIMBO), kept);
+			err = reap_limbo(t, ipt_holder(t), false, ops->clean, ctx, &kept);
+			store_relaxed32(vm_frames(&t->vms[ipt_holder(t).v], IPT_LIMBO), kept);
 		}
 		recount_end(t);
 	}
@@ -129,11 +111,10 @@ static int leave(struct ipt *t, uint32_t f, uint32_t stamp, uint32_t slot)
 	else if (!may_go(t, f))
 		err = -EBUSY;
 	else
-		chain_move(t, f, slot, holder(t));
+		chain_move(t, f, slot, ipt_holder(t));
 	chain_unlock_two(t, f, slot);
 	if (!err) {
-		count_holders(t, IPT_SPARE, UINT32_MAX); /* minus one */
-		count_holders(t, IPT_LIMBO, 1);
+		slot_count(t, ipt_holder(t), IPT_SPARE, IPT_LIMBO, 1);
 	}
 	return err;
 }
@@ -145,11 +126,10 @@ static bool return_to(struct ipt *t, uint32_t f, uint32_t slot)
 	chain_lock_two(t, f, slot);
 	bool there = chain_is(t, slot);
 	if (there)
-		chain_move(t, slot, f, holder(t));
+		chain_move(t, slot, f, ipt_holder(t));
 	chain_unlock_two(t, f, slot);
 	if (there) {
-		count_holders(t, IPT_LIMBO, UINT32_MAX);
-		count_holders(t, IPT_SPARE, 1);
+		slot_count(t, ipt_holder(t), IPT_LIMBO, IPT_SPARE, 1);
 	}
 	return there;
 }
@@ -157,7 +137,7 @@ static bool return_to(struct ipt *t, uint32_t f, uint32_t slot)
 static int out_locked(struct ipt *t, uint32_t f, uint32_t stamp, struct ipt_out *page,
 		      const struct ipt_out_ops *ops, void *ctx)
 {
-	vmid_t vm = holder(t);
+	vmid_t vm = ipt_holder(t);
 	uint32_t slot = zone_alloc_slots(t, vm, 0);
 	int err = slot == NO_SLOT ? -ENOSPC : space_claim(t, vm, slot, page);
 
@@ -169,7 +149,7 @@ static int out_locked(struct ipt *t, uint32_t f, uint32_t stamp, struct ipt_out 
 	}
 	if (err) {
 		if (slot != NO_SLOT)
-			give_up(t, slot);
+			ipt_out_cancel(t, vm, &slot, 1);
 		return err;
 	}
 	err = ops->settle(ctx);
@@ -180,7 +160,7 @@ static int out_locked(struct ipt *t, uint32_t f, uint32_t stamp, struct ipt_out 
 	if (!err)
 		template_free(t, vm, f, 1);
 	else if (return_to(t, f, slot))
-		give_up(t, slot);
+		ipt_out_cancel(t, vm, &slot, 1);
 	return err;
 }
 
@@ -189,10 +169,10 @@ int ipt_shared_out(struct ipt *t, frame_t f, uint32_t stamp, struct ipt_out *pag
 {
 	if (f.v >= t->frames)
 		return -EINVAL;
-	if (!holder(t).v)
+	if (!ipt_holder(t).v)
 		return -EOPNOTSUPP;
 	registry_lock(t);
-	recount_begin(t, holder(t));
+	recount_begin(t, ipt_holder(t));
 	int err = out_locked(t, f.v, stamp, page, ops, ctx);
 	shared_settled(t);
 	recount_end(t);
@@ -222,21 +202,21 @@ static int in_locked(struct ipt *t, vmid_t by, uint64_t g, uint32_t f)
 
 	if (slot == NO_SLOT)
 		return -ESTALE;
-	recount_begin(t, holder(t));
+	recount_begin(t, ipt_holder(t));
 	atomic_fetch_or_explicit(&t->side[f], SIDE_MOVED, memory_order_release);
 	under_way(t, slot, f);
 	chain_lock_two(t, slot, f);
 	/* It is still alias's: so nobody gave the slot away. */
 	if (chain_is(t, slot) && slot_target(t, alias) == slot &&
 	    word_state(load_acquire64(&t->words[alias])) == IPT_ALIAS)
-		chain_move(t, slot, f, holder(t));
+		chain_move(t, slot, f, ipt_holder(t));
 	else
 		err = -ESTALE;
 	chain_unlock_two(t, slot, f);
 	if (!err) {
 		add_relaxed32(vm_frames(&t->vms[by.v], IPT_LIMBO), UINT32_MAX); /* minus one */
-		count_holders(t, IPT_SPARE, 1);
-		give_up(t, slot);
+		add_relaxed32(vm_frames(&t->vms[ipt_holder(t).v], IPT_SPARE), 1);
+		ipt_out_cancel(t, ipt_holder(t), &slot, 1);
 	}
 	shared_settled(t);
 	recount_end(t);
@@ -250,7 +230,7 @@ int ipt_shared_in(struct ipt *t, vmid_t by, gfn_t g, frame_t f)
 	if (err)
 		return err;
 	registry_lock(t);
-	err = holder(t).v ? in_locked(t, by, g.v, f.v) : -EOPNOTSUPP;
+	err = ipt_holder(t).v ? in_locked(t, by, g.v, f.v) : -EOPNOTSUPP;
 	registry_unlock(t);
 	return err;
 }

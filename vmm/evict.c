@@ -158,7 +158,7 @@ static void gone(void *ctx, gfn_t g, frame_t first, uint32_t n)
 	memory_free(ctx, first, n);
 }
 
-static bool has_pins(const struct memory *m, frame_t f, uint32_t n)
+bool memory_has_pins(const struct memory *m, frame_t f, uint32_t n)
 {
 	struct ipt_owner o;
 	for (uint32_t i = 0; i < n; i++)
@@ -244,7 +244,7 @@ int memory_evict(struct memory *m, gfn_t first, uint32_t n, struct evict_count *
 	struct ipt_place p;
 	uint32_t room = CLUSTER - (uint32_t)(first.v & (CLUSTER - 1));
 	n = ipt_place(m->table, m->vm, first, n < room ? n : room, &p);
-	if (!m->store || !n || p.kind != IPT_OWN || has_pins(m, p.frame, n)) {
+	if (!m->store || !n || p.kind != IPT_OWN || memory_has_pins(m, p.frame, n)) {
 		c->refused += n;
 		return 0;
 	}

@@ -38,12 +38,11 @@ static void note_gone(void *ctx, gfn_t g, frame_t first, uint32_t n)
 /* How many of n frames from f on no device uses (or does), the first among them. */
 static uint32_t alike(const struct memory *m, frame_t f, uint32_t n, bool *pinned)
 {
-	struct ipt_owner o;
 	uint32_t k = 0;
-	*pinned = ipt_owner(m->table, f, &o) || o.pins;
+	*pinned = memory_has_pins(m, f, 1);
 	do
 		k++;
-	while (k < n && (ipt_owner(m->table, frame_add(f, k), &o) || o.pins) == *pinned);
+	while (k < n && memory_has_pins(m, frame_add(f, k), 1) == *pinned);
 	return k;
 }
 

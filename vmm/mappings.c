@@ -19,9 +19,9 @@ static uint32_t mappings_most(const struct memory *m)
 void memory_note_mapped(struct memory *m)
 {
 	struct memory_mappings *c = &m->mappings;
-	if (!c->counted || ++c->changes >= COUNT_EVERY || c->changes >= mappings_most(m) / 4) {
+	bool counted = c->count && c->count < UINT32_MAX; /* it isn't always known */
+	if (!counted || ++c->changes >= COUNT_EVERY || c->changes >= mappings_most(m) / 4) {
 		c->count = memory_count_mappings(m);
-		c->counted = c->count < UINT32_MAX;
 		c->changes = 0;
 	}
 }

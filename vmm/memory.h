@@ -61,7 +61,6 @@ struct memory {
 		uint32_t count;   /* the last time */
 		uint32_t changes; /* since, that may have made more of them */
 		uint32_t most;    /* of a window; 0: the usual */
-		bool counted;
 	} mappings;
 	/* Reclaim (evict.c, fetch.c, reclaim_vm.c); NULL where there is none. */
 	const struct store *store;
@@ -153,6 +152,8 @@ static inline bool memory_is_shared(const struct ipt_place *p)
 {
 	return p->kind != IPT_VOID && p->kind != IPT_OWN && p->kind != IPT_AWAY;
 }
+/* Does a device use one of n frames from f on, or isn't there such a frame? */
+bool memory_has_pins(const struct memory *m, frame_t f, uint32_t n);
 /* A page of the pool's to another. -errno. */
 int memory_copy_page(const struct pool *p, frame_t to, frame_t from);
 /* With memory.lock held: clean and free limbo frames. */

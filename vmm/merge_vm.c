@@ -95,8 +95,7 @@ static void gone(void *ctx, gfn_t g, frame_t first, uint32_t n)
 
 static bool is_pinned(const struct job *j, uint32_t i)
 {
-	struct ipt_owner o;
-	return ipt_owner(j->m->table, frame_add(j->own, i), &o) || o.pins;
+	return memory_has_pins(j->m, frame_add(j->own, i), 1);
 }
 
 static bool is_droppable(const struct job *j, uint32_t i)

@@ -5,12 +5,11 @@
 
 #include "vmm/domain_fds.h"
 #include "vmm/pool.h"
-#include "vmm/reclaim_clock.h"
+#include "vmm/reclaim.h"
 #include "vmm/store.h"
 
 struct reclaim_shared {
 	const struct reclaimer_links *links;
-	const struct reclaim_clock *clock;
 	struct domain_fds files; /* of the pool and of packed memory, by domain */
 	struct pool pool;        /* where the frames are that go at this moment; */
 	struct store store;      /* and where they go to */

@@ -10,6 +10,7 @@
 #include "ipt/sealed.h"
 #include "vmm/clock.h"
 #include "vmm/link.h"
+#include "vmm/reclaim_clock.h"
 #include "vmm/reclaim_shared.h"
 #include "vmm/reclaim_stall.h"
 #include "vmm/reclaim_turns.h"
@@ -434,7 +435,7 @@ _Noreturn void reclaimer_process(const struct reclaimer_links *links)
 	struct reclaim_board *b = links->board;
 	if (reclaim_clock_create(&r.clock, links->table, b))
 		_exit(1);
-	r.shared = (struct reclaim_shared){.links = &r.links, .clock = &r.clock};
+	r.shared = (struct reclaim_shared){.links = &r.links};
 	r.clock.shared = reclaim_shared_out;
 	r.clock.merged = reclaim_merged_out;
 	r.clock.ctx = &r.shared;

@@ -961,15 +961,20 @@ Test(reclaim_vm, an_ending_templates_pages_become_ours)
 	all_comes_back();
 }
 
-/* The reclaimer's part of it (vmm/reclaim_shared.c): a VM that is at work hinders it, but not one that died at it. */
+/* What the reclaimer does itself (vmm/reclaim_shared.c); it doesn't know any domain's files yet. */
+static struct reclaim_shared reclaimers_part(void)
+{
+	static struct reclaimer_links links;
+	links = (struct reclaimer_links){
+		.table = table, .board = board, .store = &store, .link = -1};
+	return (struct reclaim_shared){.links = &links};
+}
+
+/* A VM that is at work hinders it, but not one that died at it. */
 Test(reclaim_vm, templates_pages_go_when_nobody_is_at_them)
 {
-	struct reclaim_clock clock;
 	make(PACKED, 0);
-	const struct reclaimer_links links = {
-		.table = table, .board = board, .store = &store, .link = -1};
-	cr_assert_eq(reclaim_clock_create(&clock, table, board), 0);
-	struct reclaim_shared shared = {.links = &links, .clock = &clock};
+	struct reclaim_shared shared = reclaimers_part();
 	fill_all(FIRST, 16, text);
 	fill_all(FIRST + 16, 16, noise);
 	fill(FIRST + 20, TEXT);
@@ -1026,12 +1031,8 @@ static void take_merged_out(struct reclaim_shared *s, uint64_t first, uint32_t n
 
 Test(reclaim_vm, merged_pages_go_and_come_back)
 {
-	struct reclaim_clock clock;
 	make(PACKED, 0);
-	const struct reclaimer_links links = {
-		.table = table, .board = board, .store = &store, .link = -1};
-	cr_assert_eq(reclaim_clock_create(&clock, table, board), 0);
-	struct reclaim_shared shared = {.links = &links, .clock = &clock};
+	struct reclaim_shared shared = reclaimers_part();
 	cr_assert_eq(ipt_holder_add(table, "holder"), 0);
 	fill_all(FIRST, 48, text_or_zero);
 	fill_all(FIRST + 48, 2, noise);
