@@ -162,27 +162,26 @@ bool host_feed_the_hungry(struct host *h)
 	return waiting;
 }
 
-void host_set_tick(struct host *h, bool on)
+static void arm_tick(struct host *h, bool on)
 {
-	if (h->ticking == on)
-		return;
-	h->ticking = on;
 	struct timespec every = {.tv_nsec = on ? TICK_MS * 1000000 : 0};
 	timerfd_settime(h->on_tick.fd, 0, &(struct itimerspec){every, every}, NULL);
+	h->ticking = on;
 }
 
-static void on_tick(struct host_source *s, uint32_t events)
+void host_set_tick(struct host *h, bool on)
 {
-	struct host *h = container(struct host, on_tick, s);
-	(void)events;
-	event_drain(s->fd);
+	if (h->ticking != on)
+		arm_tick(h, on);
+}
+
+/* Everything that is waited for; whether something is waited for still. */
+static bool look_again(struct host *h)
+{
 	bool more = host_feed_the_hungry(h);
 	host_tell_starved(h);
 	host_end_reap_strays(h);
-	for (unsigned i = 0; i < h->vms; i++) {
-		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_end_reap(h->vm[i]) : 0;
-		more = more || (rc && rc != -EBUSY);
-	}
+	more = host_end_reap_all(h) || more;
 	if (h->ring_due)
 		ring_again(h);
 	more = h->ring_due || more;
@@ -190,8 +189,17 @@ static void on_tick(struct host_source *s, uint32_t events)
 		host_console_resume(h);
 	more = h->resume_due || more;
 	more = host_merge_tick(h) || more;
-	more = host_reclaim_tick(h) || more;
-	host_set_tick(h, more);
+	return host_reclaim_tick(h) || more;
+}
+
+static void on_tick(struct host_source *s, uint32_t events)
+{
+	struct host *h = container(struct host, on_tick, s);
+	(void)events;
+	event_drain(s->fd);
+	h->ticking = false; /* who asks for another one from here on is heard */
+	bool more = look_again(h);
+	arm_tick(h, more || h->ticking);
 }
 
 /* Tell of VMs that wait for memory, and of those that go on. Where pages can be taken out it is only when no more can

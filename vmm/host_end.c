@@ -83,6 +83,16 @@ int host_end_reap(struct host_vm *vm)
 	return 0;
 }
 
+bool host_end_reap_all(struct host *h)
+{
+	bool more = false;
+	for (unsigned i = 0; i < h->vms; i++) {
+		int rc = h->vm[i]->phase == HOST_VM_REAPING ? host_end_reap(h->vm[i]) : 0;
+		more = more || (rc && rc != -EBUSY);
+	}
+	return more;
+}
+
 /* Why it ended, in its own words or ours. */
 static void note_end(struct host_vm *vm)
 {

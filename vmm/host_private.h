@@ -87,6 +87,8 @@ void host_end_abandon(struct host_vm *vm);
 void host_end_finish(struct host_vm *vm);
 /* Free what a dead VM owned: 0, or -errno and the tick tries again. */
 int host_end_reap(struct host_vm *vm);
+/* Of all that are dead; whether something is left that time will bring. */
+bool host_end_reap_all(struct host *h);
 /* The VM is gone from the table, for good: let go of its files and of its sharing domain. */
 void host_end_gone(struct host_vm *vm);
 /* Templates that waited for the end of their clones, and then perhaps those that they were made from. */

@@ -67,7 +67,7 @@ struct memory {
 	struct store_io *io; /* this process's way to the swap file, when it has needed it */
 	struct reclaim_board *reclaim;
 	int pagemap, maps;   /* /proc/self/pagemap and maps; -1: not open yet */
-	uint32_t reclaim_at; /* the run of the batch that is next */
+	uint32_t reclaim_at, reclaim_page; /* the run of the batch that is next, and where in it */
 	uint64_t own_hand;   /* the cluster that is next, when the pool is empty */
 	uint64_t stalled_ns; /* since then a fault waits for memory; 0: none does */
 	struct learn *learn; /* as `learner`, if that is not negative */

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #define STEP_US    500 /* on a batch before others get their turn */
+#define PIECE      128 /* pages of a run that are looked at at once, with memory.lock held */
 #define OWN_FRAMES 128 /* that a VM takes out when it finds the pool empty */
 
 /* ---- which pages the host's page tables have ------------------------------------------------ */
@@ -201,15 +202,26 @@ static uint32_t clip(const struct memory *m, const struct reclaim_run *r)
 	return n < RECLAIM_PAGES ? (uint32_t)n : RECLAIM_PAGES;
 }
 
-static int obey(struct memory *m, const struct reclaim_run *r, uint32_t most,
-		struct reclaim_answer *a)
+/* The next piece of the batch. */
+static int obey(struct memory *m, struct reclaim_desk *d)
 {
-	uint32_t n = clip(m, r);
+	struct reclaim_run r = d->run[m->reclaim_at];
+	r.gfn += m->reclaim_page;
+	r.count = r.count > m->reclaim_page ? r.count - m->reclaim_page : 0;
+	uint32_t n = clip(m, &r);
+	if (n > PIECE) {
+		n = PIECE;
+		m->reclaim_page += n;
+	} else {
+		m->reclaim_page = 0;
+		m->reclaim_at++;
+	}
 	if (!n)
 		return 0;
 	pthread_mutex_lock(&m->lock);
-	int rc = look(m, r, n, most, a);
+	int rc = look(m, &r, n, d->most, &d->answer);
 	pthread_mutex_unlock(&m->lock);
+	atomic_fetch_add_explicit(&d->progress, 1, memory_order_relaxed);
 	return rc;
 }
 
@@ -220,7 +232,7 @@ int reclaim_take(struct memory *m, struct reclaim_board *b)
 	uint64_t began = clock_cpu_ns();
 	int rc = 0;
 	if (state == RECLAIM_ASKED) {
-		m->reclaim_at = 0;
+		m->reclaim_at = m->reclaim_page = 0;
 		d->answer = (struct reclaim_answer){0};
 		atomic_store_explicit(&d->state, RECLAIM_TAKEN, memory_order_relaxed);
 	} else if (state != RECLAIM_TAKEN) {
@@ -228,9 +240,8 @@ int reclaim_take(struct memory *m, struct reclaim_board *b)
 	}
 	uint32_t runs = d->runs < RECLAIM_RUNS ? d->runs : RECLAIM_RUNS;
 	uint64_t spent = 0;
-	for (; !rc && spent < STEP_US * 1000 && m->reclaim_at < runs; m->reclaim_at++) {
-		struct reclaim_run r = d->run[m->reclaim_at];
-		rc = obey(m, &r, d->most, &d->answer);
+	while (!rc && spent < STEP_US * 1000 && m->reclaim_at < runs) {
+		rc = obey(m, d);
 		spent = clock_cpu_ns() - began;
 	}
 	d->answer.ns += spent;

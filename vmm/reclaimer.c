@@ -30,7 +30,9 @@
 #define BATCH_FRAMES 1024 /* that a VM is to free by one batch, at most */
 #define ANSWER_MS    20   /* between looks for answers that nobody rang for */
 #define AGAIN_MS     100  /* after which it is rung once more: a ring may be lost on its way */
-#define DEAF_MS      2000 /* after which a VM that didn't answer is left alone for now */
+/* So long after the last sign of work from any VM those that didn't answer are left alone for now. With few CPUs for many
+ * VMs all are slow. */
+#define DEAF_MS      2000
 #define SAMPLE_MS    2000
 #define TRIM_MS      10000
 #define SAMPLE_RUNS \
@@ -45,6 +47,7 @@ struct desk_note {
 	uint64_t asked_ns; /* 0: nothing is asked */
 	uint64_t rung_ns;
 	uint64_t deaf_until_ns;
+	uint32_t progress; /* the desk's, when it was looked at */
 	bool sample; /* what is asked tells of how much is used */
 };
 
@@ -56,6 +59,7 @@ struct reclaimer {
 	uint64_t cpu_ns;
 	uint64_t freed;              /* by answers, in all */
 	unsigned asked;              /* desks that have something to do */
+	uint64_t sign_ns;            /* when one of them was seen to do it */
 	uint64_t sample_ns;          /* when the next sample is due */
 	bool sample_again;           /* the sample's first look is done */
 	struct reclaim_stall *stall; /* by id */
@@ -110,7 +114,12 @@ static void ask(struct reclaimer *r, uint32_t id, uint32_t most, bool sample)
 	count(&c->batch_runs, v->runs);
 	v->runs = 0;
 	uint64_t now = clock_ns();
-	r->note[id] = (struct desk_note){.asked_ns = now, .rung_ns = now, .sample = sample};
+	r->note[id] = (struct desk_note){
+		.asked_ns = now,
+		.rung_ns = now,
+		.progress = atomic_load_explicit(&d->progress, memory_order_relaxed),
+		.sample = sample};
+	r->sign_ns = now;
 	r->asked++;
 	atomic_store_explicit(&d->state, RECLAIM_ASKED, memory_order_release);
 	ring_host(r, id);
@@ -230,6 +239,21 @@ static bool is_gone(const struct reclaimer *r, uint32_t id)
 	return ipt_vm_info(r->links.table, vmid(id), &info) || info.dying || info.kind != IPT_VM;
 }
 
+/* Is somebody at work on what was asked? */
+static void look_for_signs(struct reclaimer *r, uint64_t now)
+{
+	for (uint32_t id = 1; id < r->clock.vms; id++) {
+		struct desk_note *n = &r->note[id];
+		struct reclaim_desk *d = &r->links.board->desk[id];
+		if (!n->asked_ns)
+			continue;
+		uint32_t progress = atomic_load_explicit(&d->progress, memory_order_relaxed);
+		if (progress != n->progress)
+			r->sign_ns = now;
+		n->progress = progress;
+	}
+}
+
 /* What there is of answers. VMs that say nothing are left alone for a while; those that are gone, for good. */
 static void collect(struct reclaimer *r)
 {
@@ -237,6 +261,7 @@ static void collect(struct reclaimer *r)
 	bool ask = reclaim_shared_ask(&r->shared);
 	r->freed += r->shared.freed;
 	r->shared.freed = 0;
+	look_for_signs(r, now);
 	for (uint32_t id = 1; id < r->clock.vms && r->asked; id++) {
 		struct desk_note *n = &r->note[id];
 		uint32_t state = RECLAIM_FREE;
@@ -246,7 +271,7 @@ static void collect(struct reclaimer *r)
 		bool waits = state == RECLAIM_ASKED || state == RECLAIM_TAKEN;
 		if (waits && is_gone(r, id))
 			waits = false;
-		else if (waits && now - n->asked_ns < DEAF_MS * UINT64_C(1000000)) {
+		else if (waits && now - r->sign_ns < DEAF_MS * UINT64_C(1000000)) {
 			if (state == RECLAIM_ASKED &&
 			    now - n->rung_ns >= AGAIN_MS * UINT64_C(1000000)) {
 				n->rung_ns = now;

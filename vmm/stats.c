@@ -217,8 +217,7 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	memcpy(frames, vm->frames_at_end, sizeof frames);
 	struct ipt *t = host_table(vm->host);
 	struct ipt_vm_info info, parent;
-	/* A template's frames outlive its process, for its clones. */
-	bool remains = vm->is_template && vm->phase == HOST_VM_REAPING;
+	bool remains = vm->phase == HOST_VM_REAPING;
 	bool known = (alive || remains) && ipt_vm_info(t, vm->id, &info) == 0;
 	if (known)
 		memcpy(frames, info.frames, sizeof frames);
@@ -333,7 +332,7 @@ json_t *stats_take(struct host *h, bool processes)
 	json_object_set_new(o, "vms", vms);
 	struct host_vm *vm;
 	for (unsigned i = 0; (vm = host_vm_at(h, i)); i++)
-		if (vm->phase == HOST_VM_ALIVE || (vm->is_template && vm->phase == HOST_VM_REAPING))
+		if (vm->phase == HOST_VM_ALIVE || vm->phase == HOST_VM_REAPING)
 			json_array_append_new(vms, stats_vm(vm, processes));
 	return o;
 }
