@@ -318,29 +318,8 @@ static int adopt_vm(struct host *h, struct kept_record *r)
 /* A half-made one has no process any more, if it ever had: give back what it had. */
 void host_adopt_link_ended(struct host_vm *vm)
 {
-	struct host *h = vm->host;
-	int *const fds[] = {&vm->link_fd, &vm->console_fd, &vm->mailbox_fd, &vm->ring_fd,
-			    &vm->pidfd};
-	host_remove_source(h, &vm->on_link);
-	host_vm_finish_pmem(vm, NULL);
-	host_keep_drop(vm);
 	host_adopt_find(vm);
-	agent_close(vm);
-	for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++) {
-		if (*fds[i] >= 0)
-			close(*fds[i]);
-		*fds[i] = -1;
-	}
-	if (vm->mailbox)
-		munmap(vm->mailbox, sizeof *vm->mailbox);
-	vm->mailbox = NULL;
-	vm->phase = HOST_VM_REAPING;
-	int rc = vm->id.v ? host_end_reap(vm) : 0;
-	if (!vm->id.v) {
-		host_end_gone(vm);
-	}
-	if (rc && rc != -EBUSY)
-		host_set_tick(h, true);
+	host_vm_unmake(vm);
 }
 
 void host_adopt_answer(struct host_vm *vm, const struct link_answer *a)

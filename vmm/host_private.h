@@ -53,7 +53,8 @@ int host_vm_make(struct host *h, const struct vm_config *config, bool is_templat
 		 struct host_vm **out, int ends[LINK_FDS], char *error);
 /* Its process is there: supervise it. -errno. */
 int host_vm_supervise(struct host_vm *vm);
-/* It never was, or is given up: free all of it, its registration and frames too. Nobody works for it. */
+/* It never was, or is given up, and nobody works for it: all of it goes, as if it had ended, but nobody is told. What
+ * it may have written to files goes there, its registration and frames are freed. Don't use vm any more. */
 void host_vm_unmake(struct host_vm *vm);
 /* There is news of it, or it ended: tell who waits for a pause. */
 void host_vm_told(struct host_vm *vm, bool ended);

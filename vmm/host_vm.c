@@ -1,6 +1,7 @@
 /* A VM as the host sees it: its process's start, what it is made of, and its files. */
 #include "ipt/fail.h"
 #include "ipt/sealed.h"
+#include "vmm/agent.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/fds.h"
@@ -220,13 +221,20 @@ static int make_channels(struct host_vm *vm, int ends[LINK_FDS])
 	return rc;
 }
 
-static void free_vm(struct host_vm *vm)
+static void close_channels(struct host_vm *vm)
 {
-	fds_close((int[]){vm->link_fd, vm->console_fd, vm->agent_fd, vm->pidfd, vm->mailbox_fd,
-			  vm->ring_fd},
-		  6);
+	int *const fds[] = {&vm->link_fd, &vm->console_fd, &vm->agent_fd,
+			    &vm->pidfd,   &vm->mailbox_fd, &vm->ring_fd};
+	for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++)
+		fds_close(fds[i], 1);
 	if (vm->mailbox)
 		munmap(vm->mailbox, sizeof *vm->mailbox);
+	vm->mailbox = NULL;
+}
+
+static void free_vm(struct host_vm *vm)
+{
+	close_channels(vm);
 	free(vm);
 }
 
@@ -285,24 +293,37 @@ int host_vm_make(struct host *h, const struct vm_config *config, bool is_templat
 	return 0;
 }
 
-void host_vm_unmake(struct host_vm *vm)
+static void forget_vm(struct host_vm *vm)
 {
 	struct host *h = vm->host;
-	if (vm->phase == HOST_VM_ALIVE && !vm->is_template) /* it couldn't be supervised */
-		h->alive--;
-	host_keep_drop(vm);
-	if (vm->id.v)
-		ipt_vm_reap(h->table, vm->id, host_domain_clean_vm, vm);
-	host_vm_leave_pmem(vm);
-	host_domain_leave(vm);
-	host_remove_source(h, &vm->on_link);
 	unsigned i = h->vms;
 	while (h->vm[--i] != vm)
 		;
 	memmove(h->vm + i, h->vm + i + 1, (--h->vms - i) * sizeof(struct host_vm *));
 	free_vm(vm);
-	host_end_reap_templates(
-		h); /* it may have been the last but one that saw a dead template's frames */
+}
+
+void host_vm_unmake(struct host_vm *vm)
+{
+	struct host *h = vm->host;
+	if (vm->phase == HOST_VM_ALIVE && !vm->is_template) /* it couldn't be supervised */
+		h->alive--;
+	host_remove_source(h, &vm->on_link);
+	host_vm_finish_pmem(vm, NULL);
+	host_keep_drop(vm);
+	agent_close(vm);
+	close_channels(vm);
+	vm->job = NULL;
+	vm->phase = HOST_VM_REAPING;
+	int rc = vm->id.v ? host_end_reap(vm) : 0;
+	if (rc) { /* as of any that is dead: time will bring it */
+		if (rc != -EBUSY)
+			host_set_tick(h, true);
+		return;
+	}
+	if (!vm->id.v)
+		host_end_gone(vm);
+	forget_vm(vm);
 }
 
 int host_vm_supervise(struct host_vm *vm)

@@ -66,11 +66,11 @@ struct memory {
 	const struct store *store;
 	struct store_io *io; /* this process's way to the swap file, when it has needed it */
 	struct reclaim_board *reclaim;
-	int pagemap, maps;   /* /proc/self/pagemap and maps; -1: not open yet */
+	int pagemap, maps;                 /* /proc/self/pagemap and maps; -1: not open yet */
 	uint32_t reclaim_at, reclaim_page; /* the run of the batch that is next, and where in it */
-	uint64_t own_hand;   /* the cluster that is next, when the pool is empty */
-	uint64_t stalled_ns; /* since then a fault waits for memory; 0: none does */
-	struct learn *learn; /* as `learner`, if that is not negative */
+	uint64_t own_hand;                 /* the cluster that is next, when the pool is empty */
+	uint64_t stalled_ns;               /* since then a fault waits for memory; 0: none does */
+	struct learn *learn;               /* as `learner`, if that is not negative */
 	int learner;
 	/* Devices (gmem.c): the host's errors in a row, less than a second apart. What is done about one: the host is
 	 * to have us try again soon, or (final) the VM can't go on. NULL while the VM is being set up. */

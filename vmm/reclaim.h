@@ -70,8 +70,8 @@ struct reclaim_desk {
 	 * by the VM. Where many wait for few CPUs, those tell of thrashing what stalls don't. */
 	_Atomic uint64_t cpu_ns, work_ns;
 	_Atomic uint64_t
-		stalled_since_ns; /* by the VM: a stall goes on, CLOCK_MONOTONIC; 0: none */
-	_Atomic uint32_t born;    /* counts the VMs that had this desk */
+		stalled_since_ns;  /* by the VM: a stall goes on, CLOCK_MONOTONIC; 0: none */
+	_Atomic uint32_t born;     /* counts the VMs that had this desk */
 	_Atomic uint32_t progress; /* by the VM, with each piece of a batch */
 	uint32_t most; /* frames that the batch is to free; what is over is only looked at */
 	uint32_t runs;

@@ -32,9 +32,9 @@
 #define AGAIN_MS     100  /* after which it is rung once more: a ring may be lost on its way */
 /* So long after the last sign of work from any VM those that didn't answer are left alone for now. With few CPUs for many
  * VMs all are slow. */
-#define DEAF_MS      2000
-#define SAMPLE_MS    2000
-#define TRIM_MS      10000
+#define DEAF_MS   2000
+#define SAMPLE_MS 2000
+#define TRIM_MS   10000
 #define SAMPLE_RUNS \
 	16 /* of 2 MiB to a sample, at most: what is looked at costs the guest a fault a page */
 #define SAMPLE_SHARE 128 /* of the pool */
@@ -48,7 +48,7 @@ struct desk_note {
 	uint64_t rung_ns;
 	uint64_t deaf_until_ns;
 	uint32_t progress; /* the desk's, when it was looked at */
-	bool sample; /* what is asked tells of how much is used */
+	bool sample;       /* what is asked tells of how much is used */
 };
 
 struct reclaimer {
