@@ -194,13 +194,6 @@ static int take_fd(struct kept_record *r, int8_t which)
 	return fd;
 }
 
-/* Which id it goes by now. None: it isn't in the table any more. */
-void host_adopt_find(struct host_vm *vm)
-{
-	if (ipt_vm_find(vm->host->table, vm->config.machine.name, &vm->id))
-		vm->id = INVALID_VMID;
-}
-
 /* What is known of its image and disks is enough for what a host asks of a VM that runs. */
 static void fill_in(struct host_vm *vm, const struct kept_vm *k)
 {
@@ -291,7 +284,7 @@ static int adopt_vm(struct host *h, struct kept_record *r)
 	vm->mailbox = shared_attach(vm->mailbox_fd, sizeof *vm->mailbox);
 	if (!vm->mailbox || madvise(vm->mailbox, sizeof *vm->mailbox, MADV_DONTFORK) < 0)
 		rc = -errno;
-	host_adopt_find(vm);
+	host_vm_find_id(vm);
 	struct domain *domain = host_domain_by_number(h, k->domain);
 	if (domain)
 		host_domain_follow(vm, domain);
@@ -318,7 +311,7 @@ static int adopt_vm(struct host *h, struct kept_record *r)
 /* A half-made one has no process any more, if it ever had: give back what it had. */
 void host_adopt_link_ended(struct host_vm *vm)
 {
-	host_adopt_find(vm);
+	host_vm_find_id(vm);
 	host_vm_unmake(vm);
 }
 
@@ -326,7 +319,7 @@ void host_adopt_answer(struct host_vm *vm, const struct link_answer *a)
 {
 	/* It was frozen after all, for a template that nobody keeps. What is true of that says the table. */
 	if (!vm->is_template && a->template_id)
-		host_adopt_find(vm);
+		host_vm_find_id(vm);
 }
 
 /* ---- what is in the table and nobody's ------------------------------------------------------ */

@@ -8,6 +8,7 @@
 /* A template without a process: what it owns stays for as long as others see it. */
 static void bury(struct host_vm *t)
 {
+	host_vm_find_id(t); /* who froze its VM may have died, or lied, before we heard of it */
 	if (!t->id.v) {
 		host_vm_unmake(t);
 		return;
@@ -237,14 +238,7 @@ void host_clone_ended(struct host_vm *vm)
 		if (job->answered == job->made)
 			host_clone_finish(job);
 	} else if (job->source == vm) {
-		/* It died while it was being frozen: before its id became a template's, or after. */
-		struct ipt_vm_info info;
 		host_clone_fail(job, "%s ended while it was being frozen", vm->config.machine.name);
-		if (ipt_vm_info(h->table, vm->id, &info) == 0 && info.kind == IPT_TEMPLATE) {
-			job->template->id = vm->id;
-			if (ipt_vm_find(h->table, vm->config.machine.name, &vm->id))
-				vm->id = INVALID_VMID;
-		}
 		vm->job = NULL;
 		job->source = job->template;
 		if (job->source->link_ended)

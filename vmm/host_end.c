@@ -153,8 +153,7 @@ void host_end_lost(struct host_vm *vm)
 	vm->ended_ns = clock_ns();
 	note_end(vm);
 	host_keep_drop(vm);
-	if (vm->adopted)
-		host_adopt_find(vm); /* it may have been frozen, with nobody there to hear of it */
+	host_vm_find_id(vm); /* it may have been frozen, with nobody there to hear of it */
 	host_remove_source(h, &vm->on_link);
 	close(vm->link_fd);
 	vm->link_fd = -1;

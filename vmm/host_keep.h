@@ -125,8 +125,6 @@ int host_adopt_pool(struct host *h, char *error);
 int host_adopt_fd(struct host *h, enum kept_host_fd which);
 /* The store of the host's record; false: none is adopted. */
 bool host_adopt_store(struct host *h, struct store *s);
-/* Which id it goes by in the table now. */
-void host_adopt_find(struct host_vm *vm);
 /* Half-made VMs: hear of the end of its link. */
 void host_adopt_link_ended(struct host_vm *vm);
 /* An answer that nobody waits for, since the host that asked is gone. */

@@ -51,6 +51,9 @@ struct host_vm *host_vm_bare(struct host *h, const struct vm_config *config, boo
  * mailbox's memfd, console, agent), for the caller to close. -errno with words. */
 int host_vm_make(struct host *h, const struct vm_config *config, bool is_template,
 		 struct host_vm **out, int ends[LINK_FDS], char *error);
+/* Which id it goes by in the table, by its name: a freeze changes it, and what it was is its template's then.
+ * INVALID_VMID: it isn't there. */
+void host_vm_find_id(struct host_vm *vm);
 /* Its process is there: supervise it. -errno. */
 int host_vm_supervise(struct host_vm *vm);
 /* It never was, or is given up, and nobody works for it: all of it goes, as if it had ended, but nobody is told. What

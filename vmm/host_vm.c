@@ -293,6 +293,12 @@ int host_vm_make(struct host *h, const struct vm_config *config, bool is_templat
 	return 0;
 }
 
+void host_vm_find_id(struct host_vm *vm)
+{
+	if (ipt_vm_find(vm->host->table, vm->config.machine.name, &vm->id))
+		vm->id = INVALID_VMID;
+}
+
 static void forget_vm(struct host_vm *vm)
 {
 	struct host *h = vm->host;
