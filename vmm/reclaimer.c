@@ -42,6 +42,7 @@
 #define FUTILE_FRAMES \
 	64 /* a round that frees less, and less than a part of what is missing, brings nothing */
 #define FUTILE (RECLAIM_OLDEST / 2 + 2) /* rounds */
+#define IDLE   8 /* rounds that free pages, and leave as many in use as before */
 
 struct desk_note {
 	uint64_t asked_ns; /* 0: nothing is asked */
@@ -352,15 +353,25 @@ static uint32_t missing(const struct reclaimer *r, const struct goal *g)
 	return free < high ? high - free : 0;
 }
 
+/* Frames that those have from whom they are wanted. */
+static uint32_t held(const struct reclaimer *r, const struct goal *g)
+{
+	struct ipt_vm_info info;
+	if (!g->vm)
+		return ipt_config(r->links.table)->frames - ipt_free_frames(r->links.table);
+	return ipt_vm_info(r->links.table, vmid(g->vm), &info) ? 0 : info.frames[IPT_PRIVATE];
+}
+
 /* 0; -ENOSPC: nothing more can be taken out. */
 static int pursue(struct reclaimer *r, const struct goal *g)
 {
 	struct reclaim_clock *c = &r->clock;
-	unsigned futile = 0;
+	unsigned futile = 0, idle = 0;
 	uint64_t round_freed = r->freed;
+	uint32_t fewest = held(r, g);
 	c->only = g->vm;
 	c->urgency = 0;
-	for (uint32_t want; (want = missing(r, g)) && futile < FUTILE;) {
+	for (uint32_t want; (want = missing(r, g)) && futile < FUTILE && idle < IDLE;) {
 		bool around;
 		c->force = g->force && futile > 1;
 		reclaim_clock_survey(c);
@@ -376,12 +387,16 @@ static int pursue(struct reclaimer *r, const struct goal *g)
 		if (!around)
 			continue;
 		count(&r->links.board->counters.rounds, 1);
-		/* Pages that come back at once can be taken out for ever. */
+		/* Pages that come back at once can be taken out for ever. Where somebody waits for frames he gets
+		 * them; where a user wants VMs to have less, they must come to have less. */
 		uint32_t least = want / 8 + 1 < FUTILE_FRAMES ? want / 8 + 1 : FUTILE_FRAMES;
 		bool little = r->freed < round_freed + least;
 		futile = little ? futile + 1 : 0;
 		c->urgency += little;
 		round_freed = r->freed;
+		uint32_t now = held(r, g);
+		idle = g->freed && now + least > fewest ? idle + 1 : 0;
+		fewest = now < fewest ? now : fewest;
 	}
 	ask_all(r, 0, false); /* what is left of batches is looked at */
 	wait_for_answers(r, 0);
