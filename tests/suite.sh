@@ -105,7 +105,7 @@ suite_run() {
 		# In the background, since behind || or in an if a failing command doesn't end it, whatever set -e says.
 		(
 			set -eu
-			trap 'status=$?; jobs -p | xargs -r kill -9 2>/dev/null; exit $status' EXIT
+			trap 'status=$?; jobs -p | xargs -r kill -9 2>/dev/null || true; exit $status' EXIT
 			"$name"
 		) &
 		await $! "$WORK" || status=$?
