@@ -200,7 +200,7 @@ static struct header *build_madt(struct area *a, const struct machine *m)
 	return &t->h;
 }
 
-static void add_virtio(struct aml *a, unsigned slot)
+static void add_virtio(struct aml *a, uint64_t base, unsigned slot)
 {
 	char name[5];
 	struct aml_crs crs = {0};
@@ -209,7 +209,7 @@ static void add_virtio(struct aml *a, unsigned slot)
 	aml_name_string(a, "_HID", "LNRO0005");
 	aml_name_int(a, "_UID", slot);
 	aml_name_int(a, "_CCA", 1); /* its DMA is cache-coherent: 6.2.17 */
-	aml_crs_memory(&crs, (uint32_t)(MACHINE_MMIO_BASE + slot * MACHINE_MMIO_STRIDE),
+	aml_crs_memory(&crs, (uint32_t)(base + slot * MACHINE_MMIO_STRIDE),
 		       (uint32_t)MACHINE_MMIO_BYTES);
 	aml_crs_interrupt(&crs, MACHINE_VIRTIO_GSI + slot, false);
 	aml_name_crs(a, &crs);
@@ -281,7 +281,7 @@ static struct header *build_dsdt(struct area *area, const struct machine *m)
 	struct aml a = {.bytes = area->bytes + area->used, .size = area->size - area->used};
 	size_t scope = aml_open_scope(&a, "\\_SB");
 	for (unsigned i = 0; i < m->virtio_slots; i++)
-		add_virtio(&a, i);
+		add_virtio(&a, machine_mmio_base(m->bank[0].bytes), i);
 	add_serial(&a);
 	add_power_button(&a);
 	add_generation_id(&a);

@@ -288,9 +288,10 @@ void board_port(struct vm *vm, uint16_t port, uint8_t *data, unsigned size, bool
 
 void board_mmio(struct vm *vm, gpa_t at, uint8_t *data, unsigned size, bool write)
 {
-	uint64_t slot = (at.v - MACHINE_MMIO_BASE) / MACHINE_MMIO_STRIDE;
-	uint64_t offset = (at.v - MACHINE_MMIO_BASE) % MACHINE_MMIO_STRIDE;
-	if (at.v >= MACHINE_MMIO_BASE && slot < vm->devices && offset < VIRTIO_MMIO_SIZE)
+	uint64_t base = machine_mmio_base(vm->config.machine.bank[0].bytes);
+	uint64_t slot = (at.v - base) / MACHINE_MMIO_STRIDE;
+	uint64_t offset = (at.v - base) % MACHINE_MMIO_STRIDE;
+	if (at.v >= base && slot < vm->devices && offset < VIRTIO_MMIO_SIZE)
 		virtio_mmio_access(vm->device[slot], offset, data, size, write);
 	else if (!write)
 		memset(data, 0xff, size);

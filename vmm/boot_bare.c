@@ -25,8 +25,8 @@ static unsigned spans(const struct machine *m, struct span out[MAX_SPANS])
 {
 	unsigned n = 0;
 	out[n++] = (struct span){0, m->bank[0].bytes, 0};
-	out[n++] = (struct span){MACHINE_MMIO_BASE, MACHINE_MAX_VIRTIO * MACHINE_MMIO_STRIDE,
-				 PTE_NO_CACHE};
+	out[n++] = (struct span){machine_mmio_base(m->bank[0].bytes),
+				 MACHINE_MAX_VIRTIO * MACHINE_MMIO_STRIDE, PTE_NO_CACHE};
 	out[n++] = (struct span){MACHINE_IOAPIC_BASE, PAGE_SIZE, PTE_NO_CACHE};
 	out[n++] = (struct span){MACHINE_LAPIC_BASE, PAGE_SIZE, PTE_NO_CACHE};
 	for (unsigned i = 1; i < m->banks; i++)

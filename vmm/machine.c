@@ -210,7 +210,7 @@ static void tree_interrupts(struct tree *t)
 static void tree_virtio(struct tree *t, const struct machine *m)
 {
 	for (unsigned i = 0; i < m->virtio_slots; i++) {
-		uint64_t base = MACHINE_MMIO_BASE + i * MACHINE_MMIO_STRIDE;
+		uint64_t base = machine_mmio_base(m->bank[0].bytes) + i * MACHINE_MMIO_STRIDE;
 		begin_at(t, "virtio_mmio@%" PRIx64, base);
 		prop_string(t, "compatible", "virtio,mmio");
 		prop_reg(t, base, MACHINE_MMIO_BYTES);

@@ -23,6 +23,7 @@
 #define MACHINE_PMEM_ALIGN     (2 * MiB)
 #define MACHINE_PMEM_MAX       (64 * GiB)           /* bytes of a bank */
 #define MACHINE_MMIO_BASE      UINT64_C(0xD0000000) /* virtio slot i at base + i * 0x1000 */
+#define MACHINE_MMIO_NEAR      UINT64_C(0x3FE00000) /* the base where RAM doesn't come so far */
 #define MACHINE_MMIO_STRIDE    UINT64_C(0x1000)
 #define MACHINE_MMIO_BYTES     UINT64_C(0x200) /* of it registers: VIRTIO_MMIO_SIZE */
 #define MACHINE_IOAPIC_BASE    UINT64_C(0xFEC00000)
@@ -45,6 +46,13 @@
 /* A read comes back after IDLE_MS, or as soon as a virtio interrupt line is high or input comes: how
  * a guest rests that can't execute HLT. */
 #define MACHINE_IDLE_PORT 0x60c
+
+/* Where virtio slot 0 is, for so much RAM below MACHINE_LOW_END. Near to it, the second stage needs a table less, of which a
+ * vCPU has 40 pages ready: once it has used 36, KVM takes 40 more (arch/x86/kvm/mmu/mmu.c, mmu_topup_memory_caches). */
+static inline uint64_t machine_mmio_base(uint64_t low_bytes)
+{
+	return low_bytes <= MACHINE_MMIO_NEAR ? MACHINE_MMIO_NEAR : MACHINE_MMIO_BASE;
+}
 
 /* A range of guest physical addresses with memory behind it. Only RAM is told of in memory maps: what
  * is persistent memory the guest learns from its device. */

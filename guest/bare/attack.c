@@ -71,7 +71,7 @@ uint64_t attack_outside(struct attacker *a)
 {
 	switch (attack_below(a, 4)) {
 	case 0:
-		return MACHINE_MMIO_BASE + attack_below(a, 0x10000);
+		return machine_mmio_base(board.bank[0].bytes) + attack_below(a, 0x10000);
 	case 1:
 		return UINT64_MAX - attack_below(a, 0x2000);
 	default:

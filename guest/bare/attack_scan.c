@@ -5,6 +5,7 @@
  * writes to the interrupt chips (which could raise an NMI, and the bare guest has no handlers).
  */
 #include "guest/bare/attack.h"
+#include "guest/bare/board.h"
 #include "guest/bare/cpu.h"
 #include "guest/bare/vio.h"
 #include "guest/bare/vio_regs.h"
@@ -61,7 +62,7 @@ void attack_mmio(struct attacker *a)
 	static const uint16_t often[] = {REG_STATUS,       REG_QUEUE_READY,     REG_QUEUE_SEL,
 					 REG_QUEUE_NOTIFY, REG_DRIVER_FEATURES, REG_QUEUE_NUM};
 	for (; !attack_is_over(a); a->tries++) {
-		uint64_t at = MACHINE_MMIO_BASE +
+		uint64_t at = machine_mmio_base(board.bank[0].bytes) +
 			      attack_below(a, MACHINE_MAX_VIRTIO) * MACHINE_MMIO_STRIDE;
 		uint64_t v = attack_number(a);
 		if (attack_one_in(a, 2)) {

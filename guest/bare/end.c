@@ -1,4 +1,5 @@
 #include "guest/bare/end.h"
+#include "guest/bare/board.h"
 #include "guest/bare/console.h"
 #include "guest/bare/cpu.h"
 #include "guest/bare/idle.h"
@@ -49,7 +50,7 @@ static _Noreturn void finish(uint64_t how)
 		park();
 		break;
 	case END_WILD: /* code in a device's registers: KVM can't run that */
-		((void (*)(void))MACHINE_MMIO_BASE)();
+		((void (*)(void))machine_mmio_base(board.bank[0].bytes))();
 		break;
 	}
 	spin();

@@ -216,11 +216,12 @@ static void check_bare_tables(uint64_t bytes)
 		uint64_t last = b->base.v + b->bytes - 1;
 		cr_assert_eq(walk(&plan.cpu[0], last, &flags), last);
 		walk(&plan.cpu[0], (last | 0x1fffff) + 1, &flags);
-		cr_assert(!flags || last + 1 == MACHINE_MMIO_BASE, "nothing behind RAM");
+		cr_assert(!flags || last + 1 == machine_mmio_base(memory.machine.bank[0].bytes),
+			  "nothing behind RAM");
 	}
-	static const uint64_t device[] = {MACHINE_MMIO_BASE,
-					  MACHINE_MMIO_BASE + 16 * MACHINE_MMIO_STRIDE - 1,
-					  MACHINE_IOAPIC_BASE, MACHINE_LAPIC_BASE};
+	uint64_t mmio = machine_mmio_base(memory.machine.bank[0].bytes);
+	const uint64_t device[] = {mmio, mmio + 16 * MACHINE_MMIO_STRIDE - 1, MACHINE_IOAPIC_BASE,
+				   MACHINE_LAPIC_BASE};
 	for (unsigned i = 0; i < 4; i++) {
 		cr_assert_eq(walk(&plan.cpu[0], device[i], &flags), device[i]);
 		cr_assert_eq(flags, 0x17, "user, writable, not cached");

@@ -57,6 +57,22 @@ Test(boot_machine, is_ram)
 			     "case %zu", i);
 }
 
+Test(boot_machine, devices_are_near_small_memory)
+{
+	struct machine m = {0};
+	static const uint64_t sizes[] = {
+		PAGE_SIZE, 256 * MiB, GiB - 2 * MiB, GiB - 2 * MiB + PAGE_SIZE,
+		GiB,       3 * GiB,   64 * GiB};
+	for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+		cr_assert_eq(machine_set_memory(&m, sizes[i]), 0);
+		uint64_t base = machine_mmio_base(m.bank[0].bytes);
+		cr_expect_eq(base, i < 3 ? GiB - 2 * MiB : 0xD0000000);
+		for (unsigned slot = 0; slot < MACHINE_MAX_VIRTIO; slot++)
+			cr_expect_null(
+				machine_bank_of(&m, gpa(base + slot * MACHINE_MMIO_STRIDE), 1));
+	}
+}
+
 /* Persistent memory lies above RAM and above 4 GiB, aligned, and no memory map tells of it. */
 Test(boot_machine, pmem_banks)
 {
@@ -208,7 +224,7 @@ Test(boot_machine, tree)
 	for (n = fdt_node_offset_by_compatible(blob, -1, "virtio,mmio"); n >= 0;
 	     n = fdt_node_offset_by_compatible(blob, n, "virtio,mmio"), found++) {
 		char name[32];
-		uint64_t base = MACHINE_MMIO_BASE + found * MACHINE_MMIO_STRIDE;
+		uint64_t base = machine_mmio_base(m.bank[0].bytes) + found * MACHINE_MMIO_STRIDE;
 		snprintf(name, sizeof(name), "virtio_mmio@%" PRIx64, base);
 		cr_assert_str_eq(fdt_get_name(blob, n, NULL), name);
 		cr_assert_eq(cells2(blob, n, "reg", 0), base);
