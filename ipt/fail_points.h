@@ -134,6 +134,8 @@
 	X(BLK_LOSE, "blk.lose", ERROR, EIO, "a power cut: what was there before is put back")      \
 	X(PMEM_READ, "pmem.read", ERROR, EIO, "pread of a file's page into the pool")              \
 	X(PMEM_FLUSH, "pmem.flush", RESULT, EIO, "a write or fsync of a shared file is answered")  \
+	X(PMEM_CLEAN, "pmem.clean", RESULT, EIO,                                                   \
+	  "the same where a shared file's pages are wanted clean")                                 \
 	X(PMEM_OPEN, "pmem.open", ERROR, EMFILE, "a file for persistent memory is opened")         \
 	X(PMEM_SETS, "pmem.sets", ERROR, EMFILE,                                                   \
 	  "memory for which pages of a shared file are dirty")                                     \

@@ -12,7 +12,8 @@
  * be taken: the loop's list lock, and whatever env's irq and say and gmem's operations take.
  *
  * Invariants
- *   D1  dev->pinned = the popped chains of all queues that virtq_done or virtq_unpop hasn't had
+ *   D1  dev->pinned = the popped chains of all queues that virtq_done or virtq_unpop hasn't had, and what else the device
+ *       is at that has to come to its end before it stands still (virtio_hold)
  *   D2  q->flight = q's part of dev->pinned + the length of q's `unsent` list <= q->num
  *   D3  a device that isn't live (virtio_live) pops nothing and writes to no used ring
  *   D4  the interrupt line is high if and only if irq_status isn't 0
@@ -129,6 +130,9 @@ void virtio_fini(struct virtio_dev *d);
 bool virtio_live(const struct virtio_dev *d);
 /* Have the loop look at queues (by bit). Any thread. */
 void virtio_kick(struct virtio_dev *d, unsigned queues);
+/* The device begins, and ends, work of its own on the loop. Lock held. */
+void virtio_hold(struct virtio_dev *d);
+void virtio_release(struct virtio_dev *d);
 /* The driver broke the rules: say so, and stop until it resets the device. Lock held. */
 void virtio_fail(struct virtio_dev *d, const struct virtq *q, const char *what);
 /* One line through env->say, preceded by the device's name; not more than a few a device, since

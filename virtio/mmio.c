@@ -132,6 +132,17 @@ void virtio_retry(struct virtio_dev *d)
 	loop_post(d->env.loop, &d->work);
 }
 
+void virtio_hold(struct virtio_dev *d)
+{
+	d->pinned++;
+}
+
+void virtio_release(struct virtio_dev *d)
+{
+	if (!--d->pinned)
+		pthread_cond_broadcast(&d->idle);
+}
+
 /* A turn of the device on the loop's thread. */
 static void work_run(struct loop_work *w)
 {

@@ -4,7 +4,8 @@
  * a guest makes durable what it wrote there.
  *
  * One flush is under way at a time. Requests that come meanwhile wait for the next one, which answers
- * all of them: a write that was there before a request is there before the flush that answers it.
+ * all of them: a write that was there before a request is there before the flush that answers it. Between
+ * flushes what the host wants is made durable, without the guest's knowing.
  */
 #include "virtio/device.h"
 #include <endian.h>
@@ -31,7 +32,8 @@ struct pmem {
 
 	/* dev.lock protects the rest */
 	struct loop_op op;
-	bool flushing;
+	enum { NOTHING, FLUSH, CLEAN } pass; /* that is under way */
+	bool clean;                          /* the host wants one */
 	struct list served,
 		waiting; /* by the flush under way, and for the next; room for a queue each */
 	struct virtio_pmem_stats stats;
@@ -51,29 +53,56 @@ static void answer_all(struct list *l, uint32_t ret)
 	l->n = 0;
 }
 
-/* What a step of the flush came to: 1 if it goes on. Starts the next while requests wait. */
+/* The pass that is next: what the guest waits for comes first. */
+static void choose(struct pmem *p)
+{
+	const struct virtio_dev *d = &p->dev;
+	p->clean &= p->of.clean && !d->paused && !d->draining && !d->dying;
+	p->pass = p->waiting.n ? FLUSH : p->clean ? CLEAN : NOTHING;
+	if (p->pass != FLUSH)
+		return;
+	struct list empty = p->served;
+	p->served = p->waiting;
+	p->waiting = empty;
+	p->stats.flushes++;
+}
+
+static int call(struct pmem *p, bool begin, int res)
+{
+	if (p->pass == CLEAN)
+		return p->of.clean(p->of.ctx, &p->op, begin, res);
+	return p->of.flush ? p->of.flush(p->of.ctx, &p->op, begin, res) : 0;
+}
+
+static void flushed(struct pmem *p, int rc)
+{
+	if (rc)
+		p->stats.errors++;
+	answer_all(&p->served, rc ? ANSWER_EIO : ANSWER_OK);
+	if (p->dev.draining) /* the driver waits for no answer any more */
+		answer_all(&p->waiting, ANSWER_EIO);
+}
+
+/* What a step of the pass came to: 1 if it goes on. Starts the next while there is one. A pass for the host counts as
+ * pinned, as a flush's requests do, so that who waits for the device to stand still waits for it. */
 static void step(struct pmem *p, bool begin, int res)
 {
-	for (;;) {
-		if (begin) {
-			if (!p->waiting.n)
-				return;
-			struct list empty = p->served;
-			p->served = p->waiting;
-			p->waiting = empty;
-			p->stats.flushes++;
-		}
-		int rc = p->of.flush ? p->of.flush(p->of.ctx, &p->op, begin, res) : 0;
-		p->flushing = rc > 0;
-		if (p->flushing)
+	for (;; begin = true, res = 0) {
+		if (begin)
+			choose(p);
+		if (p->pass == NOTHING)
 			return;
-		if (rc)
-			p->stats.errors++;
-		answer_all(&p->served, rc ? ANSWER_EIO : ANSWER_OK);
-		if (p->dev.draining) /* the driver waits for no answer any more */
-			answer_all(&p->waiting, ANSWER_EIO);
-		begin = true;
-		res = 0;
+		int rc = call(p, begin, res);
+		if (p->pass == CLEAN && begin && rc > 0)
+			virtio_hold(&p->dev);
+		if (rc > 0)
+			return;
+		if (p->pass == FLUSH)
+			flushed(p, rc);
+		else if (!begin)
+			virtio_release(&p->dev);
+		if (p->pass == CLEAN && (begin || rc))
+			p->clean = false;
 	}
 }
 
@@ -104,8 +133,18 @@ static void process(struct virtio_dev *d, struct virtq *q)
 		else
 			answer(c, ANSWER_EIO);
 	}
-	if (!p->flushing)
+	if (p->pass == NOTHING)
 		step(p, true, 0);
+}
+
+void virtio_pmem_clean(struct virtio_dev *d)
+{
+	struct pmem *p = (struct pmem *)d;
+	pthread_mutex_lock(&d->lock);
+	p->clean = true;
+	if (p->pass == NOTHING)
+		step(p, true, 0);
+	pthread_mutex_unlock(&d->lock);
 }
 
 static void destroy(struct virtio_dev *d)

@@ -322,7 +322,7 @@ struct virtq_chain *virtq_pop(struct virtq *q)
 	q->budget--;
 	q->avail_next++;
 	q->flight++;
-	d->pinned++;
+	virtio_hold(d);
 	return c;
 }
 
@@ -332,8 +332,7 @@ static void unpin(struct virtq_chain *c)
 {
 	struct virtio_dev *d = c->q->dev;
 	unmap(c->q, c->iov, c->readable + c->writable);
-	if (!--d->pinned)
-		pthread_cond_broadcast(&d->idle);
+	virtio_release(d);
 }
 
 void virtq_unpop(struct virtq_chain *c)

@@ -123,6 +123,9 @@ struct virtio_pmem_config {
 	 * is durable, so that a flush has nothing to do. */
 	int (*flush)(void *ctx, struct loop_op *op, bool begin, int res);
 	void *ctx;
+	/* The same for virtio_pmem_clean, which the guest hears nothing of: make a bounded part of it durable. 0 at once if
+	 * there is nothing to do (any more), or not now. */
+	int (*clean)(void *ctx, struct loop_op *op, bool begin, int res);
 };
 int virtio_pmem_create(struct virtio_dev **out, const struct virtio_env *env,
 		       const struct virtio_pmem_config *config);
@@ -131,6 +134,10 @@ struct virtio_pmem_stats {
 	uint64_t requests, flushes, errors;
 };
 void virtio_pmem_stats(struct virtio_dev *d, struct virtio_pmem_stats *out);
+/* The host wants something durable that the guest didn't ask for: `clean` is called, between the guest's flushes, until it
+ * has nothing to do or fails. Also where no driver is up; but not while the device stands still, when it is forgotten. Loop
+ * thread. */
+void virtio_pmem_clean(struct virtio_dev *d);
 
 /* Memory that the guest does without: by a balloon that it fills as large as it is told to, and what it reports as
  * free. */

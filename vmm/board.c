@@ -1,5 +1,6 @@
 /* What stands at ports and MMIO addresses: UART, reset and power registers, virtio slots. */
 #include "vmm/error.h"
+#include "vmm/reclaim.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <stdio.h>
@@ -141,6 +142,18 @@ static int protect(void *ctx, gfn_t first, uint64_t count)
 	return dax_protect(&vm->memory, first, count);
 }
 
+/* The reclaimer may be waiting for these pages. */
+static void cleaned(void *ctx, uint64_t pages, int error)
+{
+	const struct vm *vm = ctx;
+	struct reclaim_board *b = vm->links.reclaim;
+	if (!b)
+		return;
+	atomic_fetch_add_explicit(&b->counters.cleaned, pages, memory_order_relaxed);
+	atomic_fetch_add_explicit(&b->counters.unclean, error != 0, memory_order_relaxed);
+	reclaim_ring(b);
+}
+
 int board_create(struct vm *vm, char *error)
 {
 	static const struct serial_ops ops = {
@@ -196,11 +209,13 @@ int board_create(struct vm *vm, char *error)
 		view->loop = vm->loop;
 		view->say = say;
 		view->protect = protect;
+		view->cleaned = cleaned;
 		view->ctx = vm;
 		struct virtio_pmem_config c = {.start = b->base.v,
 					       .bytes = b->bytes,
 					       .flush = view->share ? pmem_flush : NULL,
-					       .ctx = view};
+					       .ctx = view,
+					       .clean = view->share ? pmem_clean : NULL};
 		e = env(vm);
 		rc = virtio_pmem_create(&d, &e, &c);
 		rc = add(vm, rc, d, error);
@@ -313,6 +328,13 @@ void board_flush(struct vm *vm, int ms)
 void board_wake(struct vm *vm)
 {
 	idle_wake(&vm->idle);
+}
+
+void board_write_back(struct vm *vm)
+{
+	/* Devices go when it ends, which begins on this thread. */
+	for (unsigned i = 0; i < vm->config.pmems && !atomic_load(&vm->stopping); i++)
+		virtio_pmem_clean(vm->pmem[i]);
 }
 
 void board_retry(struct vm *vm)

@@ -71,6 +71,7 @@ struct host_vm {
 	uint32_t frames_at_end[IPT_NSTATES];
 	struct pmem_view
 		*pmem[VM_MAX_PMEM]; /* of config.pmem; NULL where there is none (any more) */
+	bool unclean;               /* host_drop.c: it is to be told */
 	void *user;                 /* the caller's */
 };
 

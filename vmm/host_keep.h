@@ -17,7 +17,7 @@
 #include "vmm/keeper.h"
 #include "vmm/store.h"
 
-#define KEPT_VERSION 2
+#define KEPT_VERSION 3
 #define KEPT_PATH    200 /* bytes; of longer paths the beginning */
 
 /* Numbers that go on. Every host of the pool maps it. */

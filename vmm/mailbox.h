@@ -51,6 +51,7 @@ enum vm_order {
 	ORDER_RECLAIM = 1 << 8, /* its desk of the reclaimer's board may have a batch: reclaim.h */
 	ORDER_BALLOON = 1 << 9, /* the balloon is to hold balloon.wanted pages */
 	ORDER_INJECT = 1 << 10, /* a fault is wanted: inject.wanted */
+	ORDER_WRITE_BACK = 1 << 11, /* pages of files that it shares are wanted clean: pmem.h */
 };
 
 enum fault_kind {
@@ -111,7 +112,7 @@ struct mailbox {
 	/* Sampled by the VM on ORDER_SAMPLE and at its end. */
 	_Atomic uint64_t second_stage_pages_4k, second_stage_pages_2m; /* mapped by KVM */
 	_Atomic uint64_t disk_reads, disk_writes, disk_errors;
-	_Atomic uint64_t pmem_flushes, pmem_errors;
+	_Atomic uint64_t pmem_flushes, pmem_errors, pmem_cleaned_pages;
 
 	/* What an idle VM doesn't write to: a page that it doesn't have. */
 	char words

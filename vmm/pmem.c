@@ -179,10 +179,12 @@ static void drop_file(struct pmem_file **files, struct ipt *table, struct pmem_f
 
 /* ---- views ---------------------------------------------------------------------------------- */
 
+#define SETS 3
+
 static void free_view(struct pmem_view *v)
 {
 	if (v->sets)
-		munmap(v->sets, 2 * pageset_bytes(v->pages));
+		munmap(v->sets, SETS * pageset_bytes(v->pages));
 	if (v->sets_fd >= 0)
 		close(v->sets_fd);
 	free(v);
@@ -191,12 +193,13 @@ static void free_view(struct pmem_view *v)
 static int map_sets(struct pmem_view *v)
 {
 	size_t bytes = pageset_bytes(v->pages);
-	void *at = sealed_map(v->sets_fd, 2 * bytes, NULL);
+	void *at = sealed_map(v->sets_fd, SETS * bytes, NULL);
 	if (!at)
 		return -errno;
 	v->sets = at;
 	v->dirty = pageset_at(at, v->pages);
 	v->writing = pageset_at((char *)at + bytes, v->pages);
+	v->wanted = pageset_at((char *)at + 2 * bytes, v->pages);
 	return 0;
 }
 
@@ -204,7 +207,7 @@ static int map_sets(struct pmem_view *v)
 static int map_hosts_sets(struct pmem_view *v)
 {
 	int rc = map_sets(v);
-	if (!rc && madvise(v->sets, 2 * pageset_bytes(v->pages), MADV_DONTFORK) < 0)
+	if (!rc && madvise(v->sets, SETS * pageset_bytes(v->pages), MADV_DONTFORK) < 0)
 		rc = -errno;
 	return rc;
 }
@@ -212,7 +215,7 @@ static int map_hosts_sets(struct pmem_view *v)
 static int make_sets(struct pmem_view *v)
 {
 	v->sets_fd =
-		fail_call(PMEM_SETS, sealed_memfd("invisor-pmem", 2 * pageset_bytes(v->pages)));
+		fail_call(PMEM_SETS, sealed_memfd("invisor-pmem", SETS * pageset_bytes(v->pages)));
 	if (v->sets_fd < 0)
 		return -errno;
 	return map_hosts_sets(v);
@@ -336,10 +339,11 @@ int pmem_join_clone(const struct pmem_view *of, struct pmem_view **out, char *er
 
 int pmem_adopt(struct pmem_view *v, int fd, char *error)
 {
-	munmap(v->sets, 2 * pageset_bytes(v->pages)); /* the other's */
+	munmap(v->sets, SETS * pageset_bytes(v->pages)); /* the other's */
 	v->sets = NULL;
 	v->sets_fd = fd;
-	v->said = false;
+	v->said = v->said_early = false;
+	v->not_before_ns = v->cleaned_pages = 0;
 	int rc = map_sets(v);
 	close(fd);
 	v->sets_fd = -1;
@@ -384,6 +388,18 @@ bool pmem_is_dirty(const struct pmem_view *v, uint64_t page, uint64_t count)
 	/* A flush moves pages from the one to the other, and adds before it removes: `dirty` twice, as it may move back. */
 	return v->share && (has_any(&v->dirty, page, count) || has_any(&v->writing, page, count) ||
 			    has_any(&v->dirty, page, count));
+}
+
+bool pmem_want_clean(struct pmem_view *v, uint64_t page, uint64_t count)
+{
+	/* Single pages would cost an fdatasync each. */
+	uint64_t first = page & ~(uint64_t)(IPT_CLUSTER_FRAMES - 1);
+	uint64_t end =
+		(page + count + IPT_CLUSTER_FRAMES - 1) & ~(uint64_t)(IPT_CLUSTER_FRAMES - 1);
+	if (!pmem_is_dirty(v, page, count))
+		return false;
+	pageset_add(&v->wanted, first, (end < v->pages ? end : v->pages) - first);
+	return true;
 }
 
 bool pmem_left_dirty(const struct pmem_file *f, uint64_t page, uint64_t count)

@@ -18,6 +18,10 @@
  * The sets are in memory that the host has too: when the VM's process is dead, however it died, the host
  * writes back what is in them. Each guest flushes what it wrote itself, so no view waits for another's.
  *
+ * Where frames are short the host puts pages into a third set, `wanted`, and the VM's process writes back those of them
+ * that are dirty, as for a flush that the guest didn't ask for (ORDER_WRITE_BACK). What fails stays dirty, so that the
+ * guest's next flush tries it again, and is refused if it fails again.
+ *
  * The host makes files and views before it forks the VM's process, which inherits them.
  */
 #ifndef VMM_PMEM_H
@@ -75,15 +79,19 @@ struct pmem_view {
 	uint64_t pages;
 
 	/* The rest is for shared views. */
-	int sets_fd; /* memfd of both sets */
+	int sets_fd; /* memfd of all three */
 	void *sets;
 	struct pageset dirty;   /* to be written back */
 	struct pageset writing; /* the flush under way has them, or had when its process died */
+	struct pageset
+		wanted; /* by the host, since their frames are; the VM's loop takes them out */
 
 	/* Write-protect `count` gfns in the guest's window. 0 or -errno. NULL: no guest runs. */
 	int (*protect)(void *ctx, gfn_t first, uint64_t count);
 	/* One line for the user, when flushes begin to fail. May be NULL. */
 	void (*say)(void *ctx, const char *line);
+	/* What the host wanted was tried: `pages` are durable; 0 or an -errno. May be NULL. */
+	void (*cleaned)(void *ctx, uint64_t pages, int error);
 	void *ctx;
 	struct loop *loop;
 
@@ -94,10 +102,16 @@ struct pmem_view {
 			*rest; /* the run under way, what is left of it */
 		int pieces;
 		bool any, syncing;
+		bool early;       /* of what the host wants: */
+		uint64_t room;    /* for so many pages more */
+		uint64_t durable; /* pages, by this flush */
 		unsigned again;
 		int error; /* of this flush, the first */
 	} flush;
-	bool said;
+	bool said, said_early;
+	uint64_t
+		not_before_ns; /* the next one that the host wants, after one that was for nothing */
+	uint64_t cleaned_pages; /* so far */
 };
 
 /* ---- pmem.c: the host's, on its one thread -------------------------------------------------- */
@@ -124,6 +138,9 @@ int pmem_adopt(struct pmem_view *v, int fd, char *error);
 uint64_t pmem_dirty_pages(const struct pmem_view *v);
 /* Is one of these pages of the file among them, or being written? Host. */
 bool pmem_is_dirty(const struct pmem_view *v, uint64_t page, uint64_t count);
+/* These are wanted clean: put those around them in the set too, and say whether any is dirty. Host; the VM is still to be
+ * told. */
+bool pmem_want_clean(struct pmem_view *v, uint64_t page, uint64_t count);
 /* The same for the views that are left of guests that are gone. */
 bool pmem_left_dirty(const struct pmem_file *f, uint64_t page, uint64_t count);
 /* The view's process is gone: write back what is left, this view's and that of earlier ones. -errno
@@ -149,6 +166,8 @@ void pmem_note_write(struct pmem_view *v, uint64_t page, uint64_t count);
  * and all at once, blocking, for when no guest runs. What fails stays dirty. */
 int pmem_flush(void *view, struct loop_op *op, bool begin, int res);
 int pmem_write_back(struct pmem_view *v);
+/* The same of what the host wants, a bounded part of it each time, as virtio_pmem_config.clean wants it. */
+int pmem_clean(void *view, struct loop_op *op, bool begin, int res);
 /* Why, in words; of what pmem_flush and pmem_write_back return. */
 const char *pmem_why(int error);
 

@@ -6,6 +6,7 @@
  * error once and may have dropped the pages.
  */
 #include "ipt/fail.h"
+#include "vmm/clock.h"
 #include "vmm/pmem.h"
 #include <errno.h>
 #include <stdio.h>
@@ -13,7 +14,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define AGAIN_MAX 16 /* times that an operation is sent again after EINTR or EAGAIN */
+#define AGAIN_MAX   16   /* times that an operation is sent again after EINTR or EAGAIN */
+#define EARLY_PAGES 1024 /* that the host wants, at once: a guest's flush may wait for these */
+#define LATER_NS    UINT64_C(1000000000) /* until the next try, where none of them could be written */
 
 void pmem_note_write(struct pmem_view *v, uint64_t page, uint64_t count)
 {
@@ -38,11 +41,14 @@ static void move_all(struct pageset *from, struct pageset *to)
 		move(from, to, at, n);
 }
 
-static void begin_flush(struct pmem_view *v)
+static void begin_flush(struct pmem_view *v, bool early)
 {
 	v->flush.next = 0;
 	v->flush.count = 0;
 	v->flush.any = v->flush.syncing = false;
+	v->flush.early = early;
+	v->flush.room = EARLY_PAGES;
+	v->flush.durable = 0;
 	v->flush.error = 0;
 	/* Left by a process that died in a flush. */
 	move_all(&v->writing, &v->dirty);
@@ -123,14 +129,47 @@ static bool run_is_lost(const struct pmem_view *v)
 	return false;
 }
 
+/* The next dirty pages among those that the host wants: their number, the first in flush.first. Others are taken off the
+ * set. */
+static uint64_t find_wanted(struct pmem_view *v, uint64_t most)
+{
+	uint64_t at = v->flush.next, n;
+	while (most && (n = pageset_next(&v->wanted, &at, most))) {
+		uint64_t first = at, end = at + n, dirty = pageset_next(&v->dirty, &first, n);
+		if (dirty && first < end) {
+			v->flush.first = first;
+			return dirty < end - first ? dirty : end - first;
+		}
+		pageset_remove(&v->wanted, at, n);
+		at = end;
+	}
+	return 0;
+}
+
+/* The next run, in flush.first and .count. */
+static bool find_run(struct pmem_view *v)
+{
+	if (v->flush.early) {
+		v->flush.count = find_wanted(v, v->flush.room < PMEM_RUN_PAGES ? v->flush.room
+									       : PMEM_RUN_PAGES);
+	} else {
+		v->flush.first = v->flush.next;
+		v->flush.count = pageset_next(&v->dirty, &v->flush.first, PMEM_RUN_PAGES);
+	}
+	return v->flush.count > 0;
+}
+
 /* Take the next run out of `dirty`: false if there is none. */
 static bool take_run(struct pmem_view *v)
 {
-	while ((v->flush.count = pageset_next(&v->dirty, &v->flush.next, PMEM_RUN_PAGES))) {
-		v->flush.first = v->flush.next;
+	while (find_run(v)) {
 		int rc = find_frames(v);
 		v->flush.next = v->flush.first + v->flush.count;
 		move(&v->dirty, &v->writing, v->flush.first, v->flush.count);
+		if (v->flush.early) {
+			pageset_remove(&v->wanted, v->flush.first, v->flush.count);
+			v->flush.room -= v->flush.count;
+		}
 		if (!rc && v->protect)
 			rc = v->protect(v->ctx, gfn_add(v->first, v->flush.first), v->flush.count);
 		keep_pinned_dirty(v);
@@ -164,7 +203,7 @@ static enum next next(struct pmem_view *v)
 /* The operation under way came to `res`: bytes, or -errno. */
 static enum next result(struct pmem_view *v, int res)
 {
-	res = fail_result(FAIL_PMEM_FLUSH, FAIL_IDS, res);
+	res = fail_result(v->flush.early ? FAIL_PMEM_CLEAN : FAIL_PMEM_FLUSH, FAIL_IDS, res);
 	if ((res == -EINTR || res == -EAGAIN || res == -ECANCELED) && v->flush.again++ < AGAIN_MAX)
 		return v->flush.syncing ? SYNC : WRITE;
 	v->flush.again = 0;
@@ -175,7 +214,8 @@ static enum next result(struct pmem_view *v, int res)
 				v->flush.error = res;
 		} else {
 			uint64_t at = 0, n;
-			while ((n = pageset_next(&v->writing, &at, v->writing.pages)))
+			for (; (n = pageset_next(&v->writing, &at, v->writing.pages));
+			     v->flush.durable += n)
 				pageset_remove(&v->writing, at, n);
 		}
 		return END;
@@ -205,26 +245,35 @@ static off_t offset(const struct pmem_view *v)
 	return (off_t)((v->flush.first + v->flush.count) * PAGE_SIZE - left);
 }
 
+static void say(struct pmem_view *v, bool *said, const char *what, const char *then)
+{
+	char line[256];
+	if (v->flush.error && !*said && v->say) {
+		snprintf(line, sizeof line, "%.120s: %s: %s; %s (told once)", v->file->path, what,
+			 pmem_why(v->flush.error), then);
+		v->say(v->ctx, line);
+	}
+	*said = v->flush.error != 0;
+}
+
 static int ended(struct pmem_view *v)
 {
 	int error = v->flush.error;
-	if (error && !v->said && v->say) {
-		char line[256];
-		snprintf(line, sizeof line,
-			 "%.120s: flush: %s; the guest got an I/O error (told once)", v->file->path,
-			 pmem_why(error));
-		v->say(v->ctx, line);
+	if (!v->flush.early) {
+		say(v, &v->said, "flush", "the guest got an I/O error");
+		return error;
 	}
-	v->said = error != 0;
+	say(v, &v->said_early, "writing back to make room", "pages stay in memory");
+	v->not_before_ns = error && !v->flush.durable ? clock_ns() + LATER_NS : 0;
+	v->cleaned_pages += v->flush.durable;
+	if (v->cleaned)
+		v->cleaned(v->ctx, v->flush.durable, error);
 	return error;
 }
 
-int pmem_flush(void *view, struct loop_op *op, bool begin, int res)
+/* Begin what comes next. */
+static int go_on(struct pmem_view *v, struct loop_op *op, enum next what)
 {
-	struct pmem_view *v = view;
-	if (begin)
-		begin_flush(v);
-	enum next what = begin ? next(v) : result(v, res);
 	if (what == END)
 		return ended(v);
 	struct io_uring_sqe *sqe = loop_sqe(v->loop, op);
@@ -241,11 +290,30 @@ int pmem_flush(void *view, struct loop_op *op, bool begin, int res)
 	return 1;
 }
 
+int pmem_flush(void *view, struct loop_op *op, bool begin, int res)
+{
+	struct pmem_view *v = view;
+	if (begin)
+		begin_flush(v, false);
+	return go_on(v, op, begin ? next(v) : result(v, res));
+}
+
+int pmem_clean(void *view, struct loop_op *op, bool begin, int res)
+{
+	struct pmem_view *v = view;
+	if (begin && clock_ns() < v->not_before_ns)
+		return 0;
+	if (begin)
+		begin_flush(v, true);
+	enum next what = begin ? next(v) : result(v, res);
+	return what == END && !v->flush.any ? 0 : go_on(v, op, what);
+}
+
 int pmem_write_back(struct pmem_view *v)
 {
 	if (!v->pool->base)
 		return -ENOMEM; /* an adopted view, and there was no address space for the pool */
-	begin_flush(v);
+	begin_flush(v, false);
 	for (enum next what = next(v); what != END;) {
 		ssize_t rc = what == WRITE ? pwritev(v->file->write_fd, v->flush.rest,
 						     v->flush.pieces, offset(v))

@@ -89,6 +89,8 @@ struct reclaim_counters {        /* written by the reclaimer; freed to errors al
 	_Atomic uint64_t unsettled; /* of either: that stayed, as a VM was at them */
 	_Atomic uint64_t
 		dropped; /* of `freed`: pages of files, to be read again when they are touched */
+	_Atomic uint64_t cleaned; /* pages that guests share and wrote, written back for that; */
+	_Atomic uint64_t unclean; /* times that it failed; both by VMs and the host */
 	_Atomic uint64_t reclaimer_ns, vms_ns;
 	_Atomic uint64_t unheard; /* VMs that didn't answer in time */
 	_Atomic uint64_t turns;   /* that began after a VM had waited for its turn */
@@ -102,11 +104,11 @@ struct reclaim_wish {
 };
 
 /* Pages of files that guests share, to be dropped by the host if nobody has written to them since they were written
- * back; it says how many frames came free by that. */
+ * back; it says how many frames came free by that, and how many pages are being written back first. */
 #define RECLAIM_DROPS 64
 struct reclaim_drops {
 	_Atomic uint32_t state; /* enum reclaim_state */
-	uint32_t freed, pieces;
+	uint32_t freed, unclean, pieces;
 	struct {
 		uint32_t file, frame, n; /* n pages, at most a cluster */
 		uint64_t page;

@@ -113,12 +113,35 @@ static void leave_to_host(struct reclaim_shared *s, vmid_t file, gfn_t first, fr
 	d->piece[s->drops++] = (typeof(d->piece[0])){file.v, f.v, n, first.v};
 }
 
+#define DISK_MS  1000  /* that a write takes, at most, as long as others are to wait for it */
+#define FRESH_MS 10000 /* after which another write is waited for anew */
+
+static void note_unclean(struct reclaim_shared *s, uint32_t pages)
+{
+	uint64_t now = clock_ns();
+	if (pages && (!s->unclean.pages || now - s->unclean.told_ns > FRESH_MS * UINT64_C(1000000)))
+		s->unclean.since_ns = now;
+	s->unclean.pages = pages;
+	s->unclean.told_ns = now;
+}
+
+bool reclaim_shared_waits(struct reclaim_shared *s)
+{
+	uint64_t now = clock_ns(), done = atomic_load_explicit(&s->links->board->counters.cleaned,
+							       memory_order_relaxed);
+	if (done != s->unclean.done)
+		s->unclean.since_ns = now;
+	s->unclean.done = done;
+	return s->unclean.pages && now - s->unclean.since_ns < DISK_MS * UINT64_C(1000000);
+}
+
 bool reclaim_shared_ask(struct reclaim_shared *s)
 {
 	struct reclaim_drops *d = &s->links->board->drops;
 	uint32_t state = atomic_load_explicit(&d->state, memory_order_acquire);
 	if (state == RECLAIM_DONE) {
 		s->freed += d->freed;
+		note_unclean(s, d->unclean);
 		atomic_store_explicit(&d->state, state = RECLAIM_FREE, memory_order_relaxed);
 	}
 	if (state != RECLAIM_FREE || !s->drops)

@@ -382,6 +382,7 @@ static int pursue(struct reclaimer *r, const struct goal *g)
 			reclaim_clock_turn(c, turn > TURN_LEAST ? turn : TURN_LEAST, &around);
 		if (full || around || turn < TURN_FRAMES)
 			ask_all(r, most, false);
+		uint32_t bell = bell_of(r);
 		/* With a batch at each VM's there is time to think. */
 		wait_for_answers(r, around ? 0 : r->asked / 2);
 		if (!around)
@@ -391,6 +392,10 @@ static int pursue(struct reclaimer *r, const struct goal *g)
 		 * them; where a user wants VMs to have less, they must come to have less. */
 		uint32_t least = want / 8 + 1 < FUTILE_FRAMES ? want / 8 + 1 : FUTILE_FRAMES;
 		bool little = r->freed < round_freed + least;
+		if (little && reclaim_shared_waits(&r->shared)) {
+			rest(r, bell, ANSWER_MS);
+			continue;
+		}
 		futile = little ? futile + 1 : 0;
 		c->urgency += little;
 		round_freed = r->freed;

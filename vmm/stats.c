@@ -121,6 +121,8 @@ static json_t *reclaim_stats(struct host *h)
 	answer_put(o, "pages_of_templates", c->shared);
 	answer_put(o, "pages_merged", c->merged);
 	answer_put(o, "pages_of_files_dropped", c->dropped);
+	answer_put(o, "pages_of_files_written_back", c->cleaned);
+	answer_put(o, "write_back_errors", c->unclean);
 	answer_put(o, "pages_unsettled", c->unsettled);
 	answer_put(o, "packed_memory_total_bytes", r.space.granules * IPT_GRANULE);
 	answer_put(o, "packed_memory_used_bytes", r.space.granules_used * IPT_GRANULE);
@@ -275,6 +277,7 @@ json_t *stats_vm(struct host_vm *vm, bool processes)
 	answer_put(o, "disk_errors", mb->disk_errors);
 	answer_put(o, "pmem_flushes", mb->pmem_flushes);
 	answer_put(o, "pmem_errors", mb->pmem_errors);
+	answer_put(o, "pmem_cleaned_pages", mb->pmem_cleaned_pages);
 	uint64_t dirty = 0;
 	for (unsigned i = 0; i < vm->config.pmems; i++)
 		dirty += vm->pmem[i] ? pmem_dirty_pages(vm->pmem[i]) : 0;

@@ -88,6 +88,10 @@ void vm_sample(struct vm *vm)
 	}
 	mb->pmem_flushes = flushes;
 	mb->pmem_errors = errors;
+	uint64_t cleaned = 0;
+	for (unsigned i = 0; i < vm->config.pmems; i++)
+		cleaned += vm->links.pmem[i]->cleaned_pages;
+	mb->pmem_cleaned_pages = cleaned;
 }
 
 /* ---- the loop's events --------------------------------------------------------------------- */
@@ -211,6 +215,8 @@ static void take_orders(struct vm *vm)
 			after_faults(vm, fault_retry(&vm->memory, &vm->starved));
 		reclaim(vm);
 	}
+	if (orders & ORDER_WRITE_BACK)
+		board_write_back(vm);
 	if (orders & ORDER_INJECT)
 		inject_obey(vm);
 	if (orders & ORDER_POWER_OFF)

@@ -258,6 +258,8 @@ void board_listen(struct vm *vm);
 void board_flush(struct vm *vm, int ms);
 /* The pool has frames again. */
 void board_retry(struct vm *vm);
+/* The host wants pages of files that the guest shares clean: write them back. Loop's thread. */
+void board_write_back(struct vm *vm);
 /* vCPUs that rest at MACHINE_IDLE_PORT go on at once: call it after setting what keeps them from
  * going back to the guest. Any thread. */
 void board_wake(struct vm *vm);
