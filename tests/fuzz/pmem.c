@@ -23,7 +23,7 @@ static int flush(void *ctx, struct loop_op *op, bool begin, int res)
 
 static int create(struct drv *t)
 {
-	struct virtio_pmem_config c = {GiB, 2 * MiB, flush, &file};
+	struct virtio_pmem_config c = {GiB, 2 * MiB, flush, &file, NULL};
 	file.t = t;
 	file.operations = 0;
 	file.fails = file.under_way = false;

@@ -669,7 +669,7 @@ Test(pmem, flushed_by_a_driver)
 	v->loop = t.loop;
 	v->say = say;
 	v->ctx = &t;
-	struct virtio_pmem_config c = {4 * GiB, PAGES * PAGE_SIZE, pmem_flush, v};
+	struct virtio_pmem_config c = {4 * GiB, PAGES * PAGE_SIZE, pmem_flush, v, NULL};
 	cr_assert_eq(virtio_pmem_create(&t.dev, &t.env, &c), 0);
 	drv_start(&t, UINT64_MAX, 1);
 	cr_assert_eq(ask_flush(&t), 0);
@@ -704,6 +704,125 @@ Test(pmem, flushed_by_a_driver)
 	for (unsigned p = 0; p < PAGES; p++)
 		file_has(&w, p, 'h');
 	drv_fini(&t);
+	cr_assert_eq(leave(&w, 0, v), 0);
+	end(&w);
+}
+
+/* ---- what the host wants clean ---------------------------------------------------------------- */
+
+struct cleaned {
+	struct drv t; /* must be first */
+	uint64_t pages;
+	unsigned times, errors;
+};
+
+static void note_cleaned(void *ctx, uint64_t pages, int error)
+{
+	struct cleaned *c = ctx;
+	c->pages += pages;
+	c->times++;
+	c->errors += error != 0;
+}
+
+static struct pmem_view *begin_cleaning(struct world *w, struct cleaned *c)
+{
+	memset(c, 0, sizeof(*c));
+	begin(w, PAGES * PAGE_SIZE, 2048);
+	drv_init(&c->t);
+	struct pmem_view *v = join(w, 0, true);
+	v->loop = c->t.loop;
+	v->say = say;
+	v->cleaned = note_cleaned;
+	v->ctx = c;
+	struct virtio_pmem_config config = {4 * GiB, PAGES * PAGE_SIZE, pmem_flush, v, pmem_clean};
+	cr_assert_eq(virtio_pmem_create(&c->t.dev, &c->t.env, &config), 0);
+	drv_start(&c->t, UINT64_MAX, 1);
+	return v;
+}
+
+/* Until so many passes have ended. */
+static void clean(struct cleaned *c, unsigned times)
+{
+	virtio_pmem_clean(c->t.dev);
+	for (int i = 0; i < 1000 && c->times < times; i++)
+		drv_step(&c->t, 5);
+	cr_assert_eq(c->times, times);
+}
+
+Test(pmem, wanted_clean)
+{
+	struct world w;
+	struct cleaned c;
+	struct pmem_view *v = begin_cleaning(&w, &c);
+	for (unsigned p = 0; p < PAGES; p += 2)
+		put(&w, 0, v, p, 'a');
+	cr_assert(!pmem_want_clean(v, 1, 1), "nobody wrote to it");
+	clean(&c, 0);
+	/* With their 64 KiB, and no others. */
+	cr_assert(pmem_want_clean(v, 20, 1));
+	cr_assert(pmem_want_clean(v, 592, 8), "the last ones");
+	clean(&c, 1);
+	cr_assert_eq(c.pages, 8 + 4);
+	cr_assert_eq(v->cleaned_pages, 12);
+	cr_assert_eq(dirty(v), PAGES / 2 - 12);
+	for (unsigned p = 0; p < PAGES; p++)
+		file_has(&w, p, p % 2 == 0 && ((p >= 16 && p < 32) || p >= 592) ? 'a' : -1);
+	cr_assert(!pmem_is_dirty(v, 16, 16) && pmem_is_dirty(v, 32, 1));
+	/* Those that a flush has written meanwhile need nothing. */
+	cr_assert(pmem_want_clean(v, 100, 16));
+	cr_assert_eq(ask_flush(&c.t), 0);
+	unsigned before = syncs;
+	virtio_pmem_clean(c.t.dev);
+	for (int i = 0; i < 20; i++)
+		drv_step(&c.t, 1);
+	cr_assert_eq(c.times, 1);
+	cr_assert_eq(syncs, before);
+	uint64_t at = 0;
+	cr_assert_eq(pageset_next(&v->wanted, &at, 1), 0);
+	drv_fini(&c.t);
+	cr_assert_eq(pmem_finish(v, w.error), 0);
+	cr_assert_eq(leave(&w, 0, v), 0);
+	end(&w);
+}
+
+/* What fails stays dirty and is told once; the guest's flush fails as long as the file system does. It isn't tried all the
+ * time. */
+Test(pmem, wanted_clean_and_it_fails)
+{
+	struct world w;
+	struct cleaned c;
+	struct pmem_view *v = begin_cleaning(&w, &c);
+	for (unsigned p = 0; p < PAGES; p++)
+		put(&w, 0, v, p, 'a');
+	limit_files(300 * PAGE_SIZE);
+	/* A part goes: then there is no reason to wait. */
+	for (unsigned p = 0; p < PAGES; p += 16)
+		pmem_want_clean(v, p, 1);
+	clean(&c, 1);
+	cr_assert_eq(c.errors, 1);
+	cr_assert_eq(c.pages, 256, "the runs that could be written as a whole");
+	cr_assert_eq(dirty(v), PAGES - 256);
+	cr_assert_eq(atomic_load(&c.t.said), 1);
+	cr_assert(strstr(c.t.line, w.path) && strstr(c.t.line, "make room") &&
+			  strstr(c.t.line, "too large"),
+		  "%s", c.t.line);
+	for (unsigned i = 0; i < 100; i++) {
+		cr_assert(pmem_want_clean(v, 320, 16));
+		virtio_pmem_clean(c.t.dev);
+		drv_step(&c.t, 1);
+	}
+	cr_assert_eq(c.times, 2, "%u tries", c.times);
+	cr_assert_eq(atomic_load(&c.t.said), 1, "told once");
+	cr_assert_eq(ask_flush(&c.t), 1);
+	cr_assert_eq(ask_flush(&c.t), 1);
+	cr_assert_eq(dirty(v), PAGES - 300 + 44, "the run as a whole");
+	limit_files(0);
+	cr_assert_eq(ask_flush(&c.t), 0);
+	cr_assert_eq(dirty(v), 0);
+	for (unsigned p = 0; p < PAGES; p++)
+		file_has(&w, p, 'a');
+	drv_fini(&c.t);
+	cr_assert_eq(pmem_finish(v, w.error), 0);
 	cr_assert_eq(leave(&w, 0, v), 0);
 	end(&w);
 }

@@ -300,7 +300,7 @@ Test(virtio_hostile, pmem, .timeout = 60)
 	struct hostile *h = calloc(1, sizeof(*h));
 	drv_init(&h->drv);
 	h->queues = 1;
-	struct virtio_pmem_config c = {GiB, 2 * MiB, flush, h};
+	struct virtio_pmem_config c = {GiB, 2 * MiB, flush, h, NULL};
 	cr_assert_eq(virtio_pmem_create(&h->drv.dev, &h->drv.env, &c), 0);
 	attack(h, 7, ROUNDS);
 	free(h);

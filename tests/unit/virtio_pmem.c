@@ -40,7 +40,7 @@ static void pmem(struct drv *t, struct flusher *f, unsigned steps)
 {
 	*f = (struct flusher){.t = t, .steps = steps};
 	drv_init(t);
-	struct virtio_pmem_config c = {START, BYTES, flush, f};
+	struct virtio_pmem_config c = {START, BYTES, flush, f, NULL};
 	cr_assert_eq(virtio_pmem_create(&t->dev, &t->env, &c), 0);
 }
 
@@ -100,10 +100,10 @@ Test(virtio_pmem, refuses_what_is_no_range_of_pages)
 	static const uint64_t bad[][2] = {
 		{START, 0}, {START, 4095}, {START + 1, 4096}, {UINT64_MAX & ~PAGE_MASK, 8192}};
 	for (unsigned i = 0; i < 4; i++) {
-		struct virtio_pmem_config c = {bad[i][0], bad[i][1], NULL, NULL};
+		struct virtio_pmem_config c = {bad[i][0], bad[i][1], NULL, NULL, NULL};
 		cr_assert_eq(virtio_pmem_create(&t.dev, &t.env, &c), -EINVAL, "%u", i);
 	}
-	struct virtio_pmem_config c = {START, 4096, NULL, NULL};
+	struct virtio_pmem_config c = {START, 4096, NULL, NULL, NULL};
 	cr_assert_eq(virtio_pmem_create(&t.dev, &t.env, &c), 0);
 	drv_fini(&t);
 }
@@ -137,7 +137,7 @@ Test(virtio_pmem, without_flush_all_is_well)
 {
 	struct drv t;
 	drv_init(&t);
-	struct virtio_pmem_config c = {START, BYTES, NULL, NULL};
+	struct virtio_pmem_config c = {START, BYTES, NULL, NULL, NULL};
 	cr_assert_eq(virtio_pmem_create(&t.dev, &t.env, &c), 0);
 	drv_start(&t, UINT64_MAX, 1);
 	cr_assert_eq(ask_and_wait(&t, 0), 0);
@@ -239,4 +239,125 @@ Test(virtio_pmem, reset_in_flight)
 		}
 		drv_fini(&t);
 	}
+}
+
+/* ---- what the host wants --------------------------------------------------------------------- */
+
+/* Passes of two operations each, `wanted` of them; and flushes, of which none begins in the midst of a pass. */
+struct cleaner {
+	struct flusher f; /* must be first */
+	unsigned wanted, left, passes;
+	bool under_way;
+	int end;
+};
+
+static int flush_between(void *ctx, struct loop_op *op, bool begin, int res)
+{
+	const struct cleaner *c = ctx;
+	cr_assert(!c->under_way, "a flush in the midst of a pass");
+	return flush(ctx, op, begin, res);
+}
+
+static int clean(void *ctx, struct loop_op *op, bool begin, int res)
+{
+	struct cleaner *c = ctx;
+	cr_assert_eq(begin, !c->under_way);
+	cr_assert(!c->f.under_way, "a pass in the midst of a flush");
+	cr_assert_eq(res, 0);
+	if (begin && !c->wanted)
+		return 0;
+	if (begin)
+		c->left = 2;
+	c->under_way = c->left > 0;
+	if (!c->under_way) {
+		c->wanted--;
+		c->passes++;
+
+		return c->end;
+	}
+	c->left--;
+	io_uring_prep_nop(loop_sqe(c->f.t->loop, op));
+	return 1;
+}
+
+static void cleaning(struct drv *t, struct cleaner *c, unsigned steps)
+{
+	*c = (struct cleaner){.f = {.t = t, .steps = steps}};
+	drv_init(t);
+	struct virtio_pmem_config config = {START, BYTES, flush_between, c, clean};
+	cr_assert_eq(virtio_pmem_create(&t->dev, &t->env, &config), 0);
+}
+
+Test(virtio_pmem, cleans_what_the_host_wants)
+{
+	struct drv t;
+	struct cleaner c;
+	cleaning(&t, &c, 3);
+	/* No driver is up. */
+	virtio_pmem_clean(t.dev);
+	cr_assert_eq(c.passes, 0);
+	c.wanted = 3;
+	virtio_pmem_clean(t.dev);
+	for (int i = 0; i < 100 && c.wanted; i++)
+		drv_step(&t, 1);
+	cr_assert_eq(c.passes, 3);
+	/* A failure ends it until it is wanted again. */
+	c.wanted = 3;
+	c.end = -EIO;
+	virtio_pmem_clean(t.dev);
+	for (int i = 0; i < 20; i++)
+		drv_step(&t, 1);
+	cr_assert_eq(c.passes, 4);
+	c.end = 0;
+	/* The guest's flushes come in between, and none is told of any of it. */
+	drv_start(&t, UINT64_MAX, 1);
+	virtio_pmem_clean(t.dev);
+	c.wanted = 100;
+	cr_assert_eq(ask_and_wait(&t, 0), 0);
+	cr_assert_lt(c.passes, 10, "it waited for all");
+	for (int i = 0; i < 1000 && c.wanted; i++)
+		drv_step(&t, 1);
+	cr_assert_eq(c.passes, 104);
+	struct virtio_pmem_stats s;
+	virtio_pmem_stats(t.dev, &s);
+	cr_assert_eq(s.requests, 1);
+	cr_assert_eq(s.flushes, 1);
+	cr_assert_eq(s.errors, 0);
+	drv_fini(&t);
+}
+
+/* Who resets, pauses or destroys the device waits for the pass under way, and no other begins. */
+Test(virtio_pmem, stands_still_after_the_pass)
+{
+	for (int threaded = 0; threaded < 2; threaded++) {
+		struct drv t;
+		struct cleaner c;
+		cleaning(&t, &c, 3);
+		drv_start(&t, UINT64_MAX, 1);
+		c.wanted = 100;
+		virtio_pmem_clean(t.dev);
+		cr_assert(c.under_way);
+		if (threaded)
+			drv_thread(&t);
+		drv_reset(&t);
+		cr_assert(!c.under_way);
+		cr_assert_leq(c.passes, threaded ? 100 : 1);
+		drv_fini(&t);
+	}
+	struct drv t;
+	struct cleaner c;
+	cleaning(&t, &c, 3);
+	c.wanted = 100;
+	virtio_pmem_clean(t.dev);
+	virtio_pause(t.dev);
+	cr_assert(!c.under_way);
+	cr_assert_eq(c.passes, 1);
+	virtio_pmem_clean(t.dev);
+	cr_assert(!c.under_way, "it stands still");
+	virtio_resume(t.dev);
+	virtio_pmem_clean(t.dev);
+	cr_assert(c.under_way);
+	drv_fini(&t); /* which destroys it */
+	cr_assert(!c.under_way);
+	cr_assert_eq(c.passes, 2);
 }
