@@ -151,6 +151,16 @@ static void close_ring(struct loop *l)
 	free(l->late);
 }
 
+int loop_fd(const struct loop *l)
+{
+	return l->ring.ring_fd;
+}
+
+int loop_keep(struct loop *l)
+{
+	return io_uring_ring_dontfork(&l->ring);
+}
+
 void loop_forget(struct loop *l)
 {
 	close_ring(l);

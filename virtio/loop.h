@@ -38,6 +38,11 @@ int loop_create(struct loop **out, unsigned entries);
 /* Nothing may be in flight or posted that still matters: no callback comes after this. */
 void loop_destroy(struct loop *l);
 
+/* For who waits elsewhere, and calls loop_step(l, NULL, 0) when this descriptor can be read: with poll(2). */
+int loop_fd(const struct loop *l);
+/* Processes that are forked don't get the ring's memory, with which they could submit for us. 0 or -errno. */
+int loop_keep(struct loop *l);
+
 /* In a process that the loop's thread forked from inside a callback. loop_forget: let go of the ring, which is the
  * parent's; operations in flight are the parent's too, watches are dropped, posted work stays posted.
  * loop_renew: then make a ring of our own, so that the loop can be run. As loop_create. */

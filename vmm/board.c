@@ -142,16 +142,11 @@ static int protect(void *ctx, gfn_t first, uint64_t count)
 	return dax_protect(&vm->memory, first, count);
 }
 
-/* The reclaimer may be waiting for these pages. */
 static void cleaned(void *ctx, uint64_t pages, int error)
 {
 	const struct vm *vm = ctx;
-	struct reclaim_board *b = vm->links.reclaim;
-	if (!b)
-		return;
-	atomic_fetch_add_explicit(&b->counters.cleaned, pages, memory_order_relaxed);
-	atomic_fetch_add_explicit(&b->counters.unclean, error != 0, memory_order_relaxed);
-	reclaim_ring(b);
+	if (vm->links.reclaim)
+		reclaim_cleaned(vm->links.reclaim, pages, error);
 }
 
 int board_create(struct vm *vm, char *error)

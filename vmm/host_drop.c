@@ -34,10 +34,11 @@ static bool is_dirty(const struct dropping *d)
 	return false;
 }
 
-/* Have those who wrote to it write it back. Pages, if there are such. */
-static uint32_t want_clean(const struct dropping *d)
+/* Have it written back for those who wrote to it. Pages, if there are such. */
+static uint32_t want_clean(const struct dropping *d, bool *left)
 {
-	uint32_t wanted = 0;
+	uint32_t wanted = host_left_want(d->file, d->page, d->n);
+	*left |= wanted;
 	for (unsigned i = 0; i < d->h->vms; i++) {
 		struct host_vm *vm = d->h->vm[i];
 		for (unsigned k = 0; k < vm->config.pmems; k++)
@@ -81,6 +82,7 @@ void host_drop(struct host *h, struct reclaim_board *b)
 		return;
 	uint32_t pieces = d->pieces < RECLAIM_DROPS ? d->pieces : RECLAIM_DROPS, freed = 0,
 		 unclean = 0;
+	bool left = false;
 	int rc = 0;
 	/* Not if somebody is at work for long: we have other things to do than to wait for him, page by page. */
 	for (uint32_t i = 0; i < pieces && rc != -EBUSY; i++) {
@@ -90,7 +92,7 @@ void host_drop(struct host *h, struct reclaim_board *b)
 		if (!one.file || one.n > IPT_CLUSTER_FRAMES)
 			continue;
 		if (is_dirty(&one)) {
-			unclean += want_clean(&one);
+			unclean += want_clean(&one, &left);
 			continue;
 		}
 		rc = ipt_file_drop(h->table, id, one.page, frame(d->piece[i].frame), one.n, &ops,
@@ -100,6 +102,8 @@ void host_drop(struct host *h, struct reclaim_board *b)
 	atomic_fetch_add_explicit(&b->counters.dropped, freed, memory_order_relaxed);
 	atomic_fetch_add_explicit(&b->counters.freed, freed, memory_order_relaxed);
 	order_write_back(h);
+	if (left)
+		host_left_clean(h);
 	d->freed = freed;
 	d->unclean = unclean;
 	atomic_store_explicit(&d->state, RECLAIM_DONE, memory_order_release);

@@ -29,6 +29,7 @@ struct host {
 	uint32_t jobs_ended;
 	struct host_merger *merger;       /* NULL: nothing is merged */
 	struct host_reclaimer *reclaimer; /* NULL: pages stay in memory */
+	struct host_left *left;           /* NULL: nothing that dead guests wrote is being written */
 	struct host_keeper *keeper;       /* NULL: VMs end with this host */
 	bool unadopted;                   /* another host's VMs aren't ours yet: leave them be */
 	bool stop;
@@ -156,6 +157,14 @@ int host_reclaim_may_reap(const struct host_vm *vm);
 
 /* Drop what the reclaimer asks for on the board, of files that guests share. */
 void host_drop(struct host *h, struct reclaim_board *b);
+
+/* ---- host_left.c ---------------------------------------------------------------------------- */
+
+/* These pages of the file are wanted clean: n, if guests that are gone have left one of them. Then have it done. */
+uint32_t host_left_want(const struct pmem_file *f, uint64_t page, uint32_t n);
+void host_left_clean(struct host *h);
+/* Give back what that needs, unless it is under way. */
+void host_left_rest(struct host *h);
 
 /* ---- host_keep.c: what the keeper is told (host_keep.h has the rest) ------------------------ */
 

@@ -78,6 +78,7 @@ void host_vm_leave_pmem(struct host_vm *vm)
 			if (!host_file_by_id(vm->host, file))
 				host_keep_drop_file(vm->host, file);
 		}
+	host_left_rest(vm->host);
 }
 
 /* ---- a VM's start -------------------------------------------------------------------------- */

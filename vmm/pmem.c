@@ -351,12 +351,21 @@ int pmem_adopt(struct pmem_view *v, int fd, char *error)
 		  : 0;
 }
 
+/* It may be being tried by host_left.c: from here on it isn't. */
+static void settle_left(struct pmem_view *v)
+{
+	pageset_remove(&v->wanted, 0, v->pages);
+	while (v->flush.under_way)
+		loop_step(v->loop, NULL, -1);
+}
+
 /* Try again what earlier views left; those that succeed are forgotten. */
 static int finish_left(struct pmem_file *f)
 {
 	int error = 0;
 	for (struct pmem_view **at = &f->left; *at;) {
 		struct pmem_view *v = *at;
+		settle_left(v);
 		int rc = pmem_write_back(v);
 		if (rc) {
 			error = rc;

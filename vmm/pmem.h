@@ -101,7 +101,7 @@ struct pmem_view {
 		struct iovec iov[PMEM_RUN_PIECES],
 			*rest; /* the run under way, what is left of it */
 		int pieces;
-		bool any, syncing;
+		bool under_way, any, syncing;
 		bool early;       /* of what the host wants: */
 		uint64_t room;    /* for so many pages more */
 		uint64_t durable; /* pages, by this flush */

@@ -259,6 +259,7 @@ static void say(struct pmem_view *v, bool *said, const char *what, const char *t
 static int ended(struct pmem_view *v)
 {
 	int error = v->flush.error;
+	v->flush.under_way = false;
 	if (!v->flush.early) {
 		say(v, &v->said, "flush", "the guest got an I/O error");
 		return error;
@@ -287,6 +288,7 @@ static int go_on(struct pmem_view *v, struct loop_op *op, enum next what)
 				     (unsigned)v->flush.pieces, (uint64_t)offset(v));
 	else
 		io_uring_prep_fsync(sqe, v->file->write_fd, IORING_FSYNC_DATASYNC);
+	v->flush.under_way = true;
 	return 1;
 }
 
@@ -301,7 +303,7 @@ int pmem_flush(void *view, struct loop_op *op, bool begin, int res)
 int pmem_clean(void *view, struct loop_op *op, bool begin, int res)
 {
 	struct pmem_view *v = view;
-	if (begin && clock_ns() < v->not_before_ns)
+	if (begin && (!v->pool->base || clock_ns() < v->not_before_ns))
 		return 0;
 	if (begin)
 		begin_flush(v, true);

@@ -128,6 +128,13 @@ void reclaim_count(struct reclaim_board *b, const struct evict_count *c)
 	count(&to->errors, c->errors);
 }
 
+void reclaim_cleaned(struct reclaim_board *b, uint64_t pages, int error)
+{
+	count(&b->counters.cleaned, pages);
+	count(&b->counters.unclean, error != 0);
+	reclaim_ring(b); /* it may be waiting for these */
+}
+
 void reclaim_worked(struct reclaim_desk *d, uint64_t ns)
 {
 	uint64_t before = atomic_load_explicit(&d->work_ns, memory_order_relaxed);
