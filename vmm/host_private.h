@@ -29,9 +29,9 @@ struct host {
 	uint32_t jobs_ended;
 	struct host_merger *merger;       /* NULL: nothing is merged */
 	struct host_reclaimer *reclaimer; /* NULL: pages stay in memory */
-	struct host_left *left;           /* NULL: nothing that dead guests wrote is being written */
-	struct host_keeper *keeper;       /* NULL: VMs end with this host */
-	bool unadopted;                   /* another host's VMs aren't ours yet: leave them be */
+	struct host_left *left;     /* NULL: nothing that dead guests wrote is being written */
+	struct host_keeper *keeper; /* NULL: VMs end with this host */
+	bool unadopted;             /* another host's VMs aren't ours yet: leave them be */
 	bool stop;
 };
 

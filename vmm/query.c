@@ -147,11 +147,14 @@ static void say_reclaim(const json_t *r)
 	if (!json_is_object(r))
 		return;
 	printf("reclaim      %lld pages out; %lld frames freed so far: %lld packed, %lld in the "
-	       "file, %lld zero; packed memory %.1f of %.1f MiB, swap %.1f of %.1f MiB; %.1f s of "
+	       "file, %lld zero, %lld files' (%lld written back); packed memory %.1f of %.1f MiB, "
+	       "swap %.1f of %.1f MiB; %.1f s of "
 	       "CPU in %lld rounds%s\n",
 	       answer_integer(r, "pages_out"), answer_integer(r, "frames_freed"),
 	       answer_integer(r, "pages_packed"), answer_integer(r, "pages_in_file"),
-	       answer_integer(r, "pages_zero"), answer_mib(r, "packed_memory_used_bytes"),
+	       answer_integer(r, "pages_zero"), answer_integer(r, "pages_of_files_dropped"),
+	       answer_integer(r, "pages_of_files_written_back"),
+	       answer_mib(r, "packed_memory_used_bytes"),
 	       answer_mib(r, "packed_memory_total_bytes"), answer_mib(r, "swap_used_bytes"),
 	       answer_mib(r, "swap_total_bytes"),
 	       (double)(answer_integer(r, "reclaimer_cpu_ns") + answer_integer(r, "vms_cpu_ns")) /
