@@ -33,7 +33,8 @@ struct pmem {
 	/* dev.lock protects the rest */
 	struct loop_op op;
 	enum { NOTHING, FLUSH, CLEAN } pass; /* that is under way */
-	bool clean;                          /* the host wants one */
+	bool clean;                          /* the host wants one, */
+	bool still;                          /* as the device stood still already */
 	struct list served,
 		waiting; /* by the flush under way, and for the next; room for a queue each */
 	struct virtio_pmem_stats stats;
@@ -57,7 +58,7 @@ static void answer_all(struct list *l, uint32_t ret)
 static void choose(struct pmem *p)
 {
 	const struct virtio_dev *d = &p->dev;
-	p->clean &= p->of.clean && !d->paused && !d->draining && !d->dying;
+	p->clean &= p->of.clean && (!d->paused || p->still) && !d->draining && !d->dying;
 	p->pass = p->waiting.n ? FLUSH : p->clean ? CLEAN : NOTHING;
 	if (p->pass != FLUSH)
 		return;
@@ -142,6 +143,7 @@ void virtio_pmem_clean(struct virtio_dev *d)
 	struct pmem *p = (struct pmem *)d;
 	pthread_mutex_lock(&d->lock);
 	p->clean = true;
+	p->still = d->paused && !d->pinned;
 	if (p->pass == NOTHING)
 		step(p, true, 0);
 	pthread_mutex_unlock(&d->lock);

@@ -135,8 +135,8 @@ struct virtio_pmem_stats {
 };
 void virtio_pmem_stats(struct virtio_dev *d, struct virtio_pmem_stats *out);
 /* The host wants something durable that the guest didn't ask for: `clean` is called, between the guest's flushes, until it
- * has nothing to do or fails. Also where no driver is up; but not while the device stands still, when it is forgotten. Loop
- * thread. */
+ * has nothing to do or fails. Also where no driver is up, and while the device stands still: who must be sure that nothing is
+ * under way calls virtio_pause again. What is left when one begins to pause or reset the device is forgotten. Loop thread. */
 void virtio_pmem_clean(struct virtio_dev *d);
 
 /* Memory that the guest does without: by a balloon that it fills as large as it is told to, and what it reports as

@@ -118,8 +118,12 @@ int dax_write(struct memory *m, struct dax *d, gfn_t g)
 	if (d->wrote_pages && page == d->wrote_to)
 		n = d->wrote_pages < WRITE_MOST ? d->wrote_pages * 2 : WRITE_MOST;
 	n = pageset_next(&d->mapped, &at, n);
-	if (!n || at != page)
-		return -EFAULT; /* dax_map came before */
+	/* Pages that were dropped stay mapped, but only those that the pool has can be written back. It may have been about to
+	 * be dropped just when it was to be shown (host_drop.c): then the guest tries again. */
+	struct ipt_place p;
+	n = at == page ? ipt_place(m->table, m->vm, g, (uint32_t)n, &p) : 0;
+	if (!n || p.kind != IPT_FILE_PAGE)
+		return 0;
 	d->wrote_to = page + n;
 	d->wrote_pages = (uint32_t)n;
 	pmem_note_write(d->view, page, n); /* before it can */

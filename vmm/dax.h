@@ -31,7 +31,7 @@ int dax_fetch(struct memory *m, struct dax *d, gfn_t g);
 /* Map what of the gfns [from, to) are pages of the file that the window hasn't. */
 int dax_map(struct memory *m, struct dax *d, uint64_t from, uint64_t to);
 /* Let the guest write to a page that is mapped, of a shared view, and to some behind it if it goes on from page to
- * page. */
+ * page. With memory.lock held, since before they were looked up (memory_enter). */
 int dax_write(struct memory *m, struct dax *d, gfn_t g);
 
 /* May a device write to the frame that others see too, which is pinned? If so it is noted. No lock. */

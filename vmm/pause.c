@@ -122,6 +122,7 @@ static void freeze(struct vm *vm)
 	struct vm_pause *p = &vm->pause;
 	struct link_answer a = {.status = 0, .key = p->request.key};
 	int pidfd = -1;
+	board_pause(vm); /* pages of files may be being written back, if it stood still before */
 	inject_hurry(vm);
 	template_make(vm, &p->request, p->template_link, &a, &pidfd);
 	answer_freeze(vm, &a, pidfd);

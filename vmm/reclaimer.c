@@ -34,7 +34,9 @@
  * VMs all are slow. */
 #define DEAF_MS   2000
 #define SAMPLE_MS 2000
-#define TRIM_MS   10000
+#define WRITES_MS \
+	2000 /* that rounds which bring nothing may wait for files' pages being written back */
+#define TRIM_MS 10000
 #define SAMPLE_RUNS \
 	16 /* of 2 MiB to a sample, at most: what is looked at costs the guest a fault a page */
 #define SAMPLE_SHARE 128 /* of the pool */
@@ -362,12 +364,21 @@ static uint32_t held(const struct reclaimer *r, const struct goal *g)
 	return ipt_vm_info(r->links.table, vmid(g->vm), &info) ? 0 : info.frames[IPT_PRIVATE];
 }
 
+/* The round brought little. Are pages being written back that can go then? Not for ever: guests may write to them again at
+ * once. */
+static bool may_wait(struct reclaimer *r, uint64_t *until)
+{
+	uint64_t now = clock_ns();
+	*until = *until ? *until : now + WRITES_MS * UINT64_C(1000000);
+	return !r->clock.only && now < *until && reclaim_shared_waits(&r->shared);
+}
+
 /* 0; -ENOSPC: nothing more can be taken out. */
 static int pursue(struct reclaimer *r, const struct goal *g)
 {
 	struct reclaim_clock *c = &r->clock;
 	unsigned futile = 0, idle = 0;
-	uint64_t round_freed = r->freed;
+	uint64_t round_freed = r->freed, waits_until = 0;
 	uint32_t fewest = held(r, g);
 	c->only = g->vm;
 	c->urgency = 0;
@@ -392,10 +403,11 @@ static int pursue(struct reclaimer *r, const struct goal *g)
 		 * them; where a user wants VMs to have less, they must come to have less. */
 		uint32_t least = want / 8 + 1 < FUTILE_FRAMES ? want / 8 + 1 : FUTILE_FRAMES;
 		bool little = r->freed < round_freed + least;
-		if (little && reclaim_shared_waits(&r->shared)) {
+		if (little && may_wait(r, &waits_until)) {
 			rest(r, bell, ANSWER_MS);
 			continue;
 		}
+		waits_until = little ? waits_until : 0;
 		futile = little ? futile + 1 : 0;
 		c->urgency += little;
 		round_freed = r->freed;

@@ -352,12 +352,16 @@ Test(virtio_pmem, stands_still_after_the_pass)
 	virtio_pause(t.dev);
 	cr_assert(!c.under_way);
 	cr_assert_eq(c.passes, 1);
+	/* While it stands still nothing of the guest's is in the way, and who pauses it again waits for all of it. */
 	virtio_pmem_clean(t.dev);
-	cr_assert(!c.under_way, "it stands still");
+	cr_assert(c.under_way);
+	virtio_pause(t.dev);
+	cr_assert_eq(c.passes, 100);
 	virtio_resume(t.dev);
+	c.wanted = 100;
 	virtio_pmem_clean(t.dev);
 	cr_assert(c.under_way);
 	drv_fini(&t); /* which destroys it */
 	cr_assert(!c.under_way);
-	cr_assert_eq(c.passes, 2);
+	cr_assert_eq(c.passes, 101);
 }
