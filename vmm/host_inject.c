@@ -100,8 +100,10 @@ static bool is_dirty(struct host *h, vmid_t file, uint64_t page, bool *writing)
 			*writing |= in_set(&v->writing, page);
 		}
 	const struct pmem_file *f = host_file_by_id(h, file);
-	for (const struct pmem_view *v = f ? f->left : NULL; v; v = v->next)
+	for (const struct pmem_view *v = f ? f->left : NULL; v; v = v->next) {
 		dirty |= page < v->pages && in_set(&v->dirty, page);
+		*writing |= page < v->pages && in_set(&v->writing, page);
+	}
 	return dirty;
 }
 
