@@ -1,6 +1,7 @@
 /* The loop on io_uring. See loop.h. */
 #include "virtio/loop.h"
 #include "ipt/fail.h"
+#include "ipt/own.h"
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -61,9 +62,6 @@ struct loop {
 	bool rests;           /* quiet has run, and nothing came since */
 	struct watch some[2]; /* the first ones, so that few need the heap; op.done: in use */
 };
-/* In one page, of which every clone has its own. */
-#define LOOP_ALIGN 1024
-_Static_assert(sizeof(struct loop) <= LOOP_ALIGN, "it doesn't cross a page's end");
 
 static _Thread_local char self; /* its address names the thread */
 
@@ -107,14 +105,13 @@ static int open_ring(struct loop *l, unsigned entries)
 
 int loop_create(struct loop **out, unsigned entries)
 {
-	struct loop *l = aligned_alloc(LOOP_ALIGN, LOOP_ALIGN);
+	struct loop *l = own_alloc(sizeof(*l));
 	if (!l)
 		return -ENOMEM;
-	memset(l, 0, sizeof(*l));
 	l->wake.done = wake_done;
 	int r = open_ring(l, entries);
 	if (r) {
-		free(l);
+		own_free(l);
 		return r;
 	}
 	pthread_mutex_init(&l->lock, NULL);
@@ -175,7 +172,7 @@ void loop_destroy(struct loop *l)
 	close_ring(l);
 	pthread_cond_destroy(&l->ran);
 	pthread_mutex_destroy(&l->lock);
-	free(l);
+	own_free(l);
 }
 
 /* Take everything off the completion ring without calling anybody. False if memory ran out; then
