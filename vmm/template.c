@@ -186,9 +186,7 @@ static void leave_the_vm(struct vm *vm, int link)
 	loop_forget(vm->loop);
 	for (unsigned i = 0; i < vm->kvm.cpus; i++)
 		munmap(vm->kvm.vcpu[i].run, (size_t)vm->kvm.host->run_bytes);
-	/* Its place stays taken: the kernel would give it to a clone's rings, which would need a page table there. */
-	mmap(vm->links.mailbox, sizeof *vm->links.mailbox, PROT_NONE,
-	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	munmap(vm->links.mailbox, sizeof *vm->links.mailbox);
 	int keep[11 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
 	unsigned n = 0;
 	keep[n++] = fault_device();
