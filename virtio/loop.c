@@ -48,13 +48,26 @@ static int open_wake(struct loop *l, unsigned entries)
 	return l->wake_fd < 0 ? -errno : 0;
 }
 
-static int open_ring(struct loop *l)
+static int make_ring(struct io_uring *ring, unsigned entries)
 {
 	/* COOP_TASKRUN (5.19): no interrupt to a thread that enters the kernel soon anyway. */
-	int r = fail_rc(LOOP_CREATE,
-			io_uring_queue_init(l->entries, &l->ring, IORING_SETUP_COOP_TASKRUN));
-	if (r == -EINVAL)
-		r = io_uring_queue_init(l->entries, &l->ring, 0);
+	int r = fail_rc(LOOP_CREATE, io_uring_queue_init(entries, ring, IORING_SETUP_COOP_TASKRUN));
+	return r == -EINVAL ? io_uring_queue_init(entries, ring, 0) : r;
+}
+
+/* Could we have one? In the sandbox it may be forbidden where it wasn't before (kernel.io_uring_disabled). */
+static bool may_have_ring(void)
+{
+	struct io_uring ring;
+	if (make_ring(&ring, 1))
+		return false;
+	io_uring_queue_exit(&ring);
+	return true;
+}
+
+static int open_ring(struct loop *l)
+{
+	int r = make_ring(&l->ring, l->entries);
 	if (r)
 		return r;
 	l->has_ring = true;
@@ -77,7 +90,8 @@ static void close_ring(struct loop *l)
 static void rest(struct loop *l)
 {
 	if (!l->has_ring || !loop_can_poll(l) || l->late_first < l->late_end ||
-	    io_uring_sq_ready(&l->ring) || l->flying != loop_watches_armed(l) + l->wake_armed)
+	    io_uring_sq_ready(&l->ring) || l->flying != loop_watches_armed(l) + l->wake_armed ||
+	    !may_have_ring())
 		return;
 	struct io_uring_sync_cancel_reg all = {
 		.flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL, .timeout = {-1, -1}};
@@ -119,6 +133,7 @@ static void let_go(struct loop *l)
 void loop_forget(struct loop *l)
 {
 	let_go(l);
+	l->needs_ring = !may_have_ring();
 	l->late = NULL;
 	l->late_first = l->late_end = l->late_room = 0;
 	l->woken = false;
@@ -130,7 +145,10 @@ void loop_forget(struct loop *l)
 
 int loop_renew(struct loop *l, unsigned entries)
 {
-	return open_wake(l, entries);
+	int r = open_wake(l, entries);
+	if (!r && l->needs_ring && (r = open_ring(l)))
+		close(l->wake_fd);
+	return r;
 }
 
 void loop_destroy(struct loop *l)

@@ -41,7 +41,8 @@ void loop_destroy(struct loop *l);
 
 /* In a process that the loop's thread forked from inside a callback. loop_forget: let go of the ring, which is the
  * parent's; operations in flight are the parent's too, watches are dropped, posted work stays posted.
- * loop_renew: then the loop can be run; it makes a ring of its own with its first operation. -errno of eventfd(2). */
+ * loop_renew: then the loop can be run; it makes a ring of its own with its first operation, or here where loop_forget found
+ * that it can't: then nobody is to find out later. As loop_create. */
 void loop_forget(struct loop *l);
 int loop_renew(struct loop *l, unsigned entries);
 

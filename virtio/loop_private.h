@@ -46,6 +46,7 @@ struct loop {
 	struct io_uring ring; /* if has_ring */
 	unsigned entries;
 	bool has_ring;
+	bool needs_ring; /* since it couldn't have one later */
 	unsigned flying;
 	atomic_uintptr_t owner; /* &self of the thread inside loop_run or loop_step, or 0 */
 	atomic_bool stop;

@@ -36,7 +36,8 @@ int clone_prepare(struct vm *vm, char *error)
 		return rc;
 	rc = loop_renew(vm->loop, VM_LOOP_ENTRIES);
 	if (rc)
-		return errorf(error, rc, "%s: eventfd: %s", vm->config.machine.name, strerror(-rc));
+		return errorf(error, rc, "%s: io_uring: %s", vm->config.machine.name,
+			      strerror(-rc));
 	rc = vcpu_start(vm, 0);
 	if (rc)
 		return errorf(error, rc, "%s: no thread for vCPU 0: %s", vm->config.machine.name,
