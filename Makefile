@@ -15,7 +15,7 @@ ALL_CFLAGS += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
 LDFLAGS    += -fsanitize=$(SANITIZE)
 endif
 # A static program: a third less work for each fork of a VM's process, and 100 KiB less memory.
-STATIC := $(if $(SANITIZE),,-static)
+STATIC := $(if $(SANITIZE),,-static -Wl,-T,vmm/own.ld)
 Q := $(if $(filter 0,$(V)),@,)
 
 IPT_SRC    := $(wildcard ipt/*.c)
@@ -51,9 +51,9 @@ $(BUILD)/%.a:
 
 PRODUCT_LIBS := $(BUILD)/libvmm.a $(BUILD)/libvirtio.a $(BUILD)/libipt.a
 
-$(BUILD)/invisor: $(call obj,vmm/main.c) $(PRODUCT_LIBS)
+$(BUILD)/invisor: $(call obj,vmm/main.c) $(PRODUCT_LIBS) vmm/own.ld
 	$(if $(Q),@echo "  LD $@")
-	$(Q)$(CC) $(LDFLAGS) $(STATIC) -pthread -o $@ $^ $(LIBS)
+	$(Q)$(CC) $(LDFLAGS) $(STATIC) -pthread -o $@ $(filter-out %.ld,$^) $(LIBS)
 
 include guest/guest.mk
 include tests/tests.mk

@@ -149,13 +149,17 @@ static uint32_t gather(struct cluster_line *lines, uint32_t nlines, struct eleme
 	return n;
 }
 
+#define GROW_FEW 64
+
 /* Spread the elements over `to` lines. Readers miss meanwhile and see by seq that they must wait. */
 static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 {
 	struct stripe *st = &t->stripes[s];
 	struct cluster_line *lines = cluster_lines(t, s);
 	uint32_t nlines = load_relaxed32(&st->cluster_lines), n = load_relaxed32(&st->clusters);
-	struct element *all = fail_null(IPT_GROW, malloc((n + 1) * sizeof(*all)));
+	struct element few[GROW_FEW]; /* as in single.c */
+	struct element *all =
+		fail_null(IPT_GROW, n < GROW_FEW ? few : malloc((n + 1) * sizeof(*all)));
 
 	if (!all)
 		return false;
@@ -174,7 +178,8 @@ static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 	}
 	if (opened)
 		stripe_close(st);
-	free(all);
+	if (all != few)
+		free(all);
 	return true;
 }
 

@@ -1,5 +1,6 @@
 /* Failpoints: the area that processes share, and what happens where one is set. See fail.h. */
 #include "ipt/fail_private.h"
+#include "ipt/own.h"
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -34,11 +35,10 @@ _Static_assert(sizeof(struct fail_area) % 4096 == 0, "a mapping can take its pla
 /* Plain memory until fail_share; a process that never sets anything touches one page of it. */
 struct fail_area fail_area;
 
-static struct {
+static OWN struct {
 	enum fail_role role;
 	char name[FAIL_NAME_MAX];
-} self __attribute__((
-	section(".data"))); /* where each process writes anyway: a clone has one page less */
+} self;
 
 static const struct fail_about abouts[FAIL_IDS] = {
 #define ABOUT(id, called, is, usually, about) \

@@ -106,6 +106,8 @@ static uint32_t gather(struct single_line *lines, uint32_t nlines, uint32_t *out
 	return n;
 }
 
+#define GROW_FEW 256
+
 /* Spread the elements over `to` lines. An element holds only part of its hash, so the words of all
  * their frames are read for the keys. */
 static bool grow(struct ipt *t, uint32_t s, uint32_t to)
@@ -113,7 +115,9 @@ static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 	struct stripe *st = &t->stripes[s];
 	struct single_line *lines = single_lines(t, s);
 	uint32_t nlines = load_relaxed32(&st->single_lines), n = load_relaxed32(&st->singles);
-	uint32_t *all = fail_null(IPT_GROW, malloc((n + 1) * sizeof(*all)));
+	/* Few need no malloc, which in a clone would write to pages that it shares with its template. */
+	uint32_t few[GROW_FEW];
+	uint32_t *all = fail_null(IPT_GROW, n < GROW_FEW ? few : malloc((n + 1) * sizeof(*all)));
 
 	if (!all)
 		return false;
@@ -134,7 +138,8 @@ static bool grow(struct ipt *t, uint32_t s, uint32_t to)
 	}
 	if (opened)
 		stripe_close(st);
-	free(all);
+	if (all != few)
+		free(all);
 	return true;
 }
 

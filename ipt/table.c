@@ -146,7 +146,7 @@ static int header_init(struct ipt *t)
 /* Map the whole of t->fd and point at its parts. */
 static int map_parts(struct ipt *t)
 {
-	uint8_t *base = sealed_map(t->fd, t->layout.end, NULL);
+	uint8_t *base = sealed_map_apart(t->fd, t->layout.end, NULL);
 
 	if (!base)
 		return -errno;
@@ -175,13 +175,13 @@ static int map_parts(struct ipt *t)
 
 int ipt_rest(const struct ipt *t)
 {
-	return sealed_map(t->fd, t->layout.end, t->header) ? 0 : -errno;
+	return sealed_map_apart(t->fd, t->layout.end, t->header) ? 0 : -errno;
 }
 
 static void handle_free(struct ipt *t)
 {
 	if (t->header)
-		munmap(t->header, t->layout.end);
+		sealed_unmap_apart(t->header, t->layout.end);
 	if (t->fd >= 0)
 		close(t->fd);
 	free(t);

@@ -10,6 +10,7 @@
  * The buffer of the statistics queue is held until its numbers are wanted, which is to use it: the driver then sends
  * another. It is held in the available ring, so that nothing is in flight for as long as that.
  */
+#include "ipt/own.h"
 #include "virtio/device.h"
 #include <endian.h>
 #include <errno.h>
@@ -240,7 +241,7 @@ static void config_write(struct virtio_dev *d, unsigned offset, const uint8_t *d
 static void destroy(struct virtio_dev *d)
 {
 	virtio_fini(d);
-	free(d);
+	own_free(d);
 }
 
 void virtio_balloon_resize(struct virtio_dev *d, uint32_t pages)
@@ -281,7 +282,7 @@ static const struct virtio_ops ops = {
 int virtio_balloon_create(struct virtio_dev **out, const struct virtio_env *env,
 			  const struct virtio_balloon_config *config)
 {
-	struct balloon *b = calloc(1, sizeof(*b));
+	struct balloon *b = own_alloc(sizeof(*b));
 	if (!b)
 		return -ENOMEM;
 	b->of = *config;
@@ -291,7 +292,7 @@ int virtio_balloon_create(struct virtio_dev **out, const struct virtio_env *env,
 				    1u << F_REPORTING,
 			    QUEUES);
 	if (r) {
-		free(b);
+		own_free(b);
 		return r;
 	}
 	b->dev.config = b->config;

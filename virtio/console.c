@@ -3,6 +3,7 @@
  * to the guest, queue 1 from it. Config space stays empty, since size, ports and emergency write
  * each need a feature that isn't offered.
  */
+#include "ipt/own.h"
 #include "virtio/device.h"
 #include <errno.h>
 #include <linux/virtio_ids.h>
@@ -125,7 +126,7 @@ static void destroy(struct virtio_dev *d)
 	struct console *k = (struct console *)d;
 	virtio_fini(d);
 	free(k->in);
-	free(k);
+	own_free(k);
 }
 
 size_t virtio_console_input(struct virtio_dev *d, const char *bytes, size_t n)
@@ -157,13 +158,13 @@ static const struct virtio_ops ops = {.process = process, .reset = reset, .destr
 int virtio_console_create(struct virtio_dev **out, const struct virtio_env *env,
 			  virtio_console_out_fn *output, void *ctx)
 {
-	struct console *k = calloc(1, sizeof(*k));
+	struct console *k = own_alloc(sizeof(*k));
 	if (!k)
 		return -ENOMEM;
 	k->dev.queue_max = QUEUE_MAX;
 	int r = virtio_init(&k->dev, env, &ops, VIRTIO_ID_CONSOLE, "virtio-console", 0, 2);
 	if (r) {
-		free(k);
+		own_free(k);
 		return r;
 	}
 	k->output = output;

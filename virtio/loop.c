@@ -1,69 +1,14 @@
 /* The loop on io_uring. See loop.h. */
-#include "virtio/loop.h"
 #include "ipt/fail.h"
+#include "ipt/own.h"
+#include "virtio/loop_private.h"
 #include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
-
-/* A completion taken off the ring and not yet handed out. */
-struct late {
-	struct loop_op *op;
-	int res;
-	uint32_t flags;
-};
-
-struct watch {
-	struct loop_op op; /* what the ring knows; must be first */
-	struct loop *loop;
-	struct loop_op *user;
-	struct watch *next;
-	int fd;
-	uint32_t events;
-	bool in_user; /* user->done is running */
-	bool cancelled;
-};
-
-/*
- * Waking: whoever posts from outside writes to the eventfd, which a READ on the ring waits for.
- * `woken` says that a write is under way to the ring and its completion not yet seen, so that many
- * posts make one write. It is cleared before the posted list is looked at.
- *
- * Invariant: if the list is not empty and the loop's thread sleeps, then woken.
- */
-struct loop {
-	struct io_uring ring;
-	atomic_uintptr_t owner; /* &self of the thread inside loop_run or loop_step, or 0 */
-	atomic_bool stop;
-
-	pthread_mutex_t lock; /* the four below; a leaf: nothing is taken inside */
-	pthread_cond_t ran;   /* `current` changed */
-	struct loop_work *first, *last, *current;
-	unsigned posted; /* length of the list */
-	bool woken;
-
-	/* the rest belongs to the loop's thread */
-	int wake_fd, wake_error;
-	uint64_t wake_value;
-	struct loop_op wake;
-	bool wake_armed;
-	struct watch *watches;
-	struct late *late; /* late_first..late_end of late_room */
-	unsigned late_first, late_end, late_room;
-	struct loop_work *quiet; /* loop_when_quiet */
-	int quiet_ms;
-	bool idle;            /* the last round waited for as long as it might, and nothing came */
-	bool rests;           /* quiet has run, and nothing came since */
-	struct watch some[2]; /* the first ones, so that few need the heap; op.done: in use */
-};
-/* In one page, of which every clone has its own. */
-#define LOOP_ALIGN 1024
-_Static_assert(sizeof(struct loop) <= LOOP_ALIGN, "it doesn't cross a page's end");
 
 static _Thread_local char self; /* its address names the thread */
 
@@ -75,46 +20,100 @@ static bool is_me(const struct loop *l)
 
 /* ---- completions -------------------------------------------------------------------------- */
 
+void loop_woken(struct loop *l)
+{
+	pthread_mutex_lock(&l->lock);
+	l->woken = false;
+	pthread_mutex_unlock(&l->lock);
+}
+
 static void wake_done(struct loop_op *op, int res, uint32_t flags)
 {
 	struct loop *l = (struct loop *)((char *)op - offsetof(struct loop, wake));
 	(void)flags;
 	l->wake_armed = false;
-	pthread_mutex_lock(&l->lock);
-	l->woken = false;
-	pthread_mutex_unlock(&l->lock);
+	loop_woken(l);
 	/* A thread that ends takes the operations it submitted along (-ECANCELED): just arm again.
 	 */
 	if (res < 0 && res != -ECANCELED && res != -EINTR && res != -EAGAIN)
 		l->wake_error = res;
 }
 
-/* Ring and eventfd. */
-static int open_ring(struct loop *l, unsigned entries)
+/* ---- the ring ----------------------------------------------------------------------------- */
+
+static int open_wake(struct loop *l, unsigned entries)
 {
+	l->entries = entries;
 	l->wake_fd = eventfd(0, EFD_CLOEXEC);
-	if (l->wake_fd < 0)
-		return -errno;
+	return l->wake_fd < 0 ? -errno : 0;
+}
+
+static int make_ring(struct io_uring *ring, unsigned entries)
+{
 	/* COOP_TASKRUN (5.19): no interrupt to a thread that enters the kernel soon anyway. */
-	int r = fail_rc(LOOP_CREATE,
-			io_uring_queue_init(entries, &l->ring, IORING_SETUP_COOP_TASKRUN));
-	if (r == -EINVAL)
-		r = io_uring_queue_init(entries, &l->ring, 0);
+	int r = fail_rc(LOOP_CREATE, io_uring_queue_init(entries, ring, IORING_SETUP_COOP_TASKRUN));
+	return r == -EINVAL ? io_uring_queue_init(entries, ring, 0) : r;
+}
+
+/* Could we have one? In the sandbox it may be forbidden where it wasn't before (kernel.io_uring_disabled). */
+static bool may_have_ring(void)
+{
+	struct io_uring ring;
+	if (make_ring(&ring, 1))
+		return false;
+	io_uring_queue_exit(&ring);
+	return true;
+}
+
+static int open_ring(struct loop *l)
+{
+	int r = make_ring(&l->ring, l->entries);
 	if (r)
-		close(l->wake_fd);
+		return r;
+	l->has_ring = true;
+	r = loop_watch_by_ring(l);
+	if (r) /* it isn't heard any more: loop_run ends */
+		l->wake_error = r;
 	return r;
+}
+
+static void close_ring(struct loop *l)
+{
+	if (l->has_ring)
+		io_uring_queue_exit(&l->ring);
+	l->has_ring = l->wake_armed = false;
+	l->flying = 0;
+}
+
+/* There is nothing for it but watching. Cancelled here and now, so that the READ of the wake takes nothing later; what
+ * was ready is so for poll(2) as well. (Before Linux 6.0 it can't be done, and the ring stays.) */
+static void rest(struct loop *l)
+{
+	if (!l->has_ring || !loop_can_poll(l) || l->late_first < l->late_end ||
+	    io_uring_sq_ready(&l->ring) || l->flying != loop_watches_armed(l) + l->wake_armed ||
+	    !may_have_ring())
+		return;
+	struct io_uring_sync_cancel_reg all = {
+		.flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL, .timeout = {-1, -1}};
+	int r = io_uring_register_sync_cancel(&l->ring, &all);
+	if (r < 0 && r != -ENOENT)
+		return;
+	close_ring(l);
+	loop_watch_by_poll(l);
+	loop_woken(l);
 }
 
 int loop_create(struct loop **out, unsigned entries)
 {
-	struct loop *l = aligned_alloc(LOOP_ALIGN, LOOP_ALIGN);
+	struct loop *l = own_alloc(sizeof(*l));
 	if (!l)
 		return -ENOMEM;
-	memset(l, 0, sizeof(*l));
 	l->wake.done = wake_done;
-	int r = open_ring(l, entries);
+	int r = open_wake(l, entries);
+	if (!r && (r = open_ring(l)))
+		close(l->wake_fd);
 	if (r) {
-		free(l);
+		own_free(l);
 		return r;
 	}
 	pthread_mutex_init(&l->lock, NULL);
@@ -123,31 +122,11 @@ int loop_create(struct loop **out, unsigned entries)
 	return 0;
 }
 
-static struct watch *new_watch(struct loop *l)
+static void let_go(struct loop *l)
 {
-	for (unsigned i = 0; i < sizeof l->some / sizeof *l->some; i++)
-		if (!l->some[i].op.done)
-			return &l->some[i];
-	return malloc(sizeof(struct watch));
-}
-
-static void free_watch(struct loop *l, struct watch *w)
-{
-	if (w >= l->some && w < l->some + sizeof l->some / sizeof *l->some)
-		w->op.done = NULL;
-	else
-		free(w);
-}
-
-static void close_ring(struct loop *l)
-{
-	io_uring_queue_exit(&l->ring);
+	close_ring(l);
 	close(l->wake_fd);
-	while (l->watches) {
-		struct watch *w = l->watches;
-		l->watches = w->next;
-		free_watch(l, w);
-	}
+	loop_drop_watches(l);
 	free(l->late);
 }
 
@@ -163,10 +142,11 @@ int loop_keep(struct loop *l)
 
 void loop_forget(struct loop *l)
 {
-	close_ring(l);
+	let_go(l);
+	l->needs_ring = !may_have_ring();
 	l->late = NULL;
 	l->late_first = l->late_end = l->late_room = 0;
-	l->wake_armed = l->woken = false;
+	l->woken = false;
 	l->wake_error = 0;
 	l->current = NULL;
 	atomic_store_explicit(&l->owner, 0, memory_order_relaxed);
@@ -175,17 +155,20 @@ void loop_forget(struct loop *l)
 
 int loop_renew(struct loop *l, unsigned entries)
 {
-	return open_ring(l, entries);
+	int r = open_wake(l, entries);
+	if (!r && l->needs_ring && (r = open_ring(l)))
+		close(l->wake_fd);
+	return r;
 }
 
 void loop_destroy(struct loop *l)
 {
 	if (!l)
 		return;
-	close_ring(l);
+	let_go(l);
 	pthread_cond_destroy(&l->ran);
 	pthread_mutex_destroy(&l->lock);
-	free(l);
+	own_free(l);
 }
 
 /* Take everything off the completion ring without calling anybody. False if memory ran out; then
@@ -193,7 +176,7 @@ void loop_destroy(struct loop *l)
 static bool collect(struct loop *l)
 {
 	struct io_uring_cqe *c;
-	while (io_uring_peek_cqe(&l->ring, &c) == 0 && c) {
+	while (l->has_ring && io_uring_peek_cqe(&l->ring, &c) == 0 && c) {
 		if (l->late_first == l->late_end)
 			l->late_first = l->late_end = 0;
 		if (l->late_end == l->late_room) {
@@ -206,6 +189,7 @@ static bool collect(struct loop *l)
 		}
 		l->late[l->late_end++] = (struct late){io_uring_cqe_get_data(c), c->res, c->flags};
 		io_uring_cqe_seen(&l->ring, c);
+		l->flying--;
 	}
 	return true;
 }
@@ -236,10 +220,11 @@ static bool next_completion(struct loop *l, loop_done_fn *only, struct late *out
 		return true;
 	}
 	struct io_uring_cqe *c;
-	if (io_uring_peek_cqe(&l->ring, &c) || !c)
+	if (!l->has_ring || io_uring_peek_cqe(&l->ring, &c) || !c)
 		return false;
 	*out = (struct late){io_uring_cqe_get_data(c), c->res, c->flags};
 	io_uring_cqe_seen(&l->ring, c);
+	l->flying--;
 	return true;
 }
 
@@ -247,7 +232,7 @@ static bool dispatch(struct loop *l, loop_done_fn *only)
 {
 	/* Bounded by what is there now: an op that completes at once and submits itself again must
 	 * not keep the rest from its turn. */
-	unsigned n = l->late_end - l->late_first + io_uring_cq_ready(&l->ring);
+	unsigned n = l->late_end - l->late_first + (l->has_ring ? io_uring_cq_ready(&l->ring) : 0);
 	bool any = false;
 	struct late c;
 	while (n-- && next_completion(l, only, &c)) {
@@ -263,6 +248,8 @@ static bool dispatch(struct loop *l, loop_done_fn *only)
 struct io_uring_sqe *loop_sqe(struct loop *l, struct loop_op *op)
 {
 	struct io_uring_sqe *sqe;
+	if (!l->has_ring && open_ring(l))
+		return NULL;
 	for (int tries = 0; !(sqe = fail_null(LOOP_ENTRY, io_uring_get_sqe(&l->ring))); tries++) {
 		int r = io_uring_submit(&l->ring);
 		if (r >= 0 || r == -EINTR)
@@ -279,80 +266,14 @@ struct io_uring_sqe *loop_sqe(struct loop *l, struct loop_op *op)
 	}
 	io_uring_prep_nop(sqe); /* so that one its caller leaves unprepared does no harm */
 	io_uring_sqe_set_data(sqe, op);
+	l->flying++;
 	return sqe;
-}
-
-static bool watch_arm(struct watch *w)
-{
-	struct io_uring_sqe *sqe = loop_sqe(w->loop, &w->op);
-	if (!sqe)
-		return false;
-	io_uring_prep_poll_add(sqe, w->fd, w->events);
-	return true;
-}
-
-static void watch_done(struct loop_op *op, int res, uint32_t flags)
-{
-	struct watch *w = (struct watch *)op;
-	struct loop *l = w->loop;
-	(void)flags;
-	/* -ECANCELED without our asking: the thread that armed it ended. */
-	if (!w->cancelled)
-		res = fail_result(FAIL_LOOP_POLL, FAIL_IDS, res);
-	if (!w->cancelled && res != -ECANCELED) {
-		w->in_user = true;
-		w->user->done(w->user, res, 0);
-		w->in_user = false;
-	}
-	if (!w->cancelled && (res >= 0 || res == -ECANCELED)) {
-		if (watch_arm(w))
-			return;
-		res = -EBUSY;
-	} else if (w->cancelled) {
-		res = -ECANCELED;
-	} else {
-		res = 0; /* the user has it already */
-	}
-	for (struct watch **p = &l->watches; *p; p = &(*p)->next) {
-		if (*p == w) {
-			*p = w->next;
-			break;
-		}
-	}
-	struct loop_op *user = w->user;
-	free_watch(l, w);
-	if (res)
-		user->done(user, res, 0);
-}
-
-int loop_watch(struct loop *l, struct loop_op *op, int fd, uint32_t events)
-{
-	struct watch *w = new_watch(l);
-	if (!w)
-		return -ENOMEM;
-	*w = (struct watch){.op = {watch_done}, .loop = l, .user = op, .fd = fd, .events = events};
-	if (!watch_arm(w)) {
-		free_watch(l, w);
-		return -EBUSY;
-	}
-	w->next = l->watches;
-	l->watches = w;
-	return 0;
 }
 
 void loop_cancel(struct loop *l, struct loop_op *op)
 {
-	struct loop_op *target = op;
-	for (struct watch *w = l->watches; w; w = w->next) {
-		if (w->user == op && !w->cancelled) {
-			w->cancelled = true;
-			if (w->in_user)
-				return; /* nothing in flight; watch_done sees the mark */
-			target = &w->op;
-			break;
-		}
-	}
-	struct io_uring_sqe *sqe = loop_sqe(l, NULL);
+	struct loop_op *target = loop_cancel_watch(l, op);
+	struct io_uring_sqe *sqe = target && l->has_ring ? loop_sqe(l, NULL) : NULL;
 	if (sqe)
 		io_uring_prep_cancel(sqe, target, 0);
 }
@@ -461,34 +382,42 @@ static void leave(struct loop *l, bool nested)
 		atomic_store_explicit(&l->owner, 0, memory_order_release);
 }
 
+/* Submit, and wait for a completion unless there is something to be done at once. */
+static int enter_ring(struct loop *l, bool ready, int timeout_ms)
+{
+	if (ready || io_uring_cq_ready(&l->ring) || !timeout_ms)
+		return io_uring_submit_and_get_events(&l->ring);
+	if (timeout_ms < 0)
+		return fail_rc(LOOP_SUBMIT, io_uring_submit_and_wait(&l->ring, 1));
+	struct __kernel_timespec ts = {timeout_ms / 1000, timeout_ms % 1000 * 1000000L};
+	struct io_uring_cqe *c;
+	return fail_rc(LOOP_SUBMIT, io_uring_submit_and_wait_timeout(&l->ring, &c, 1, &ts, NULL));
+}
+
 /* One round. timeout_ms as loop_step. */
 static int round_once(struct loop *l, loop_done_fn *only, int timeout_ms)
 {
-	if (!l->wake_armed) {
+	if (l->has_ring && !l->wake_armed) {
 		struct io_uring_sqe *sqe = loop_sqe(l, &l->wake);
 		if (!sqe)
 			return -EBUSY;
 		io_uring_prep_read(sqe, l->wake_fd, &l->wake_value, sizeof(l->wake_value), 0);
 		l->wake_armed = true;
 	}
-	bool ready = only ? find_late(l, only) < l->late_end
-			  : l->late_first < l->late_end || anything_posted(l);
-	bool waits = false;
+	bool ready =
+		only ? find_late(l, only) < l->late_end
+		     : l->late_first < l->late_end || anything_posted(l) || loop_has_cancelled(l);
+	bool any = false;
 	int r;
-	if (ready || io_uring_cq_ready(&l->ring) || !timeout_ms) {
-		r = io_uring_submit_and_get_events(&l->ring);
-	} else if (timeout_ms < 0) {
-		r = fail_rc(LOOP_SUBMIT, io_uring_submit_and_wait(&l->ring, 1));
+	if (l->has_ring) {
+		r = enter_ring(l, ready, timeout_ms);
 	} else {
-		struct __kernel_timespec ts = {timeout_ms / 1000, timeout_ms % 1000 * 1000000L};
-		struct io_uring_cqe *c;
-		waits = true;
-		r = fail_rc(LOOP_SUBMIT,
-			    io_uring_submit_and_wait_timeout(&l->ring, &c, 1, &ts, NULL));
+		r = loop_poll(l, only, ready ? 0 : timeout_ms);
+		any = r > 0;
 	}
-	bool any = dispatch(l, only);
+	any = dispatch(l, only) || any;
 	/* Its time was up: -ETIME, or how many it submitted before. */
-	l->idle = waits && !any && (r >= 0 || r == -ETIME);
+	l->idle = timeout_ms > 0 && !ready && !any && (r >= 0 || r == -ETIME);
 	l->rests = l->rests && !any;
 	if (!only)
 		run_posted(l);
@@ -532,6 +461,7 @@ int loop_run(struct loop *l)
 		if (!r && l->idle) {
 			l->rests = true;
 			l->quiet->run(l->quiet);
+			rest(l);
 		}
 	}
 	leave(l, nested);

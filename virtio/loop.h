@@ -1,5 +1,6 @@
 /*
- * The memory-and-device loop: one thread on one io_uring, for everything of a VM that isn't a vCPU.
+ * The memory-and-device loop: one thread on one io_uring, for everything of a VM that isn't a vCPU. While there is
+ * nothing but descriptors to watch it does without the ring, whose memory an idle VM would have for nothing.
  * Users embed a struct loop_op for each kind of operation that they may have in flight, take an SQE
  * for it, prepare it with liburing's io_uring_prep_*, and get its completion by callback, always on
  * the loop's thread. Other threads reach the loop only by loop_post.
@@ -38,19 +39,21 @@ int loop_create(struct loop **out, unsigned entries);
 /* Nothing may be in flight or posted that still matters: no callback comes after this. */
 void loop_destroy(struct loop *l);
 
-/* For who waits elsewhere, and calls loop_step(l, NULL, 0) when this descriptor can be read: with poll(2). */
+/* For who waits elsewhere, by poll(2), and calls loop_step(l, NULL, 0) when this descriptor can be read. Not with
+ * loop_when_quiet, after which a loop may be without it. */
 int loop_fd(const struct loop *l);
 /* Processes that are forked don't get the ring's memory, with which they could submit for us. 0 or -errno. */
 int loop_keep(struct loop *l);
 
 /* In a process that the loop's thread forked from inside a callback. loop_forget: let go of the ring, which is the
  * parent's; operations in flight are the parent's too, watches are dropped, posted work stays posted.
- * loop_renew: then make a ring of our own, so that the loop can be run. As loop_create. */
+ * loop_renew: then the loop can be run; it makes a ring of its own with its first operation, or here where loop_forget found
+ * that it can't: then nobody is to find out later. As loop_create. */
 void loop_forget(struct loop *l);
 int loop_renew(struct loop *l, unsigned entries);
 
 /* An SQE whose completion goes to op; submits what is pending when the queue is full, so never NULL
- * except when submitting itself fails. Loop thread only (or before loop_run). Submitted at the
+ * except when submitting itself fails, or there is no ring and none can be made. Loop thread only (or before loop_run). Submitted at the
  * latest when the loop waits next. */
 struct io_uring_sqe *loop_sqe(struct loop *l, struct loop_op *op);
 /* Poll fd for events (POLLIN...) again and again, op->done with the revents each time. Level
@@ -62,6 +65,8 @@ struct io_uring_sqe *loop_sqe(struct loop *l, struct loop_op *op);
  * multishot poll (1.6 us an event on eventfd for both, Linux 6.18), which is edge-triggered and so
  * loses events of whoever reads only one. */
 int loop_watch(struct loop *l, struct loop_op *op, int fd, uint32_t events);
+/* The same once: done is called with the revents, or with what went wrong, and that is all. */
+int loop_wait(struct loop *l, struct loop_op *op, int fd, uint32_t events);
 /* Cancel what op has in flight; its done still comes, with -ECANCELED, or with its own result if it
  * was past cancelling (a watch always ends with -ECANCELED). Loop thread only. */
 void loop_cancel(struct loop *l, struct loop_op *op);

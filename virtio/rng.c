@@ -1,8 +1,8 @@
 /* The entropy device (virtio 1.2 section 5.4): fills what the driver offers from getrandom(2). */
+#include "ipt/own.h"
 #include "virtio/device.h"
 #include <errno.h>
 #include <linux/virtio_ids.h>
-#include <stdlib.h>
 #include <sys/random.h>
 
 /* Bytes a chain is given at most, so that one request can't keep the loop long. It may be fewer
@@ -36,19 +36,19 @@ static void process(struct virtio_dev *d, struct virtq *q)
 static void destroy(struct virtio_dev *d)
 {
 	virtio_fini(d);
-	free(d);
+	own_free(d);
 }
 
 static const struct virtio_ops ops = {.process = process, .destroy = destroy};
 
 int virtio_rng_create(struct virtio_dev **out, const struct virtio_env *env)
 {
-	struct virtio_dev *d = calloc(1, sizeof(*d));
+	struct virtio_dev *d = own_alloc(sizeof(*d));
 	if (!d)
 		return -ENOMEM;
 	int r = virtio_init(d, env, &ops, VIRTIO_ID_RNG, "virtio-rng", 0, 1);
 	if (r) {
-		free(d);
+		own_free(d);
 		return r;
 	}
 	*out = d;

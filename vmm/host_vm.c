@@ -92,7 +92,7 @@ static void on_link(struct host_source *s, uint32_t events)
 /* What is the VM's and isn't there by the fork. */
 static struct mailbox *attach(const struct host_vm *vm, int mailbox)
 {
-	struct mailbox *mb = sealed_map(mailbox, sizeof *mb, NULL);
+	struct mailbox *mb = sealed_map(mailbox, sizeof *mb);
 	for (unsigned i = 0; mb && i < vm->config.pmems; i++)
 		if (pmem_attach(vm->pmem[i]))
 			mb = NULL;
@@ -177,7 +177,7 @@ static int make_mailbox(struct host_vm *vm, int *end)
 	*end = fail_call(VM_MAILBOX, sealed_memfd("invisor-mailbox", sizeof *vm->mailbox));
 	if (*end < 0)
 		return -errno;
-	vm->mailbox = sealed_map(*end, sizeof *vm->mailbox, NULL);
+	vm->mailbox = sealed_map(*end, sizeof *vm->mailbox);
 	if (!vm->mailbox || madvise(vm->mailbox, sizeof *vm->mailbox, MADV_DONTFORK) < 0)
 		return -errno;
 	return 0;

@@ -6,7 +6,6 @@
 #ifndef VMM_IDLE_H
 #define VMM_IDLE_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -14,10 +13,9 @@
 #define IDLE_MS 1000
 
 struct idle {
-	pthread_mutex_t lock; /* a leaf: nothing is taken inside */
-	pthread_cond_t change;
-	unsigned lines; /* virtio interrupt lines that are high */
-	uint32_t wakes; /* counts idle_wake */
+	_Atomic uint32_t lines; /* virtio interrupt lines that are high */
+	_Atomic uint32_t wakes; /* counts what ends a rest; a futex */
+	_Atomic uint32_t rests; /* vCPUs that rest */
 };
 
 void idle_init(struct idle *i);

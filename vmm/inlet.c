@@ -8,11 +8,7 @@ static void watch(struct inlet *i)
 {
 	if (i->watched)
 		return;
-	struct io_uring_sqe *sqe = loop_sqe(i->loop, &i->readable);
-	if (!sqe)
-		return;
-	io_uring_prep_poll_add(sqe, i->fd, POLLIN | POLLRDHUP);
-	i->watched = true;
+	i->watched = loop_wait(i->loop, &i->readable, i->fd, POLLIN | POLLRDHUP) == 0;
 }
 
 /* Give the sink what is held, then wait for more. */

@@ -121,26 +121,26 @@ void kvm_state_free(struct kvm_state *s)
 
 /* ---- loading ------------------------------------------------------------------------------- */
 
+#define SOME_MSRS 64
+
 /* Those that KVM refuses are left out too: it gives some that it doesn't take back, unchanged ones among them. */
 static int load_msrs(int fd, const struct kvm_msrs *msrs)
 {
-	struct kvm_msrs *some = NULL;
+	/* Not in the heap: with its first malloc a vCPU's thread would get a cache of its own. */
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry[SOME_MSRS];
+	} some;
 	int did = ioctl(fd, KVM_SET_MSRS, msrs);
 	uint32_t next = did < 0 ? 0 : (uint32_t)did + 1;
 	while (did >= 0 && next < msrs->nmsrs) {
 		uint32_t n = msrs->nmsrs - next;
-		if (!some)
-			some = malloc(sizeof *some + n * sizeof *some->entries);
-		if (!some) {
-			errno = ENOMEM;
-			return -1;
-		}
-		some->nmsrs = n;
-		memcpy(some->entries, msrs->entries + next, n * sizeof *some->entries);
-		did = ioctl(fd, KVM_SET_MSRS, some);
-		next += did < 0 ? 0 : (uint32_t)did + 1;
+		n = n < SOME_MSRS ? n : SOME_MSRS;
+		some.head = (struct kvm_msrs){.nmsrs = n};
+		memcpy(some.entry, msrs->entries + next, n * sizeof some.entry[0]);
+		did = ioctl(fd, KVM_SET_MSRS, &some);
+		next += did < 0 ? 0 : (uint32_t)did + ((uint32_t)did < n);
 	}
-	free(some);
 	return did < 0 ? -1 : 0;
 }
 

@@ -2,6 +2,7 @@
 #include "vmm/commands.h"
 #include "vmm/density.h"
 #include "vmm/kvm.h"
+#include "vmm/nook.h"
 #include "vmm/run.h"
 #include <stdio.h>
 #include <string.h>
@@ -90,6 +91,7 @@ static const struct {
 int main(int argc, char **argv)
 {
 	const char *command = argc > 1 ? argv[1] : "";
+	nook_take();
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
 		if (!strcmp(command, commands[i].name))
 			return commands[i].run(argc - 1, argv + 1);

@@ -1,10 +1,10 @@
 #include "vmm/memory.h"
+#include "ipt/own.h"
 #include "vmm/error.h"
 #include "vmm/evict.h"
 #include "vmm/merge.h"
 #include "vmm/reclaim.h"
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -272,7 +272,7 @@ int memory_create(struct memory *m, struct ipt *table, vmid_t vm, const struct m
 		.lock = PTHREAD_MUTEX_INITIALIZER,
 		.clusters = (machine_window_bytes(machine) >> PAGE_SHIFT) / IPT_CLUSTER_FRAMES + 1,
 	};
-	m->touched = calloc((m->clusters + 63) / 64, sizeof *m->touched);
+	m->touched = own_alloc((m->clusters + 63) / 64 * sizeof *m->touched);
 	if (!m->touched)
 		return errorf(error, -ENOMEM, "%s: no memory for the bitmap", machine->name);
 	int rc = window_create(&m->window, machine, pool);

@@ -141,11 +141,8 @@ size_t outlet_offer(struct outlet *o, const char *bytes, size_t n)
 	else if (o->held && !o->timer_set)
 		arm = o->timer_set = true;
 	pthread_mutex_unlock(&o->lock);
-	if (watch) {
-		struct io_uring_sqe *sqe = loop_sqe(o->loop, &o->writable);
-		if (sqe)
-			io_uring_prep_poll_add(sqe, o->fd, POLLOUT);
-	}
+	if (watch)
+		loop_wait(o->loop, &o->writable, o->fd, POLLOUT);
 	if (arm)
 		loop_post(o->loop, &o->arm);
 	return took;

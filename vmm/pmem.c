@@ -193,7 +193,7 @@ static void free_view(struct pmem_view *v)
 static int map_sets(struct pmem_view *v)
 {
 	size_t bytes = pageset_bytes(v->pages);
-	void *at = sealed_map(v->sets_fd, SETS * bytes, NULL);
+	void *at = sealed_map(v->sets_fd, SETS * bytes);
 	if (!at)
 		return -errno;
 	v->sets = at;

@@ -29,7 +29,7 @@ int pool_attach(struct pool *p, int fd, uint32_t frames)
 int pool_map(struct pool *p, char *error)
 {
 	uint64_t bytes = (uint64_t)p->frames << PAGE_SHIFT;
-	void *base = fail_null(POOL_MAP, sealed_map(p->fd, bytes, NULL));
+	void *base = fail_null(POOL_MAP, sealed_map_apart(p->fd, bytes, NULL));
 	if (!base)
 		return errorf(error, -errno, "pool: no address space for %" PRIu64 " MiB: %s",
 			      bytes / MiB, strerror(errno));
@@ -42,10 +42,11 @@ int pool_map_alone(struct pool *p, char *error)
 	if (p->base)
 		return 0;
 	int rc = pool_map(p, error);
-	if (rc || madvise(p->base, (size_t)p->frames << PAGE_SHIFT, MADV_DONTFORK) == 0)
+	if (rc || madvise(p->base, sealed_apart_bytes((uint64_t)p->frames << PAGE_SHIFT),
+			  MADV_DONTFORK) == 0)
 		return rc;
 	rc = errorf(error, -errno, "pool: madvise: %s", strerror(errno));
-	munmap(p->base, (size_t)p->frames << PAGE_SHIFT);
+	sealed_unmap_apart(p->base, (uint64_t)p->frames << PAGE_SHIFT);
 	p->base = NULL;
 	return rc;
 }
@@ -53,7 +54,7 @@ int pool_map_alone(struct pool *p, char *error)
 void pool_destroy(struct pool *p)
 {
 	if (p->base)
-		munmap(p->base, (size_t)p->frames << PAGE_SHIFT);
+		sealed_unmap_apart(p->base, (uint64_t)p->frames << PAGE_SHIFT);
 	if (p->fd >= 0)
 		close(p->fd);
 	*p = (struct pool){.fd = -1};
@@ -84,7 +85,7 @@ int pool_fill(const struct pool *p, frame_t first, uint32_t count)
 
 int pool_rest(const struct pool *p)
 {
-	return sealed_map(p->fd, (uint64_t)p->frames << PAGE_SHIFT, p->base) ? 0 : -errno;
+	return sealed_map_apart(p->fd, (uint64_t)p->frames << PAGE_SHIFT, p->base) ? 0 : -errno;
 }
 
 bool pool_has(const struct pool *p, frame_t f)

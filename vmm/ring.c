@@ -1,4 +1,5 @@
 #include "vmm/ring.h"
+#include "ipt/sealed.h"
 #include "vmm/shared.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -43,8 +44,11 @@ int ring_open(struct ring *r, int fd)
 	if (!s)
 		return -errno;
 	madvise(s, sizeof *s, MADV_DONTFORK);
-	*r = (struct ring){
-		.bytes = s->bytes, .room = RING_BYTES, .written = s->written, .shared = s};
+	/* Where nothing was written yet not even a look, which would take a page. */
+	*r = (struct ring){.bytes = s->bytes,
+			   .room = RING_BYTES,
+			   .written = sealed_populated_bytes(fd) ? s->written : 0,
+			   .shared = s};
 	return 0;
 }
 

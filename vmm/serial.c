@@ -12,6 +12,7 @@
  * there.
  */
 #include "vmm/serial.h"
+#include "ipt/own.h"
 
 #include <errno.h>
 #include <linux/serial_reg.h>
@@ -42,18 +43,20 @@ struct serial {
 
 	uint16_t fifo[FIFO_SIZE];
 	unsigned fifo_first, fifo_count;
-	uint16_t backlog[BACKLOG_SIZE];
+	uint16_t *backlog;
 	unsigned backlog_first, backlog_count;
 };
 
 int serial_create(struct serial **out, const struct serial_ops *ops, void *ctx)
 {
-	struct serial *s = calloc(1, sizeof(*s));
+	struct serial *s = own_alloc(sizeof(*s));
 	if (!s)
 		return -ENOMEM;
-	int err = pthread_mutex_init(&s->lock, NULL);
+	s->backlog = calloc(BACKLOG_SIZE, sizeof(*s->backlog));
+	int err = s->backlog ? pthread_mutex_init(&s->lock, NULL) : ENOMEM;
 	if (err) {
-		free(s);
+		free(s->backlog);
+		own_free(s);
 		return -err;
 	}
 	s->ops = *ops;
@@ -69,7 +72,8 @@ void serial_destroy(struct serial *s)
 	if (!s)
 		return;
 	pthread_mutex_destroy(&s->lock);
-	free(s);
+	free(s->backlog);
+	own_free(s);
 }
 
 static unsigned fifo_limit(const struct serial *s)

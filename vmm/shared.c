@@ -10,7 +10,7 @@ void *shared_create(const char *name, size_t bytes, int *fd)
 	*fd = sealed_memfd(name, bytes);
 	if (*fd < 0)
 		return NULL;
-	void *at = sealed_map(*fd, bytes, NULL);
+	void *at = sealed_map(*fd, bytes);
 	if (!at) {
 		int error = errno;
 		close(*fd);
@@ -29,5 +29,5 @@ void *shared_attach(int fd, size_t bytes)
 		errno = EPROTO;
 		return NULL;
 	}
-	return sealed_map(fd, bytes, NULL);
+	return sealed_map(fd, bytes);
 }

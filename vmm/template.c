@@ -9,6 +9,7 @@
  * threads.
  */
 #include "ipt/fail.h"
+#include "ipt/own.h"
 #include "vmm/clock.h"
 #include "vmm/clone.h"
 #include "vmm/error.h"
@@ -45,7 +46,7 @@ static void refuse(struct link_answer *a, const struct link_request *request, co
  * A clone kept ready: its process is forked and prepared while nobody waits, so that who asks next waits only for its
  * birth. It hears by a link of its own, and ends with the template's process.
  */
-static struct {
+static OWN struct {
 	int link; /* -1: there is none */
 	int pidfd;
 	pid_t pid;
@@ -64,6 +65,17 @@ static void drop_spare(void)
 	if (spare.pidfd >= 0)
 		close(spare.pidfd);
 	spare.link = spare.pidfd = -1;
+}
+
+/* The template's process has one thread, so nobody else has a lock of the C library's: fork(3), which takes them all, would
+ * write to pages for that, which template and clones then have each for itself. */
+static pid_t fork_alone(void)
+{
+#ifdef __SANITIZE_THREAD__ /* has a thread of its own */
+	return fork();
+#else
+	return _Fork();
+#endif
 }
 
 static _Noreturn void spare_main(struct vm *vm, int link)
@@ -89,7 +101,7 @@ static void keep_spare(struct vm *vm)
 	int link[2];
 	if (link_pair(link))
 		return;
-	spare.pid = fail_call(CLONE_SPARE, fork());
+	spare.pid = fail_call(CLONE_SPARE, fork_alone());
 	if (spare.pid == 0) {
 		close(link[0]);
 		close(vm->links.link_fd); /* the template's: its end must be heard */
@@ -126,7 +138,7 @@ static bool use_spare(const struct birth *b, const int fds[LINK_FDS_MAX], struct
 static void fork_clone(struct vm *vm, struct birth *b, const int fds[LINK_FDS_MAX],
 		       struct link_answer *a, int *pidfd)
 {
-	a->pid = fail_call(CLONE_FORK, fork());
+	a->pid = fail_call(CLONE_FORK, fork_alone());
 	if (a->pid == 0) {
 		char error[ERROR_MAX] = "";
 		drop_spare();
@@ -174,9 +186,7 @@ static void leave_the_vm(struct vm *vm, int link)
 	loop_forget(vm->loop);
 	for (unsigned i = 0; i < vm->kvm.cpus; i++)
 		munmap(vm->kvm.vcpu[i].run, (size_t)vm->kvm.host->run_bytes);
-	/* Its place stays taken: the kernel would give it to a clone's rings, which would need a page table there. */
-	mmap(vm->links.mailbox, sizeof *vm->links.mailbox, PROT_NONE,
-	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	munmap(vm->links.mailbox, sizeof *vm->links.mailbox);
 	int keep[11 + VM_MAX_DISKS + 2 * VM_MAX_PMEM];
 	unsigned n = 0;
 	keep[n++] = fault_device();

@@ -191,8 +191,8 @@ static void *vcpu_main(void *arg)
 		return NULL;
 	}
 	if (vm->frozen.cpus) {
-		stack_trim(VCPU_STACK / 2); /* its birth took more of it than an idle guest does */
 		clone_go(vm, cpu);
+		stack_trim(VCPU_STACK / 2); /* its birth took more of it than an idle guest does */
 	}
 	if (cpu == 0) {
 		atomic_store_explicit(&vm->links.mailbox->run_started_ns, clock_ns(),

@@ -6,6 +6,7 @@
 #include "vmm/event.h"
 #include "vmm/identity.h"
 #include "vmm/merge.h"
+#include "vmm/nook.h"
 #include "vmm/reclaim.h"
 #include "vmm/stack.h"
 #include <errno.h>
@@ -347,10 +348,11 @@ static int set_up(struct vm *vm, char *error)
 {
 	const struct machine *m = &vm->config.machine;
 	struct boot_plan plan = {0};
-	int rc = pool_map(vm->links.pool, error);
+	/* The pool last, which may be large: then page tables of window and nook lie together. */
+	int rc = memory_create(&vm->memory, vm->links.table, vm->links.id, m, vm->links.pool,
+			       vm->links.mailbox, error);
 	if (!rc)
-		rc = memory_create(&vm->memory, vm->links.table, vm->links.id, m, vm->links.pool,
-				   vm->links.mailbox, error);
+		rc = pool_map(vm->links.pool, error);
 	if (rc)
 		return rc;
 	memory_open_self(&vm->memory, vm->links.store || vm->links.merging);
@@ -396,6 +398,7 @@ static void be_a_vm_process(void)
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGTERM, SIG_DFL);
 	signal(SIGCHLD, SIG_IGN); /* a template's end is the host's business: its pidfd tells */
+	nook_open();
 }
 
 void vm_name_process(const char *prefix, const char *name)

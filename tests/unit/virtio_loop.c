@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/wait.h>
@@ -267,6 +268,161 @@ Test(virtio_loop, forked_from_inside, .timeout = 60)
 	cr_assert_eq(loop_step(f.loop, NULL, 1000), 0);
 	cr_assert_eq(f.watched.calls, 1, "the watch goes on after the child's end");
 	loop_destroy(f.loop);
+}
+
+static void step(struct loop *l, int times)
+{
+	for (int i = 0; i < times; i++)
+		cr_assert_eq(loop_step(l, NULL, 1), 0);
+}
+
+static void quiet(struct loop_work *w)
+{
+	loop_stop(((struct poster *)w)->loop);
+	ran(w);
+}
+
+/* Run the loop until it has had nothing to do, and has let its ring go. */
+static void run_till_quiet(struct loop *l)
+{
+	struct poster p = {.work = {.run = quiet}, .loop = l};
+	loop_when_quiet(l, &p.work, 5);
+	cr_assert_eq(loop_run(l), 0);
+	cr_assert_eq(atomic_load(&p.runs), 1);
+	loop_when_quiet(l, NULL, 0);
+}
+
+/* A ring is a descriptor of the process's. */
+static unsigned rings(void)
+{
+	char path[64], to[64];
+	unsigned n = 0;
+	for (int fd = 0; fd < 256; fd++) {
+		snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+		ssize_t got = readlink(path, to, sizeof to - 1);
+		to[got > 0 ? got : 0] = 0;
+		n += strstr(to, "[io_uring]") != NULL;
+	}
+	return n;
+}
+
+Test(virtio_loop, goes_on_without_its_ring, .timeout = 60)
+{
+	struct loop *l;
+	uint64_t one = 1;
+	cr_assert_eq(loop_create(&l, 4), 0);
+	struct counter watched = {.op = {take_one}, .fd = eventfd(0, EFD_SEMAPHORE)};
+	struct counter once = {.op = {count}, .fd = eventfd(0, 0)};
+	struct counter nop = {.op = {count}};
+	struct poster posted = {.work = {.run = ran}, .loop = l};
+	int runs = 0;
+	cr_assert_eq(loop_watch(l, &watched.op, watched.fd, POLLIN), 0);
+	for (int round = 1; round <= 3; round++) {
+		once.calls = watched.calls = nop.calls = 0;
+		cr_assert_eq(loop_wait(l, &once.op, once.fd, POLLIN), 0);
+		cr_assert_eq(rings(), round == 1);
+		run_till_quiet(l);
+		cr_assert_eq(rings(), 0);
+		/* A watch, level-triggered; a wait, once; posts, of this thread and of another that wakes it. */
+		cr_assert_eq(write(watched.fd, &one, 8), 8);
+		cr_assert_eq(write(watched.fd, &one, 8), 8);
+		cr_assert_eq(write(once.fd, &one, 8), 8);
+		step(l, 5);
+		cr_assert_eq(watched.calls, 2);
+		cr_assert_eq(once.calls, 1);
+		cr_assert_eq(once.last, POLLIN);
+		loop_post(l, &posted.work);
+		step(l, 1);
+		cr_assert_eq(atomic_load(&posted.runs), ++runs);
+		pthread_t thread;
+		cr_assert_eq(pthread_create(&thread, NULL, run, l), 0);
+		for (int i = 0; i < 500; i++) {
+			loop_post(l, &posted.work);
+			runs++;
+			for (int j = 0; atomic_load(&posted.runs) < runs; j++) {
+				cr_assert_lt(j, 100000, "a wake-up was lost");
+				usleep(10);
+			}
+		}
+		loop_stop(l);
+		pthread_join(thread, NULL);
+		cr_assert_eq(rings(), 0);
+		/* An operation brings the ring back, which takes over what is watched. */
+		cr_assert_eq(loop_wait(l, &once.op, once.fd, POLLIN), 0);
+		io_uring_prep_nop(loop_sqe(l, &nop.op));
+		cr_assert_eq(write(watched.fd, &one, 8), 8);
+		step(l, 5);
+		cr_assert_eq(rings(), 1);
+		cr_assert_eq(nop.calls, 1);
+		cr_assert_eq(watched.calls, 3);
+		cr_assert_eq(once.calls, 2, "it is ready still");
+		cr_assert_eq(read(once.fd, &one, 8), 8);
+		one = 1;
+		run_till_quiet(l);
+		cr_assert_eq(rings(), 0);
+	}
+	/* With something in flight the ring stays. */
+	struct __kernel_timespec soon = {.tv_nsec = 50000000};
+	nop.calls = 0;
+	io_uring_prep_timeout(loop_sqe(l, &nop.op), &soon, 0, 0);
+	run_till_quiet(l);
+	cr_assert_eq(nop.calls, 0);
+	cr_assert_eq(rings(), 1);
+	for (int i = 0; i < 1000 && !nop.calls; i++)
+		step(l, 1);
+	cr_assert_eq(nop.last, -ETIME);
+	/* Taken back without one: they hear of it as with one. A ring that comes in between changes nothing. */
+	for (int ring = 0; ring < 2; ring++) {
+		run_till_quiet(l);
+		cr_assert_eq(rings(), 0);
+		cr_assert_eq(loop_wait(l, &once.op, once.fd, POLLIN), 0);
+		once.calls = once.cancelled = watched.calls = watched.cancelled = 0;
+		loop_cancel(l, &once.op);
+		loop_cancel(l, &watched.op);
+		if (ring)
+			io_uring_prep_nop(loop_sqe(l, &nop.op));
+		step(l, 5);
+		cr_assert_eq(once.cancelled, 1);
+		cr_assert_eq(watched.cancelled, 1);
+		cr_assert_eq(once.calls + watched.calls, 2);
+		cr_assert_eq(write(watched.fd, &one, 8), 8);
+		step(l, 3);
+		cr_assert_eq(watched.calls, 1);
+		cr_assert_eq(read(watched.fd, &one, 8), 8);
+		cr_assert_eq(loop_watch(l, &watched.op, watched.fd, POLLIN), 0);
+	}
+	loop_destroy(l);
+	cr_assert_eq(rings(), 0);
+	close(watched.fd);
+	close(once.fd);
+}
+
+/* As many as poll(2) is not asked for: then it is the ring that watches. And one that is closed, which is an error. */
+Test(virtio_loop, watches_many, .timeout = 60)
+{
+	enum { N = 40 };
+	struct loop *l;
+	struct counter c[N];
+	uint64_t one = 1;
+	cr_assert_eq(loop_create(&l, 4), 0);
+	for (int i = 0; i < N; i++) {
+		c[i] = (struct counter){.op = {take_one}, .fd = eventfd(0, EFD_SEMAPHORE)};
+		cr_assert_eq(loop_watch(l, &c[i].op, c[i].fd, POLLIN), 0);
+		run_till_quiet(l);
+		cr_assert_eq(rings(), i >= 15, "%d", i);
+		cr_assert_eq(write(c[i].fd, &one, 8), 8);
+		step(l, 2);
+		cr_assert_eq(c[i].calls, 1);
+	}
+	loop_destroy(l);
+	cr_assert_eq(loop_create(&l, 4), 0);
+	run_till_quiet(l);
+	struct counter bad = {.op = {count}};
+	cr_assert_eq(loop_watch(l, &bad.op, 1000, POLLIN), 0);
+	step(l, 3);
+	cr_assert_eq(bad.calls, 1);
+	cr_assert_eq(bad.last, -EBADF);
+	loop_destroy(l);
 }
 
 Test(virtio_gmem, copies)
