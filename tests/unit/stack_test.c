@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <string.h>
 
+#ifndef __SANITIZE_ADDRESS__ /* whose frames may be elsewhere */
 #define DEEP (24 * KiB)
 
 /* Where in the stack it wrote to: the middle of DEEP bytes. */
@@ -34,7 +35,6 @@ static void *trim(void *arg)
 	return arg;
 }
 
-#ifndef __SANITIZE_ADDRESS__ /* whose frames may be elsewhere */
 Test(stack, a_thread_gives_back_what_it_does_not_use)
 {
 	char had[2] = "";
