@@ -113,9 +113,8 @@ static int leave(struct ipt *t, uint32_t f, uint32_t stamp, uint32_t slot)
 	else
 		chain_move(t, f, slot, ipt_holder(t));
 	chain_unlock_two(t, f, slot);
-	if (!err) {
+	if (!err)
 		slot_count(t, ipt_holder(t), IPT_SPARE, IPT_LIMBO, 1);
-	}
 	return err;
 }
 
@@ -128,9 +127,8 @@ static bool return_to(struct ipt *t, uint32_t f, uint32_t slot)
 	if (there)
 		chain_move(t, slot, f, ipt_holder(t));
 	chain_unlock_two(t, f, slot);
-	if (there) {
+	if (there)
 		slot_count(t, ipt_holder(t), IPT_LIMBO, IPT_SPARE, 1);
-	}
 	return there;
 }
 

@@ -145,8 +145,7 @@ static int protect(void *ctx, gfn_t first, uint64_t count)
 static void cleaned(void *ctx, uint64_t pages, int error)
 {
 	const struct vm *vm = ctx;
-	if (vm->links.reclaim)
-		reclaim_cleaned(vm->links.reclaim, pages, error);
+	reclaim_cleaned(vm->links.reclaim, pages, error);
 }
 
 int board_create(struct vm *vm, char *error)

@@ -81,7 +81,7 @@ static void ring(struct host_vm *vm)
 	int rc = link_send(vm->link_fd, &bell, sizeof bell, NULL, 0);
 	if (rc && rc != -EPIPE && rc != -ECONNRESET) {
 		vm->host->ring_due = true;
-		host_set_tick(vm->host, true);
+		host_want_tick(vm->host);
 	}
 }
 
@@ -169,10 +169,10 @@ static void arm_tick(struct host *h, bool on)
 	h->ticking = on;
 }
 
-void host_set_tick(struct host *h, bool on)
+void host_want_tick(struct host *h)
 {
-	if (h->ticking != on)
-		arm_tick(h, on);
+	if (!h->ticking)
+		arm_tick(h, true);
 }
 
 /* Everything that is waited for; whether something is waited for still. */
@@ -234,7 +234,7 @@ static void on_news(struct host_source *s, uint32_t events)
 		host_inject_news(vm);
 		h->events.news(h->events.ctx, vm);
 		if (atomic_load_explicit(&vm->mailbox->hungry, memory_order_seq_cst))
-			host_set_tick(h, true);
+			host_want_tick(h);
 	}
 	host_tell_starved(h);
 	host_clone_news(h);

@@ -344,7 +344,7 @@ static void reap_leftover(struct host *h, const struct ipt_vm_info *info)
 	vm->phase = HOST_VM_REAPING;
 	int rc = host_end_reap(vm);
 	if (rc && rc != -EBUSY)
-		host_set_tick(h, true);
+		host_want_tick(h);
 }
 
 /* Guests first, then templates, whose frames may be theirs now, then files that nobody uses any more. */
@@ -406,6 +406,6 @@ unsigned host_adopt(struct host *h)
 		reap_leftovers(h);
 	leave_files(h);
 	host_domain_let_go_unused(h);
-	host_set_tick(h, true); /* somebody may have waited for frames all the while */
+	host_want_tick(h); /* somebody may have waited for frames all the while */
 	return n;
 }

@@ -59,7 +59,7 @@ void host_console_resume(struct host *h)
 		h->resume_due = h->resume_due || (rc && rc != -EEXIST);
 	}
 	if (h->resume_due)
-		host_set_tick(h, true);
+		host_want_tick(h);
 }
 
 size_t host_console_input(struct host_vm *vm, const char *bytes, size_t n)

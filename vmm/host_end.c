@@ -65,7 +65,7 @@ void host_end_reap_templates(struct host *h)
 				host_end_gone(t);
 				again = true;
 			} else if (rc != -EBUSY) {
-				host_set_tick(h, true);
+				host_want_tick(h);
 			}
 		}
 	}
@@ -168,7 +168,7 @@ void host_end_lost(struct host_vm *vm)
 	host_clone_ended(vm);
 	int rc = host_end_reap(vm);
 	if (rc && rc != -EBUSY)
-		host_set_tick(h, true);
+		host_want_tick(h);
 	if (vm->console_fd < 0 || host_console_drain(vm))
 		host_end_finish(vm);
 	/* else the caller takes no more for now, and host_console_resume goes on with it */
@@ -198,7 +198,7 @@ void host_end_ready(struct host_source *s, uint32_t events)
 	host_end_lost(vm);
 	host_end_reap_strays(h);
 	if (is_template) /* the clone that it kept ready ends a moment later */
-		host_set_tick(h, true);
+		host_want_tick(h);
 }
 
 void host_end_reap_strays(struct host *h)

@@ -20,9 +20,7 @@ struct host_left {
 
 static void cleaned(void *ctx, uint64_t pages, int error)
 {
-	struct reclaim_board *b = host_reclaim_board(ctx);
-	if (b)
-		reclaim_cleaned(b, pages, error);
+	reclaim_cleaned(host_reclaim_board(ctx), pages, error);
 }
 
 /* The next that has wanted pages, if there is one. */

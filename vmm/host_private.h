@@ -41,8 +41,8 @@ struct host {
 bool host_feed_the_hungry(struct host *h);
 /* VMs that began or ceased to wait for memory: say so. */
 void host_tell_starved(struct host *h);
-/* Look after what waits (frames to be freed, VMs that starve) every now and then, or no longer. */
-void host_set_tick(struct host *h, bool on);
+/* Look after what waits (frames to be freed, VMs that starve) every now and then, until nothing does. */
+void host_want_tick(struct host *h);
 
 /* ---- host_vm.c: a VM's start, and its files ------------------------------------------------- */
 

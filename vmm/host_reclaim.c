@@ -77,7 +77,7 @@ static void heard(struct host_worker *w, uint32_t id)
 	if (!id) {
 		host_drop(w->host, g->board);
 		if (sweep(w->host))
-			host_set_tick(w->host, true);
+			host_want_tick(w->host);
 		host_feed_the_hungry(w->host);
 		host_tell_starved(w->host);
 		told(g);

@@ -325,7 +325,7 @@ void host_vm_unmake(struct host_vm *vm)
 	int rc = vm->id.v ? host_end_reap(vm) : 0;
 	if (rc) { /* as of any that is dead: time will bring it */
 		if (rc != -EBUSY)
-			host_set_tick(h, true);
+			host_want_tick(h);
 		return;
 	}
 	if (!vm->id.v)

@@ -92,7 +92,7 @@ static void on_exit_of_worker(struct host_source *s, uint32_t events)
 		w->failed = 0;
 	w->due = true;
 	if (host_worker_tick(w))
-		host_set_tick(w->host, true);
+		host_want_tick(w->host);
 }
 
 bool host_worker_tick(struct host_worker *w)

@@ -151,7 +151,7 @@ uint32_t reclaim_domain(struct reclaim_board *b, vmid_t id);
 int reclaim_settle(const struct reclaim_board *b, struct ipt *table);
 /* What became of pages is counted. */
 void reclaim_count(struct reclaim_board *b, const struct evict_count *c);
-/* So many pages of files were written back since their frames are wanted; 0 or an -errno. */
+/* So many pages of files were written back since their frames are wanted; 0 or an -errno. b may be NULL. */
 void reclaim_cleaned(struct reclaim_board *b, uint64_t pages, int error);
 /* A VM has worked for so long on pages on their way. The VM's own thread. */
 void reclaim_worked(struct reclaim_desk *d, uint64_t ns);

@@ -130,6 +130,8 @@ void reclaim_count(struct reclaim_board *b, const struct evict_count *c)
 
 void reclaim_cleaned(struct reclaim_board *b, uint64_t pages, int error)
 {
+	if (!b)
+		return;
 	count(&b->counters.cleaned, pages);
 	count(&b->counters.unclean, error != 0);
 	reclaim_ring(b); /* it may be waiting for these */

@@ -30,7 +30,7 @@ static bool may_ask(const struct reclaimer *r, uint32_t id)
 	const struct desk_note *n = &r->note[id];
 	uint32_t state =
 		atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire);
-	return !n->asked_ns && state == RECLAIM_FREE &&
+	return !n->asked && state == RECLAIM_FREE &&
 	       (!n->deaf_until_ns || clock_ns() >= n->deaf_until_ns);
 }
 
@@ -43,7 +43,7 @@ static void ask(struct reclaimer *r, uint32_t id, uint32_t most, bool sample)
 	if (!v->runs)
 		return;
 	if (!may_ask(r, id)) {
-		if (!r->note[id].asked_ns)
+		if (!r->note[id].asked)
 			v->runs = 0; /* it doesn't hear: the hand goes on without it */
 		return;
 	}
@@ -56,7 +56,7 @@ static void ask(struct reclaimer *r, uint32_t id, uint32_t most, bool sample)
 	v->runs = 0;
 	uint64_t now = clock_ns();
 	r->note[id] = (struct desk_note){
-		.asked_ns = now,
+		.asked = true,
 		.rung_ns = now,
 		.progress = atomic_load_explicit(&d->progress, memory_order_relaxed),
 		.sample = sample};
@@ -186,7 +186,7 @@ static void look_for_signs(struct reclaimer *r, uint64_t now)
 	for (uint32_t id = 1; id < r->clock.vms; id++) {
 		struct desk_note *n = &r->note[id];
 		struct reclaim_desk *d = &r->links.board->desk[id];
-		if (!n->asked_ns)
+		if (!n->asked)
 			continue;
 		uint32_t progress = atomic_load_explicit(&d->progress, memory_order_relaxed);
 		if (progress != n->progress)
@@ -206,7 +206,7 @@ void reclaimer_collect(struct reclaimer *r)
 	for (uint32_t id = 1; id < r->clock.vms && r->asked; id++) {
 		struct desk_note *n = &r->note[id];
 		uint32_t state = RECLAIM_FREE;
-		if (!n->asked_ns)
+		if (!n->asked)
 			continue;
 		state = atomic_load_explicit(&r->links.board->desk[id].state, memory_order_acquire);
 		bool waits = state == RECLAIM_ASKED || state == RECLAIM_TAKEN;
@@ -226,11 +226,11 @@ void reclaimer_collect(struct reclaimer *r)
 			reclaimer_count(&r->links.board->counters.unheard, 1);
 			n->deaf_until_ns = now + DEAF_MS * UINT64_C(1000000);
 		}
-		n->asked_ns = 0;
+		n->asked = false;
 		r->asked--;
 	}
 	for (uint32_t id = 1; id < r->clock.vms; id++)
-		if (r->note[id].deaf_until_ns && !r->note[id].asked_ns)
+		if (r->note[id].deaf_until_ns && !r->note[id].asked)
 			hear_late(r, id, now);
 	look_at_stalls(r);
 	look_at_turns(r);

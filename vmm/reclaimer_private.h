@@ -12,10 +12,10 @@
 	16 /* of 2 MiB to a sample, at most: what is looked at costs the guest a fault a page */
 
 struct desk_note {
-	uint64_t asked_ns; /* 0: nothing is asked */
 	uint64_t rung_ns;
 	uint64_t deaf_until_ns;
 	uint32_t progress; /* the desk's, when it was looked at */
+	bool asked;        /* and not answered, or given up */
 	bool sample;       /* what is asked tells of how much is used */
 };
 

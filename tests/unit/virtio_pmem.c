@@ -108,6 +108,15 @@ Test(virtio_pmem, refuses_what_is_no_range_of_pages)
 	drv_fini(&t);
 }
 
+static void has_counted(struct drv *t, uint64_t requests, uint64_t flushes, uint64_t errors)
+{
+	struct virtio_pmem_stats s;
+	virtio_pmem_stats(t->dev, &s);
+	cr_assert_eq(s.requests, requests);
+	cr_assert_eq(s.flushes, flushes);
+	cr_assert_eq(s.errors, errors);
+}
+
 Test(virtio_pmem, answers_when_the_flush_is_done)
 {
 	for (unsigned steps = 0; steps < 4; steps++) {
@@ -124,11 +133,7 @@ Test(virtio_pmem, answers_when_the_flush_is_done)
 		cr_assert_eq(ask_and_wait(&t, 1), 1, "no such request");
 		cr_assert_eq(ask_and_wait(&t, UINT32_MAX), 1);
 		cr_assert_eq(f.begun, 2);
-		struct virtio_pmem_stats s;
-		virtio_pmem_stats(t.dev, &s);
-		cr_assert_eq(s.requests, 4);
-		cr_assert_eq(s.flushes, 2);
-		cr_assert_eq(s.errors, 1);
+		has_counted(&t, 4, 2, 1);
 		drv_fini(&t);
 	}
 }
@@ -318,11 +323,7 @@ Test(virtio_pmem, cleans_what_the_host_wants)
 	for (int i = 0; i < 1000 && c.wanted; i++)
 		drv_step(&t, 1);
 	cr_assert_eq(c.passes, 104);
-	struct virtio_pmem_stats s;
-	virtio_pmem_stats(t.dev, &s);
-	cr_assert_eq(s.requests, 1);
-	cr_assert_eq(s.flushes, 1);
-	cr_assert_eq(s.errors, 0);
+	has_counted(&t, 1, 1, 0);
 	drv_fini(&t);
 }
 
