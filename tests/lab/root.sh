@@ -130,5 +130,4 @@ lab_disk() {
 	mke2fs -q -F -t ext4 -O ^has_journal,^resize_inode -E lazy_itable_init=1,nodiscard,root_owner=0:0 -m 0 -N 16384 \
 		-d "$1" "$2" $((kib + 2 * 1024 * 1024))k >"$tmp/mke2fs" 2>&1 ||
 		die 122 "cannot make the host's disk in build/lab: $(tail -n 1 "$tmp/mke2fs")"
-	rm -rf "$1"
 }
