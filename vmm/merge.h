@@ -49,6 +49,7 @@ struct merge_answer {
 	int32_t status;
 	uint64_t done; /* bit i: page i, counted over all pieces, was done */
 	uint64_t ns;   /* of a CPU */
+	bool still;    /* the guest stood still for it */
 };
 
 struct merge_counters { /* written by the merger only */
@@ -56,6 +57,7 @@ struct merge_counters { /* written by the merger only */
 	_Atomic uint64_t requests; /* asked */
 	_Atomic uint64_t refused;  /* of them: the VM had no room for more mappings */
 	_Atomic uint64_t unheard;  /* of them: the VM didn't answer */
+	_Atomic uint64_t still;    /* of them: the guest stood still meanwhile */
 	_Atomic uint64_t pages_done[MERGE_OPS];
 	_Atomic uint64_t pages_refused; /* since they had changed, or were in use */
 };
@@ -85,9 +87,11 @@ int merge_ask(struct merge_board *b, struct ipt *table, int link, const struct m
 /* What an earlier merger left asked: wait for its end. */
 void merge_settle(struct merge_board *b, struct ipt *table);
 
-/* The VM's side: do what is asked, if it is asked of this VM. 0; -errno if the window is not what the table says any
- * more, and the VM can't go on. Loop's thread. */
-int merge_take(struct memory *m, struct merge_board *b);
+/* The VM's side: do what is asked, if it is asked of this VM. `still`: nobody touches the window until this returns
+ * (hold.h). 0; -errno if the window is not what the table says any more, and the VM can't go on. Loop's thread. */
+int merge_take(struct memory *m, struct merge_board *b, bool still);
+/* Is this VM asked for something that maps other frames? It may be another that is asked when merge_take looks. */
+bool merge_remaps(const struct memory *m, const struct merge_board *b);
 /* Give back what was needed for comparing. */
 void merge_rest(void);
 

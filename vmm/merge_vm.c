@@ -11,6 +11,10 @@
  * kernel can't map and watch in one step. In between the guest may touch it, so it is mapped copied (window.h): what
  * was written then is on an anonymous page. /proc/self/pagemap shows it, and it goes back to the VM's old frame.
  *
+ * Of a guest that stands still (hold.h) nobody writes, and none of that is needed: the pages are mapped like others that
+ * are shared, and where its neighbours are the template's, too, all become one mapping again. So an idle clone has fewer
+ * mappings the more it gives back.
+ *
  * A page that is as the template's again is treated like a merged one, but for the table, which forgets it. The template's
  * frame is pinned from before it is compared until the window shows it, so that it is neither freed nor changed.
  */
@@ -36,6 +40,7 @@ struct job {
 	gfn_t first;
 	frame_t own;
 	uint32_t n;
+	bool still;    /* nobody touches the window, and it isn't watched */
 	uint64_t done; /* a bit a page */
 };
 
@@ -75,11 +80,16 @@ static bool are_equal(const struct job *j, frame_t f, frame_t g)
 
 static int make_private(const struct job *j, uint32_t i, uint32_t n)
 {
-	return n ? window_map(&j->m->window, gfn_add(j->first, i), frame_add(j->own, i), n) : 0;
+	return n && !j->still
+		       ? window_map(&j->m->window, gfn_add(j->first, i), frame_add(j->own, i), n)
+		       : 0;
 }
 
 static int watch(const struct job *j)
 {
+	j->m->shares = true;
+	if (j->still)
+		return 0;
 	/* From then on whoever writes waits for us. */
 	int rc = memory_hide(j->m, j->first, j->n);
 	return rc == -EBUSY && make_private(j, 0, j->n) ? -EIO : rc;
@@ -204,18 +214,27 @@ static void show(const struct memory *m, gfn_t first, uint32_t n)
 			       &error);
 }
 
-/* Pages i.. have aliases of frames that hold the same: map these. */
-static int map_merged(struct job *j, uint32_t i, uint32_t n, frame_t target, int pagemap)
+/* Map pages i.. at frames that are shared; *kept has a bit for each that was written to meanwhile, and stayed. */
+static int map_copied(const struct job *j, uint32_t i, uint32_t n, frame_t target, int pagemap,
+		      uint64_t *kept)
 {
 	struct memory *m = j->m;
 	gfn_t first = gfn_add(j->first, i);
-	uint64_t kept;
 	int rc = window_map_copied(&m->window, first, target, n);
 	if (!rc)
 		rc = fault_register(m->uffd, window_at(&m->window, first),
 				    (uint64_t)n << PAGE_SHIFT, true);
-	if (!rc)
-		rc = save_what_slipped(j, i, n, pagemap, &kept);
+	return rc ? rc : save_what_slipped(j, i, n, pagemap, kept);
+}
+
+/* Pages i.. have aliases of frames that hold the same: map these. */
+static int map_merged(struct job *j, uint32_t i, uint32_t n, frame_t target, int pagemap)
+{
+	struct memory *m = j->m;
+	uint64_t kept = 0;
+	gfn_t first = gfn_add(j->first, i);
+	int rc = j->still ? memory_remap(m, first, target, n)
+			  : map_copied(j, i, n, target, pagemap, &kept);
 	for (uint32_t k = i, run; !rc && k < i + n; k += run + 1) {
 		for (run = 0; k + run < i + n && !(kept & bits(k + run, 1)); run++)
 			;
@@ -357,9 +376,14 @@ static bool begin(struct job *j, const struct merge_piece *r)
 	return p.kind == IPT_OWN;
 }
 
-static int do_piece(struct memory *m, const struct merge_piece *r, uint64_t *done)
+static bool maps_others(const struct merge_piece *p)
 {
-	struct job j = {.m = m, .first = gfn(r->gfn)};
+	return p->op == MERGE_RETURN || p->op == MERGE_MERGE;
+}
+
+static int do_piece(struct memory *m, const struct merge_piece *r, bool still, uint64_t *done)
+{
+	struct job j = {.m = m, .first = gfn(r->gfn), .still = still && maps_others(r)};
 	int rc = 0;
 	if (begin(&j, r))
 		rc = r->op == MERGE_ZERO      ? drop(&j)
@@ -384,7 +408,7 @@ static bool makes_sense(const struct merge_request *r)
 }
 
 static int obey(struct memory *m, const struct merge_board *b, const struct merge_request *r,
-		struct merge_answer *a)
+		bool still, struct merge_answer *a)
 {
 	int rc = 0;
 	if (!makes_sense(r))
@@ -397,7 +421,7 @@ static int obey(struct memory *m, const struct merge_board *b, const struct merg
 	for (uint32_t i = 0, at = 0; !rc && i < r->pieces; at += r->piece[i++].count) {
 		uint64_t done = 0;
 		if (memory_has_room(m, r->piece[i].count, 2))
-			rc = do_piece(m, &r->piece[i], &done);
+			rc = do_piece(m, &r->piece[i], still, &done);
 		else
 			a->status = -ENOSPC;
 		a->done |= done << at;
@@ -406,7 +430,18 @@ static int obey(struct memory *m, const struct merge_board *b, const struct merg
 	return rc;
 }
 
-int merge_take(struct memory *m, struct merge_board *b)
+bool merge_remaps(const struct memory *m, const struct merge_board *b)
+{
+	if (!b || b->request.vm != m->vm.v ||
+	    atomic_load_explicit(&b->state, memory_order_acquire) != MERGE_ASKED)
+		return false;
+	for (uint32_t i = 0; i < b->request.pieces && i < MERGE_PIECES; i++)
+		if (maps_others(&b->request.piece[i]))
+			return true;
+	return false;
+}
+
+int merge_take(struct memory *m, struct merge_board *b, bool still)
 {
 	uint32_t asked = MERGE_ASKED;
 	uint64_t began = clock_cpu_ns();
@@ -416,9 +451,9 @@ int merge_take(struct memory *m, struct merge_board *b)
 		return 0;
 	static struct merge_request r; /* loop's thread alone */
 	r = b->request;
-	struct merge_answer a = {.status = 0};
+	struct merge_answer a = {.still = still};
 	/* Between the two looks another VM may have been asked: it won't be told, but its page is left as it is. */
-	int rc = r.vm == m->vm.v ? obey(m, b, &r, &a) : 0;
+	int rc = r.vm == m->vm.v ? obey(m, b, &r, still, &a) : 0;
 	a.ns = clock_cpu_ns() - began;
 	b->answer = a;
 	atomic_store_explicit(&b->state, MERGE_DONE, memory_order_release);

@@ -77,6 +77,7 @@ static uint64_t ask(void *ctx, const struct merge_request *r)
 	int rc = merge_ask(m->scan.board, m->scan.table, m->link, r, &a);
 	count(&c->requests, 1);
 	count(&c->unheard, rc != 0);
+	count(&c->still, a.still);
 	count(&c->refused, a.status == -ENOSPC);
 	bool refuses = rc;
 	uint64_t left = a.done;

@@ -77,6 +77,7 @@ static json_t *merge_stats(struct host *h)
 	answer_put(o, "requests", m.counters->requests);
 	answer_put(o, "requests_refused", m.counters->refused);
 	answer_put(o, "requests_unheard", m.counters->unheard);
+	answer_put(o, "requests_still", m.counters->still);
 	answer_put(o, "pages_refused", m.counters->pages_refused);
 	return o;
 }

@@ -1,6 +1,7 @@
 #include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
+#include "vmm/hold.h"
 #include "vmm/stack.h"
 #include "vmm/vm.h"
 #include <errno.h>
@@ -210,6 +211,10 @@ static void *vcpu_main(void *arg)
 		}
 		if (atomic_load_explicit(&vm->stopping, memory_order_acquire))
 			break;
+		if (hold_wanted(vm)) {
+			hold_wait(vm, cpu);
+			continue;
+		}
 		if (atomic_load_explicit(&vm->pause.wanted, memory_order_acquire)) {
 			if (!complete_access(vm, cpu, &remaps))
 				break;

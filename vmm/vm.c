@@ -4,6 +4,7 @@
 #include "vmm/container.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
+#include "vmm/hold.h"
 #include "vmm/identity.h"
 #include "vmm/merge.h"
 #include "vmm/nook.h"
@@ -206,7 +207,10 @@ static void take_orders(struct vm *vm)
 			atomic_fetch_or_explicit(&mb->orders, ORDER_RENEW, memory_order_relaxed);
 	}
 	if (orders & ORDER_MERGE) {
-		int rc = merge_take(&vm->memory, vm->links.merging);
+		bool still = merge_remaps(&vm->memory, vm->links.merging) && hold_still(vm);
+		int rc = merge_take(&vm->memory, vm->links.merging, still);
+		if (still)
+			hold_end(vm);
 		if (rc)
 			vm_end(vm, END_HOST_ERROR, "merging left a page without its mapping: %s%s",
 			       strerror(-rc), rc == -ENOMEM ? " (raise vm.max_map_count)" : "");

@@ -103,6 +103,16 @@ struct vm_pause {
 	uint64_t deadline_ns;
 };
 
+/* See hold.h. */
+struct vm_hold {
+	_Atomic uint32_t wanted; /* number of the hold, 0: none */
+	_Atomic uint32_t
+		stands[MACHINE_MAX_CPUS]; /* number of the last one in which this vCPU stood */
+	_Atomic uint32_t said;            /* goes up with each of these */
+	uint32_t last;
+	uint64_t at_ns, cpu_ns; /* when it was last asked for; what vCPUs had used then */
+};
+
 /* A virtio slot's interrupt. */
 struct vm_slot {
 	struct vm *vm;
@@ -130,6 +140,7 @@ struct vm {
 	struct loop_op on_fault, on_link;
 	struct fault_queue starved;
 	struct vm_pause pause;
+	struct vm_hold hold;
 	struct inject_state inject;
 	_Atomic enum vm_birth birth;
 	struct learn
@@ -231,7 +242,7 @@ void clone_go(struct vm *vm, unsigned cpu);
 
 /* Start the thread of a vCPU whose registers are set. -errno of pthread_create. */
 int vcpu_start(struct vm *vm, unsigned cpu);
-/* Have vCPUs leave the guest; they look at pause.wanted and stopping before they enter it again. */
+/* Have vCPUs leave the guest; they look at stopping, hold.wanted and pause.wanted before they enter it again. */
 void vcpu_kick_all(struct vm *vm);
 /* Ask vCPUs to leave the guest, and wait up to `ms` for them; those that wait for a frame in the
  * kernel don't. Returns how many are still there. */

@@ -36,6 +36,7 @@ static struct ipt *table;
 static struct merge_board *board;
 static struct side side[2];
 static _Atomic bool stop;
+static bool still; /* the guests stand still while they are asked */
 
 static void make_side(struct side *s, const char *name)
 {
@@ -71,7 +72,7 @@ static struct merge_answer ask(struct side *s, uint32_t op, uint64_t g, uint32_t
 	board->request.piece[0] =
 		(struct merge_piece){.op = op, .gfn = g, .count = count, .frame = f.v};
 	atomic_store(&board->state, MERGE_ASKED);
-	cr_assert_eq(merge_take(&s->memory, board), 0);
+	cr_assert_eq(merge_take(&s->memory, board, still), 0);
 	cr_assert_eq(atomic_load(&board->state), MERGE_DONE);
 	return board->answer;
 }
@@ -122,10 +123,11 @@ static void all_comes_back(void)
 	cr_expect_eq(pool_populated_bytes(&pool), 0);
 }
 
-Test(merge_vm, equal_pages_become_one_frame_and_others_stay)
+static void equal_pages(bool stands)
 {
 	frame_t f, g;
 	make_both();
+	still = stands;
 	for (uint64_t i = 0; i < 16; i++) {
 		fill(&side[0], FIRST + i, 1);
 		fill(&side[1], FIRST + i, i == 7 || i >= 12 ? 2 : 1); /* some differ */
@@ -147,6 +149,16 @@ Test(merge_vm, equal_pages_become_one_frame_and_others_stay)
 	cr_expect(holds(&side[0], FIRST + 3, 1));
 	cr_expect(holds(&side[1], FIRST + 3, 9));
 	all_comes_back();
+}
+
+Test(merge_vm, equal_pages_become_one_frame_and_others_stay)
+{
+	equal_pages(false);
+}
+
+Test(merge_vm, equal_pages_become_one_frame_and_others_stay_while_it_stands_still)
+{
+	equal_pages(true);
 }
 
 Test(merge_vm, zero_pages_become_void_and_others_stay)
@@ -205,10 +217,11 @@ static frame_t frame_of_template(struct side *s, uint64_t g)
 	return ipt_lookup(table, s->template, gfn(g));
 }
 
-Test(merge_vm, pages_as_the_template_has_them_are_its_again)
+static void pages_return(bool stands)
 {
 	frame_t f;
 	make_both();
+	still = stands;
 	for (uint64_t i = 0; i < 32; i++)
 		fill(&side[0], FIRST + i, i == 9 ? 0 : 1);
 	freeze(&side[0]);
@@ -224,7 +237,7 @@ Test(merge_vm, pages_as_the_template_has_them_are_its_again)
 							  {FIRST + 16, MERGE_RETURN, 16, 0},
 							  {FIRST + 50, MERGE_RETURN, 1, 0}}};
 	atomic_store(&board->state, MERGE_ASKED);
-	cr_assert_eq(merge_take(&side[0].memory, board), 0);
+	cr_assert_eq(merge_take(&side[0].memory, board, still), 0);
 	/* A piece ends where frames don't follow each other; but what is done is right. */
 	cr_expect_eq(board->answer.done & ~UINT64_C(0x3FFEF7F), 0, "%lx", board->answer.done);
 	for (uint64_t i = 0; i < 32; i++)
@@ -247,11 +260,22 @@ Test(merge_vm, pages_as_the_template_has_them_are_its_again)
 	all_comes_back();
 }
 
-Test(merge_vm, pages_in_use_by_a_device_do_not_return)
+Test(merge_vm, pages_as_the_template_has_them_are_its_again)
+{
+	pages_return(false);
+}
+
+Test(merge_vm, pages_as_the_template_has_them_are_its_again_while_it_stands_still)
+{
+	pages_return(true);
+}
+
+static void pages_in_use(bool stands)
 {
 	struct iovec iov;
 	frame_t f;
 	make_both();
+	still = stands;
 	fill(&side[0], FIRST, 1);
 	cr_expect_eq(ask(&side[0], MERGE_RETURN, FIRST, 1, INVALID_FRAME).done, 0, "no template");
 	freeze(&side[0]);
@@ -269,6 +293,16 @@ Test(merge_vm, pages_in_use_by_a_device_do_not_return)
 	cr_expect_eq(o.pins, 1);
 	ipt_unpin(table, f);
 	all_comes_back();
+}
+
+Test(merge_vm, pages_in_use_by_a_device_do_not_return)
+{
+	pages_in_use(false);
+}
+
+Test(merge_vm, pages_in_use_by_a_device_do_not_return_while_it_stands_still)
+{
+	pages_in_use(true);
 }
 
 /* 0 to 15 in one run; 18, 20 and 22 alone. */
@@ -317,6 +351,21 @@ static uint64_t mapped_frame(struct side *s, uint64_t g)
 			found = (offset + (at - from)) >> PAGE_SHIFT;
 	fclose(f);
 	return found;
+}
+
+/* Mappings of the pages from FIRST on. */
+static unsigned mappings(struct side *s)
+{
+	uint64_t at = (uintptr_t)window_at(&s->memory.window, gfn(FIRST)),
+		 end = at + PAGES * PAGE_SIZE, from, to;
+	unsigned n = 0;
+	char line[512];
+	FILE *f = fopen("/proc/self/maps", "r");
+	cr_assert_not_null(f);
+	while (fgets(line, sizeof line, f))
+		n += sscanf(line, "%lx-%lx", &from, &to) == 2 && from < end && to > at;
+	fclose(f);
+	return n;
 }
 
 static bool is_shown(struct side *s, uint64_t g)
@@ -387,7 +436,7 @@ Test(merge_vm, nonsense_is_refused)
 	/* Of somebody else. */
 	board->request.vm = 5;
 	atomic_store(&board->state, MERGE_ASKED);
-	cr_expect_eq(merge_take(&side[0].memory, board), 0);
+	cr_expect_eq(merge_take(&side[0].memory, board, still), 0);
 	cr_expect_eq(atomic_load(&board->state), MERGE_ASKED);
 	for (int i = 0; i < 2; i++)
 		cr_expect(holds(&side[i], FIRST, 1));
@@ -506,4 +555,71 @@ Test(merge_vm, writes_amid_merging_are_kept, .timeout = 120)
 Test(merge_vm, writes_amid_returning_are_kept, .timeout = 120)
 {
 	writes_are_kept(true, return_some);
+}
+
+/* ---- guests that stand still ------------------------------------------------------------------- */
+
+/* Pages here and there of what is the template's otherwise, with what it has. */
+static void write_the_same(void)
+{
+	for (uint64_t i = 3; i < PAGES; i += 7)
+		fill(&side[0], FIRST + i, 1);
+}
+
+Test(merge_vm, what_returns_while_the_guest_stands_still_is_one_mapping_again)
+{
+	make_both();
+	for (uint64_t i = 0; i < PAGES; i++)
+		fill(&side[0], FIRST + i, 1);
+	freeze(&side[0]);
+	unsigned before = mappings(&side[0]);
+	write_the_same();
+	unsigned apart = mappings(&side[0]);
+	cr_expect_geq(apart, before + 2 * (PAGES / 7));
+	still = true;
+	for (uint64_t i = 3; i < PAGES; i += 7)
+		cr_expect_eq(ask(&side[0], MERGE_RETURN, FIRST + i, 1, INVALID_FRAME).done, 1);
+	cr_expect_eq(mappings(&side[0]), before);
+	/* A guest that moves has one for each, and each neighbour. */
+	write_the_same();
+	still = false;
+	for (uint64_t i = 3; i < PAGES; i += 7)
+		cr_expect_eq(ask(&side[0], MERGE_RETURN, FIRST + i, 1, INVALID_FRAME).done, 1);
+	cr_expect_geq(mappings(&side[0]), apart);
+	all_comes_back();
+}
+
+static void *write_by_window(void *arg)
+{
+	for (uint64_t i = 0; i < PAGES; i++)
+		*((volatile uint64_t *)window_at(arg, gfn(FIRST + i)) + 5) = ~i;
+	return NULL;
+}
+
+Test(merge_vm, writes_after_standing_still_are_the_guests_alone, .timeout = 60)
+{
+	pthread_t guest;
+	make_both();
+	for (uint64_t i = 0; i < PAGES; i++)
+		fill(&side[0], FIRST + i, 1);
+	freeze(&side[0]);
+	for (uint64_t i = 0; i < PAGES; i++)
+		fill(&side[0], FIRST + i, 1);
+	still = true;
+	for (uint64_t i = 0; i < PAGES; i++)
+		ask(&side[0], MERGE_RETURN, FIRST + i, 1, INVALID_FRAME);
+	cr_expect_eq(side[0].mailbox.returned_frames, PAGES);
+	cr_assert_eq(pthread_create(&guest, NULL, write_by_window, &side[0].memory.window), 0);
+	while (pthread_tryjoin_np(guest, NULL))
+		serve_faults();
+	for (uint64_t i = 0; i < PAGES; i++) {
+		const uint64_t *has = pool_at(&pool, frame_of_template(&side[0], FIRST + i));
+		uint64_t word = 0;
+		cr_expect_eq(has[5], word_of(FIRST + i + 1, 5));
+		cr_assert_eq(gmem_read(&side[0].memory.gmem, gpa(gfn_gpa(gfn(FIRST + i)).v + 40),
+				       &word, sizeof word),
+			     0);
+		cr_expect_eq(word, ~i);
+	}
+	all_comes_back();
 }
