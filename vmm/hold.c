@@ -2,10 +2,12 @@
 #include "vmm/clock.h"
 #include "vmm/vm.h"
 #include <linux/futex.h>
+#include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define PATIENCE_NS UINT64_C(2000000)
+#define PATIENCE_NS UINT64_C(20000000) /* for vCPUs whose threads come to a CPU late */
+#define LOOK_NS     1000000            /* between looks whether one waits for a page */
 
 /* By the futex itself: what waits for a condition has more of the stack than an idle vCPU's page has room for. */
 static void wait_while(_Atomic uint32_t *word, uint32_t value, const struct timespec *most)
@@ -56,6 +58,12 @@ static bool all_stand(const struct vm *vm, uint32_t which)
 	return true;
 }
 
+static bool waits_for_page(const struct vm *vm)
+{
+	struct pollfd p = {.fd = vm->memory.uffd, .events = POLLIN};
+	return poll(&p, 1, 0) > 0;
+}
+
 bool hold_still(struct vm *vm)
 {
 	struct vm_hold *h = &vm->hold;
@@ -65,16 +73,13 @@ bool hold_still(struct vm *vm)
 	atomic_store_explicit(&h->wanted, h->last, memory_order_seq_cst);
 	vcpu_kick_all(vm);
 	const uint64_t until = clock_ns() + PATIENCE_NS;
-	for (;;) {
+	const struct timespec slice = {.tv_nsec = LOOK_NS};
+	do {
 		uint32_t said = atomic_load_explicit(&h->said, memory_order_acquire);
 		if (all_stand(vm, h->last))
 			return true;
-		uint64_t now = clock_ns();
-		if (now >= until)
-			break;
-		const struct timespec left = {.tv_nsec = (long)(until - now)};
-		wait_while(&h->said, said, &left);
-	}
+		wait_while(&h->said, said, &slice);
+	} while (clock_ns() < until && !waits_for_page(vm));
 	hold_end(vm);
 	return false;
 }

@@ -11,8 +11,8 @@
 struct vm;
 
 /* Loop's thread. False, and nothing is held: the guest has used more than a quarter of a CPU since the last call (then
- * standing still would cost it more than it is worth), or a vCPU didn't leave within 2 ms; one that waits for a page
- * can't, since it is this thread that brings pages. */
+ * standing still would cost it more than it is worth), or a vCPU didn't leave within 20 ms, or waits for a page, which is
+ * this thread's to bring. */
 bool hold_still(struct vm *vm);
 /* After hold_still said true. */
 void hold_end(struct vm *vm);
