@@ -296,6 +296,16 @@ static void note_stall(struct memory *m, bool waiting)
 		fault_stall(m, since, now);
 }
 
+#define IN_VAIN_MOST 10000
+
+/* While we looked, others made something else of the page: it was dropped, moved, brought in by another. Who touched it
+ * tries again. Where that never ends, table and window don't fit together. */
+static bool has_changed(struct memory *m, int rc)
+{
+	m->in_vain = rc == -EEXIST ? m->in_vain + 1 : 0;
+	return rc == -EEXIST && m->in_vain < IN_VAIN_MOST;
+}
+
 /* One fault: 0, -EAGAIN if it has to wait for frames, or another -errno. */
 static int serve(struct memory *m, uint64_t hva, bool write, bool mapped)
 {
@@ -307,7 +317,9 @@ static int serve(struct memory *m, uint64_t hva, bool write, bool mapped)
 		return -EFAULT;
 	int rc = resolve(m, g, write, mapped, &kind);
 	/* Its bytes are lost: who touched it is told by a signal. Or they are being replaced: he tries again. */
-	if (rc == -EHWPOISON)
+	if (has_changed(m, rc))
+		rc = 0;
+	else if (rc == -EHWPOISON)
 		rc = memory_is_lost(m, g) ? poison(m, hva) : 0;
 	if (rc)
 		return rc;

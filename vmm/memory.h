@@ -70,7 +70,8 @@ struct memory {
 	uint32_t reclaim_at, reclaim_page; /* the run of the batch that is next, and where in it */
 	uint64_t own_hand;                 /* the cluster that is next, when the pool is empty */
 	uint64_t stalled_ns;               /* since then a fault waits for memory; 0: none does */
-	struct learn *learn;               /* as `learner`, if that is not negative */
+	unsigned in_vain; /* faults in a row whose page became something else as they were served */
+	struct learn *learn; /* as `learner`, if that is not negative */
 	int learner;
 	/* Devices (gmem.c): the host's errors in a row, less than a second apart. What is done about one: the host is
 	 * to have us try again soon, or (final) the VM can't go on. NULL while the VM is being set up. */
