@@ -30,11 +30,15 @@ class Host:
         self.swap = directory + "/swap"
         self.run_dir = directory + "/run"
         self.env = dict(os.environ, INVISOR_RUN_DIR=self.run_dir)
+        self.options = list(options)
+        self.begin()
+
+    def begin(self):
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [INVISOR, "host", "start", "--foreground", "--pool", "128M", "--pack", "8M", "--swap",
-                 self.swap + ",64M", "--merge", "60", "--max-vms", "64"] + list(options),
-                env=self.env, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                 self.swap + ",64M", "--merge", "60", "--max-vms", "64"] + self.options,
+                env=self.env, cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         end = time.monotonic() + 10
         while True:
             try:
@@ -44,6 +48,12 @@ class Host:
                 if self.process.poll() is not None or time.monotonic() > end:
                     raise Wrong("the host doesn't start: " + self.words()[-300:])
                 time.sleep(0.02)
+
+    def replace(self):
+        """It is killed, and another adopts what it had."""
+        self.process.kill()
+        self.process.wait()
+        self.begin()
 
     def words(self):
         with open(self.log, errors="replace") as f:
