@@ -240,8 +240,6 @@ static int resolve_away(struct memory *m, gfn_t g, bool write)
 {
 	struct ipt_place p;
 	int rc = memory_populate(m, g);
-	for (int tries = 0; rc == -EEXIST && tries < 8; tries++)
-		rc = memory_populate(m, g); /* its template's end made it ours meanwhile */
 	if (rc || !ipt_place(m->table, m->vm, g, 1, &p) || p.kind == IPT_OWN)
 		return rc;
 	return resolve_shared(m, g, write, false);
@@ -316,10 +314,10 @@ static int serve(struct memory *m, uint64_t hva, bool write, bool mapped)
 	if (g.v == INVALID_GFN.v)
 		return -EFAULT;
 	int rc = resolve(m, g, write, mapped, &kind);
-	/* Its bytes are lost: who touched it is told by a signal. Or they are being replaced: he tries again. */
 	if (has_changed(m, rc))
 		rc = 0;
-	else if (rc == -EHWPOISON)
+	/* Its bytes are lost: who touched it is told by a signal. Or they are being replaced: he tries again. */
+	if (rc == -EHWPOISON)
 		rc = memory_is_lost(m, g) ? poison(m, hva) : 0;
 	if (rc)
 		return rc;

@@ -87,9 +87,10 @@ static int make_private(const struct job *j, uint32_t i, uint32_t n)
 
 static int watch(const struct job *j)
 {
-	j->m->shares = true;
-	if (j->still)
+	if (j->still) {
+		j->m->shares = true; /* as memory_hide says it */
 		return 0;
+	}
 	/* From then on whoever writes waits for us. */
 	int rc = memory_hide(j->m, j->first, j->n);
 	return rc == -EBUSY && make_private(j, 0, j->n) ? -EIO : rc;

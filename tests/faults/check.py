@@ -54,9 +54,8 @@ class Checkpoint:
 
         if not until(named):
             raise Wrong("processes of a host at rest: %s" % host.processes())
-        self.pid = host.process.pid
-        self.descriptors = descriptors(self.pid)
-        self.mappings = mappings(self.pid)
+        self.descriptors = descriptors(host.process.pid)
+        self.mappings = mappings(host.process.pid)
         self.files = sorted(os.listdir(host.run_dir))
         self.workers = sorted(c for c in host.processes().values())
 
@@ -114,15 +113,15 @@ def nothing_left(host, before):
         now = sorted(host.processes().values())
         if now != before.workers:
             what.append("processes: %s instead of %s" % (now, before.workers))
-        now = descriptors(before.pid)
+        now = descriptors(host.process.pid)
         if now != before.descriptors:
             more = list(now)
             for d in before.descriptors:
                 if d in more:
                     more.remove(d)
             what.append("descriptors: %d instead of %d, %s" % (len(now), len(before.descriptors), more[:6]))
-        if mappings(before.pid) > before.mappings + 4:
-            what.append("mappings of the host: %d instead of %d" % (mappings(before.pid), before.mappings))
+        if mappings(host.process.pid) > before.mappings + 4:
+            what.append("mappings of the host: %d instead of %d" % (mappings(host.process.pid), before.mappings))
         if sorted(os.listdir(host.run_dir)) != before.files:
             what.append("files: %s" % os.listdir(host.run_dir))
         return what

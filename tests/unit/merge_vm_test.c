@@ -353,21 +353,6 @@ static uint64_t mapped_frame(struct side *s, uint64_t g)
 	return found;
 }
 
-/* Mappings of the pages from FIRST on. */
-static unsigned mappings(struct side *s)
-{
-	uint64_t at = (uintptr_t)window_at(&s->memory.window, gfn(FIRST)),
-		 end = at + PAGES * PAGE_SIZE, from, to;
-	unsigned n = 0;
-	char line[512];
-	FILE *f = fopen("/proc/self/maps", "r");
-	cr_assert_not_null(f);
-	while (fgets(line, sizeof line, f))
-		n += sscanf(line, "%lx-%lx", &from, &to) == 2 && from < end && to > at;
-	fclose(f);
-	return n;
-}
-
 static bool is_shown(struct side *s, uint64_t g)
 {
 	uint64_t entry = 0;
@@ -572,20 +557,20 @@ Test(merge_vm, what_returns_while_the_guest_stands_still_is_one_mapping_again)
 	for (uint64_t i = 0; i < PAGES; i++)
 		fill(&side[0], FIRST + i, 1);
 	freeze(&side[0]);
-	unsigned before = mappings(&side[0]);
+	uint32_t before = memory_count_mappings(&side[0].memory);
 	write_the_same();
-	unsigned apart = mappings(&side[0]);
+	uint32_t apart = memory_count_mappings(&side[0].memory);
 	cr_expect_geq(apart, before + 2 * (PAGES / 7));
 	still = true;
 	for (uint64_t i = 3; i < PAGES; i += 7)
 		cr_expect_eq(ask(&side[0], MERGE_RETURN, FIRST + i, 1, INVALID_FRAME).done, 1);
-	cr_expect_eq(mappings(&side[0]), before);
+	cr_expect_eq(memory_count_mappings(&side[0].memory), before);
 	/* A guest that moves has one for each, and each neighbour. */
 	write_the_same();
 	still = false;
 	for (uint64_t i = 3; i < PAGES; i += 7)
 		cr_expect_eq(ask(&side[0], MERGE_RETURN, FIRST + i, 1, INVALID_FRAME).done, 1);
-	cr_expect_geq(mappings(&side[0]), apart);
+	cr_expect_geq(memory_count_mappings(&side[0].memory), apart);
 	all_comes_back();
 }
 
