@@ -38,6 +38,13 @@ static void input_room(void *ctx)
 	inlet_wanted(&vm->inlet);
 }
 
+static void input_lost(void *ctx, int rc)
+{
+	vm_end(ctx, END_HOST_ERROR,
+	       "what comes for the guest's console or agent can't be waited for: %s",
+	       strerror(-rc));
+}
+
 /* Console bytes for the guest. */
 static size_t input(void *ctx, const char *bytes, size_t n)
 {
@@ -308,9 +315,10 @@ void board_mmio(struct vm *vm, gpa_t at, uint8_t *data, unsigned size, bool writ
 
 void board_listen(struct vm *vm)
 {
-	inlet_init(&vm->inlet, vm->buffers.console_in, vm->links.console_fd, vm->loop, input, vm);
+	inlet_init(&vm->inlet, vm->buffers.console_in, vm->links.console_fd, vm->loop, input,
+		   input_lost, vm);
 	inlet_init(&vm->agent_inlet, vm->buffers.agent_in, vm->links.agent_fd, vm->loop,
-		   agent_input, vm);
+		   agent_input, input_lost, vm);
 }
 
 void board_flush(struct vm *vm, int ms)
