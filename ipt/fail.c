@@ -1,6 +1,7 @@
 /* Failpoints: the area that processes share, and what happens where one is set. See fail.h. */
 #include "ipt/fail_private.h"
 #include "ipt/own.h"
+#include "ipt/sealed.h"
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -60,31 +62,61 @@ void fail_be(enum fail_role role, const char *name)
 
 /* ---- setting -------------------------------------------------------------------------------- */
 
-int fail_share(void)
+/* Others have it by this descriptor; -1: nobody has. */
+static int area_fd = -1;
+
+static struct fail_area *map_area(int fd)
 {
-	static bool shared;
-	static char kept[offsetof(struct fail_area, slot)];
-	if (shared)
-		return 0;
-	/* What is set already is few: copied by way of the new mapping, which then takes the old one's place. */
-	void *at = mmap(NULL, sizeof fail_area, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-			-1, 0);
-	if (at == MAP_FAILED)
-		return -errno;
-	struct fail_area *new = at;
-	memcpy(kept, &fail_area, sizeof kept);
-	memcpy(new, kept, sizeof kept);
-	for (unsigned i = 0; i < FAIL_IDS; i++)
-		if (atomic_load_explicit(&fail_area.slot[i].sequence, memory_order_relaxed))
-			memcpy(&new->slot[i], &fail_area.slot[i], sizeof new->slot[i]);
+	return sealed_map(fd, sizeof fail_area);
+}
+
+/* What is mapped at `at` takes the area's place, which processes that were forked before have for themselves. */
+static int put_in_place(struct fail_area *at, int fd)
+{
 	if (mremap(at, sizeof fail_area, sizeof fail_area, MREMAP_MAYMOVE | MREMAP_FIXED,
 		   &fail_area) == MAP_FAILED) {
 		int rc = -errno;
 		munmap(at, sizeof fail_area);
 		return rc;
 	}
-	shared = true;
+	area_fd = fd;
 	return 0;
+}
+
+static int share_by(int fd)
+{
+	static char kept[offsetof(struct fail_area, slot)];
+	struct fail_area *new = map_area(fd);
+	if (!new)
+		return -errno;
+	/* What is set already is few. */
+	memcpy(kept, &fail_area, sizeof kept);
+	memcpy(new, kept, sizeof kept);
+	for (unsigned i = 0; i < FAIL_IDS; i++)
+		if (atomic_load_explicit(&fail_area.slot[i].sequence, memory_order_relaxed))
+			memcpy(&new->slot[i], &fail_area.slot[i], sizeof new->slot[i]);
+	return put_in_place(new, fd);
+}
+
+int fail_share(void)
+{
+	if (area_fd >= 0)
+		return 0;
+	int fd = sealed_memfd("invisor-fail", sizeof fail_area);
+	int rc = fd < 0 ? -errno : share_by(fd);
+	if (rc && fd >= 0)
+		close(fd);
+	return rc;
+}
+
+int fail_fd(void)
+{
+	return area_fd;
+}
+
+uint32_t fail_bytes(void)
+{
+	return sizeof fail_area;
 }
 
 static void arm(enum fail_id id, bool on)
@@ -175,6 +207,52 @@ void fail_read(enum fail_id id, struct fail_state *out)
 	snprintf(out->program, sizeof out->program, "%s", *s->text ? s->text : "off");
 	out->hits = atomic_load_explicit(&s->hits, memory_order_relaxed);
 	out->fired = atomic_load_explicit(&s->fired, memory_order_relaxed);
+}
+
+/* Nothing is set there; whoever was about to set it is dead. */
+static void begin_anew(enum fail_id id)
+{
+	struct slot *s = &fail_area.slot[id];
+	uint32_t sequence = atomic_load_explicit(&s->sequence, memory_order_relaxed);
+	atomic_store_explicit(&s->sequence, sequence + (sequence & 1), memory_order_relaxed);
+	store(id, &(struct fail_program){.generation = next_generation(id)}, "off");
+	atomic_store_explicit(&s->hits, 0, memory_order_relaxed);
+	atomic_store_explicit(&s->fired, 0, memory_order_relaxed);
+}
+
+int fail_take(int fd)
+{
+	struct stat st;
+	char words[FAIL_WORDS_MAX];
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (st.st_size != sizeof fail_area)
+		return -EPROTO;
+	struct fail_area *old = map_area(fd);
+	char(*set)[FAIL_TEXT_MAX] = calloc(FAIL_IDS, sizeof *set);
+	if (!old || !set) {
+		int rc = -errno;
+		if (old)
+			munmap(old, sizeof *old);
+		free(set);
+		return rc;
+	}
+	for (unsigned i = 0; i < FAIL_IDS; i++)
+		if (fail_armed((enum fail_id)i))
+			memcpy(set[i], fail_area.slot[i].text, sizeof *set);
+	uint64_t seed = fail_seed_now();
+	int was = area_fd, rc = put_in_place(old, fd);
+	for (unsigned i = 0; !rc && i < FAIL_IDS; i++)
+		begin_anew((enum fail_id)i);
+	if (!rc)
+		fail_seed(seed);
+	for (unsigned i = 0; !rc && i < FAIL_IDS; i++)
+		if (*set[i])
+			fail_set((enum fail_id)i, set[i], words);
+	if (!rc && was >= 0)
+		close(was);
+	free(set);
+	return rc;
 }
 
 /* ---- happening ------------------------------------------------------------------------------ */

@@ -113,6 +113,12 @@ const struct fail_about *fail_about(enum fail_id id);
 int fail_find(const char *name, enum fail_id *id, char *words);
 /* Share the area with processes forked from now on. 0 or -errno. */
 int fail_share(void);
+/* By which descriptor another process can have it, which isn't the caller's; -1: it isn't shared. And its size. */
+int fail_fd(void);
+uint32_t fail_bytes(void);
+/* The area of one who is dead takes the place of ours: its processes hear us from now on. What was set there is off, what
+ * was here is set there. Takes fd. -EPROTO: it isn't such an area; -errno; then fd stays the caller's. */
+int fail_take(int fd);
 /* For terms with a per cent; what was set begins anew. */
 void fail_seed(uint64_t seed);
 uint64_t fail_seed_now(void);

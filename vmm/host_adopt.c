@@ -3,6 +3,7 @@
  * the store; then, when nothing can fail any more, the files and the VMs. Half-made VMs are hung up on and end; what the
  * table says of VMs that are in no record is reaped.
  */
+#include "ipt/fail.h"
 #include "vmm/agent.h"
 #include "vmm/error.h"
 #include "vmm/host_domain.h"
@@ -101,7 +102,7 @@ int host_adopt_pool(struct host *h, char *error)
 	const struct kept_record *r = host_record(h);
 	struct kept_host *k = r ? (void *)r->bytes : NULL;
 	struct host_keeper *keeper = h->keeper;
-	uint32_t bytes[4];
+	uint32_t bytes[KEPT_SIZES];
 	host_keep_sizes(bytes);
 	if (!k || k->version != KEPT_VERSION || memcmp(k->bytes, bytes, sizeof bytes))
 		return errorf(error, -EPROTO,
@@ -118,6 +119,13 @@ int host_adopt_pool(struct host *h, char *error)
 	if (!keeper->ledger)
 		return errorf(error, -errno, "the ledger of the host that died: %s",
 			      strerror(errno));
+	int fail = host_adopt_fd(h, KEPT_FAIL), refused = fail < 0 ? -EPROTO : fail_take(fail);
+	if (refused) {
+		if (fail >= 0)
+			close(fail);
+		return errorf(error, refused, "the failpoints of the host that died: %s",
+			      strerror(-refused));
+	}
 	int table = host_adopt_fd(h, KEPT_TABLE);
 	int rc = ipt_attach(&h->table, table);
 	close(table);

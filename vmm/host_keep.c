@@ -1,5 +1,6 @@
 /* The keeper as its host sees it: its start and its end, and what is put into it. */
 #include "vmm/host_keep.h"
+#include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/error.h"
 #include "vmm/host_domain.h"
@@ -65,12 +66,13 @@ static int8_t add_fd(int *fds, int fd)
 
 /* ---- records ------------------------------------------------------------------------------- */
 
-void host_keep_sizes(uint32_t bytes[4])
+void host_keep_sizes(uint32_t bytes[KEPT_SIZES])
 {
 	bytes[0] = sizeof(struct mailbox);
 	bytes[1] = sizeof(struct merge_board);
 	bytes[2] = sizeof(struct reclaim_desk);
 	bytes[3] = sizeof(struct kept_vm);
+	bytes[4] = fail_bytes();
 }
 
 void host_keep_host(struct host *h)
@@ -92,6 +94,7 @@ void host_keep_host(struct host *h)
 	r.fd[KEPT_MERGE] = add_fd(fds, host_merge_board_fd(h));
 	r.fd[KEPT_RECLAIM] = add_fd(fds, host_reclaim_board_fd(h));
 	r.fd[KEPT_STORE_FILE] = add_fd(fds, r.store.file_fd);
+	r.fd[KEPT_FAIL] = add_fd(fds, fail_fd());
 	send_record(h, &r, sizeof r, fds);
 }
 

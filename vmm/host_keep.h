@@ -17,7 +17,8 @@
 #include "vmm/keeper.h"
 #include "vmm/store.h"
 
-#define KEPT_VERSION 3
+#define KEPT_VERSION 4
+#define KEPT_SIZES   5
 #define KEPT_PATH    200 /* bytes; of longer paths the beginning */
 
 /* Numbers that go on. Every host of the pool maps it. */
@@ -36,12 +37,13 @@ enum kept_host_fd {
 	KEPT_MERGE,
 	KEPT_RECLAIM,
 	KEPT_STORE_FILE,
+	KEPT_FAIL,
 	KEPT_HOST_FDS
 };
 struct kept_host {
 	uint32_t version;
-	uint32_t
-		bytes[4]; /* of what processes share: a host of another build can't go on with it */
+	/* of what processes share: a host of another build can't go on with it */
+	uint32_t bytes[KEPT_SIZES];
 	struct host_config config; /* without pointers */
 	char swap_file[KEPT_PATH];
 	struct store store;
@@ -113,7 +115,7 @@ void host_keep_all(struct host *h);
 /* The records that came are done with: close what nobody took. */
 void host_keep_forget(struct host_keeper *k);
 /* What processes share, for kept_host.bytes. */
-void host_keep_sizes(uint32_t bytes[4]);
+void host_keep_sizes(uint32_t bytes[KEPT_SIZES]);
 /* End it, if `for_good`; else let go of it, and it stays without a host. */
 void host_keep_destroy(struct host *h, bool for_good);
 

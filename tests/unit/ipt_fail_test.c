@@ -1,6 +1,8 @@
 /* Failpoints: the grammar, what programs do, and that the same seed decides alike. */
 #include "ipt/fail.h"
 #include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -380,4 +382,57 @@ Test(ipt_fail, programs_change_under_readers)
 		pthread_join(t[i], &bad);
 		cr_assert_null(bad);
 	}
+}
+
+/* A host that dies, with a process of its; and how the next one gets to it. */
+static pid_t mortal_host(int told, int answer)
+{
+	pid_t pid = fork();
+	if (pid)
+		return pid;
+	if (fail_share())
+		_exit(1);
+	set(FAIL_POOL_READ, "return(EIO)");
+	if (fork() == 0) {
+		while (!fail_armed(FAIL_KVM_RUN))
+			usleep(100);
+		int got[] = {fail_point(FAIL_KVM_RUN), fail_point(FAIL_POOL_READ)};
+		_exit(write(answer, got, sizeof got) != sizeof got);
+	}
+	int fd = fail_fd();
+	_exit(write(told, &fd, sizeof fd) != sizeof fd || pause());
+}
+
+Test(ipt_fail, processes_of_a_host_that_died_hear_the_next)
+{
+	int told[2], answer[2], fd, got[2];
+	char path[64];
+	struct fail_state s;
+	cr_assert_eq(pipe(told), 0);
+	cr_assert_eq(pipe(answer), 0);
+	pid_t host = mortal_host(told[1], answer[1]);
+	cr_assert_eq(read(told[0], &fd, sizeof fd), sizeof fd);
+	snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)host, fd);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	cr_assert_geq(fd, 0);
+	kill(host, SIGKILL);
+	cr_assert_eq(waitpid(host, NULL, 0), host);
+	cr_assert_eq(fail_share(), 0);
+	fail_seed(11);
+	set(FAIL_KVM_RUN, "return(EINTR)");
+	cr_assert_eq(fail_take(fd), 0);
+	cr_expect_eq(fail_fd(), fd);
+	cr_expect_eq(fail_seed_now(), 11);
+	cr_assert_eq(read(answer[0], got, sizeof got), sizeof got);
+	cr_expect_eq(got[0], EINTR, "what is set here is set for it");
+	cr_expect_eq(got[1], 0, "what its own host had set is off");
+	fail_read(FAIL_KVM_RUN, &s);
+	cr_expect_str_eq(s.program, "return(EINTR)");
+	cr_expect_eq(s.hits, 1);
+	fail_read(FAIL_POOL_READ, &s);
+	cr_expect_str_eq(s.program, "off");
+	/* Something else is refused, and all stays as it is. */
+	cr_expect_eq(fail_take(told[0]), -EPROTO);
+	cr_expect_eq(fail_take(-1), -EBADF);
+	cr_expect_eq(fail_point(FAIL_KVM_RUN), EINTR);
 }
