@@ -2,7 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define PAGES (1u << 16) /* half a MiB, once all are used */
+#define PAGES (1u << 18) /* 2 MiB, once all are used */
 
 struct merge_again_page {
 	uint32_t key;       /* another part of the hash */

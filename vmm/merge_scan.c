@@ -4,7 +4,10 @@
  *
  * A private frame is a candidate when it has the tag that it had in the pass before. It is zero, or equal to
  * a shared frame, or to a private one that this pass came by before; or it is the first of its kind, and is
- * remembered.
+ * remembered. One that has a template's tag is so at first sight: that changes no more, and is where it came from.
+ *
+ * What is found for a VM waits in a batch until there is enough to ask it for, or the pass ends: frames of clones that run
+ * at the same time lie between each other's, and each request costs a guest some time.
  */
 #include "vmm/merge_scan.h"
 #include <errno.h>
@@ -126,15 +129,15 @@ static void add_piece(struct merge_scan *s, uint32_t op, uint64_t g, uint32_t co
 }
 
 /* Make shared ones of what the batch is to be merged with, as far as it is `of`'s. */
-static void publish(struct merge_scan *s, uint32_t of)
+static void publish(struct merge_scan *s, struct merge_batch *b, uint32_t of)
 {
-	begin_request(s, of, s->batch[0].domain);
-	for (uint32_t i = 0; i < s->runs; i++)
-		if (s->batch[i].target_vm == of)
-			add_piece(s, MERGE_PUBLISH, s->batch[i].target_gfn, s->batch[i].count, 0);
+	begin_request(s, of, b->run[0].domain);
+	for (uint32_t i = 0; i < b->runs; i++)
+		if (b->run[i].target_vm == of)
+			add_piece(s, MERGE_PUBLISH, b->run[i].target_gfn, b->run[i].count, 0);
 	uint64_t done = s->ask(s->ctx, &s->request);
-	for (uint32_t i = 0; i < s->runs; i++) {
-		struct merge_run *r = &s->batch[i];
+	for (uint32_t i = 0; i < b->runs; i++) {
+		struct merge_run *r = &b->run[i];
 		if (r->target_vm != of)
 			continue;
 		r->target_vm = 0;
@@ -162,31 +165,34 @@ static void look_again(struct merge_scan *s, const struct merge_run *r, uint32_t
 }
 
 /* Ask for all that has come together for a VM. */
-static void flush_batch(struct merge_scan *s)
+static void flush_batch(struct merge_scan *s, struct merge_batch *b)
 {
-	if (!s->runs)
+	uint32_t runs = b->runs;
+	if (!runs || look_at_vm(s, b->run[0].vm)->left) {
+		b->runs = b->pages = 0;
 		return;
-	for (uint32_t i = 0; i < s->runs; i++)
-		if (s->batch[i].target_vm && are_shared(s, &s->batch[i]))
-			s->batch[i].target_vm = 0; /* for another VM's batch */
-	for (uint32_t i = 0; i < s->runs; i++)
-		if (s->batch[i].target_vm)
-			publish(s, s->batch[i].target_vm);
-	begin_request(s, s->batch[0].vm, s->batch[0].domain);
-	for (uint32_t i = 0; i < s->runs; i++) {
-		const struct merge_run *r = &s->batch[i];
+	}
+	for (uint32_t i = 0; i < runs; i++)
+		if (b->run[i].target_vm && are_shared(s, &b->run[i]))
+			b->run[i].target_vm = 0; /* for another VM's batch */
+	for (uint32_t i = 0; i < runs; i++)
+		if (b->run[i].target_vm)
+			publish(s, b, b->run[i].target_vm);
+	begin_request(s, b->run[0].vm, b->run[0].domain);
+	for (uint32_t i = 0; i < runs; i++) {
+		const struct merge_run *r = &b->run[i];
 		add_piece(s, op_of(r), r->gfn, r->count, r->target);
 	}
 	uint64_t done = s->ask(s->ctx, &s->request);
 	s->pages_done += (unsigned)__builtin_popcountll(done);
-	for (uint32_t i = 0; i < s->runs; i++)
-		for (uint32_t k = 0; k < s->batch[i].count; k++, done >>= 1)
+	for (uint32_t i = 0; i < runs; i++)
+		for (uint32_t k = 0; k < b->run[i].count; k++, done >>= 1)
 			if (done & 1)
-				merge_again_note(&s->again, s->batch[i].vm, s->batch[i].gfn + k,
+				merge_again_note(&s->again, b->run[i].vm, b->run[i].gfn + k,
 						 s->pass);
 			else
-				look_again(s, &s->batch[i], k);
-	s->runs = s->pages = 0;
+				look_again(s, &b->run[i], k);
+	b->runs = b->pages = 0;
 }
 
 /* The run is as long as it gets. */
@@ -197,11 +203,12 @@ static void flush(struct merge_scan *s)
 	if (!r.count || (op_of(&r) == MERGE_MERGE && r.count < SHORTEST && !s->short_runs &&
 			 !look_at_vm(s, r.vm)->template))
 		return;
-	if (s->runs && (s->batch[0].vm != r.vm || s->batch[0].domain != r.domain ||
-			s->runs == MERGE_PIECES || s->pages + r.count > MERGE_RUN))
-		flush_batch(s);
-	s->batch[s->runs++] = r;
-	s->pages += r.count;
+	struct merge_batch *b = &s->batch[r.vm % MERGE_BATCHES];
+	if (b->runs && (b->run[0].vm != r.vm || b->run[0].domain != r.domain ||
+			b->runs == MERGE_PIECES || b->pages + r.count > MERGE_RUN))
+		flush_batch(s, b);
+	b->run[b->runs++] = r;
+	b->pages += r.count;
 }
 
 /* ---- finding equals ------------------------------------------------------------------------ */
@@ -341,14 +348,16 @@ static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_ow
 				 .frame = f.v,
 				 .target = NO_FRAME_V,
 				 .domain = domain_of(s, o->vm)};
-	if (!is_stable(s, f, bytes) || !page.domain ||
-	    merge_again_is_soon(&s->again, page.vm, page.gfn, s->pass))
+	bool stable = is_stable(s, f, bytes);
+	if (!page.domain || merge_again_is_soon(&s->again, page.vm, page.gfn, s->pass))
 		return;
-	if (!is_templates(s, &page) && !is_zero(bytes)) {
-		match(s, &page);
-	} else if (!merge_run_extend(&s->run, &page, MERGE_RUN)) {
+	if (is_templates(s, &page) || (stable && is_zero(bytes))) {
+		if (merge_run_extend(&s->run, &page, MERGE_RUN))
+			return;
 		flush(s);
 		s->run = page;
+	} else if (stable) {
+		match(s, &page);
 	}
 }
 
@@ -460,6 +469,7 @@ uint32_t merge_scan_step(struct merge_scan *s, uint32_t f)
 	if (end < frames)
 		return end;
 	flush(s);
-	flush_batch(s);
+	for (uint32_t i = 0; i < MERGE_BATCHES; i++)
+		flush_batch(s, &s->batch[i]);
 	return UINT32_MAX;
 }

@@ -14,6 +14,13 @@ typedef uint64_t merge_ask_fn(void *ctx, const struct merge_request *r);
 
 struct merge_vm; /* what a pass knows of a VM */
 
+/* Runs of one VM, of MERGE_RUN pages at most, which are asked for together. */
+struct merge_batch {
+	uint32_t runs, pages;
+	struct merge_run run[MERGE_PIECES];
+};
+#define MERGE_BATCHES 64 /* at a time, by VM */
+
 struct merge_scan {
 	struct ipt *table;
 	struct domain_fds files; /* of the pool, by domain: where we look at frames */
@@ -30,9 +37,7 @@ struct merge_scan {
 	struct merge_set seen;    /* private ones that this pass came by, which don't change */
 	struct merge_again again; /* pages that were given back */
 	struct merge_run run;
-	/* Runs of one VM, MERGE_RUN pages at most, which are asked for together. */
-	struct merge_run batch[MERGE_PIECES];
-	uint32_t runs, pages; /* in it */
+	struct merge_batch batch[MERGE_BATCHES];
 	struct merge_request request;
 	bool short_runs;   /* take these too */
 	uint64_t young_ns; /* a clone keeps what it has of the template's for so long */

@@ -48,12 +48,12 @@ Test(merge_again, forgets_rather_than_being_wrong)
 	struct merge_again a;
 	unsigned known = 0;
 	cr_assert_eq(merge_again_create(&a), 0);
-	for (uint64_t g = 0; g < 500000; g++)
+	for (uint64_t g = 0; g < 2000000; g++)
 		merge_again_note(&a, 1, g, 7);
-	for (uint64_t g = 0; g < 500000; g++)
+	for (uint64_t g = 0; g < 2000000; g++)
 		known += merge_again_is_soon(&a, 1, g, 7);
-	cr_expect(known > 50000 && known <= 65536, "%u known", known);
-	for (uint64_t g = 0; g < 100000; g++)
+	cr_expect(known > 200000 && known <= 1 << 18, "%u known", known);
+	for (uint64_t g = 0; g < 400000; g++)
 		cr_assert(!merge_again_is_soon(&a, 2, g, 7));
 	merge_again_destroy(&a);
 }
