@@ -34,6 +34,12 @@ struct merge_vm {
 	bool left;         /* alone */
 };
 
+static uint32_t tag_of(const void *page)
+{
+	uint32_t tag = (uint32_t)XXH3_64bits(page, PAGE_SIZE);
+	return tag ? tag : 1;
+}
+
 int merge_scan_create(struct merge_scan *s)
 {
 	uint32_t frames = ipt_config(s->table)->frames;
@@ -44,6 +50,8 @@ int merge_scan_create(struct merge_scan *s)
 	s->vm = calloc(s->board->vms, sizeof *s->vm);
 	s->bytes = malloc(MERGE_STEP * PAGE_SIZE);
 	s->seen.most = SEEN_MOST;
+	if (s->bytes)
+		s->zeroes = tag_of(memset(s->bytes, 0, PAGE_SIZE));
 	if (!merge_again_create(&s->again) && s->tag && s->calm && s->domain && s->vm && s->bytes)
 		return 0;
 	merge_scan_destroy(s);
@@ -164,6 +172,13 @@ static void look_again(struct merge_scan *s, const struct merge_run *r, uint32_t
 		forget_shared(s, frame(r->target + k));
 }
 
+/* A page of a run gave its frame back: whoever gets that next begins anew. */
+static void note_done(struct merge_scan *s, const struct merge_run *r, uint32_t k)
+{
+	s->tag[r->frame + k] = 0;
+	merge_again_note(&s->again, r->vm, r->gfn + k, s->pass);
+}
+
 /* Ask for all that has come together for a VM. */
 static void flush_batch(struct merge_scan *s, struct merge_batch *b)
 {
@@ -188,8 +203,7 @@ static void flush_batch(struct merge_scan *s, struct merge_batch *b)
 	for (uint32_t i = 0; i < runs; i++)
 		for (uint32_t k = 0; k < b->run[i].count; k++, done >>= 1)
 			if (done & 1)
-				merge_again_note(&s->again, b->run[i].vm, b->run[i].gfn + k,
-						 s->pass);
+				note_done(s, &b->run[i], k);
 			else
 				look_again(s, &b->run[i], k);
 	b->runs = b->pages = 0;
@@ -212,17 +226,6 @@ static void flush(struct merge_scan *s)
 }
 
 /* ---- finding equals ------------------------------------------------------------------------ */
-
-static uint32_t tag_of(const void *page)
-{
-	uint32_t tag = (uint32_t)XXH3_64bits(page, PAGE_SIZE);
-	return tag ? tag : 1;
-}
-
-static bool is_zero(const uint8_t *page)
-{
-	return !page[0] && !memcmp(page, page + 1, PAGE_SIZE - 1);
-}
 
 static frame_t find_shared(struct merge_scan *s, uint32_t tag, uint32_t domain, frame_t preferred)
 {
@@ -325,14 +328,21 @@ static void match(struct merge_scan *s, struct merge_run *page)
 		merge_set_add(&s->seen, s->tag[page->frame], page->domain, frame(page->frame));
 }
 
-/* Has a frame the tag that it had in the pass before? One that hasn't changed for long is hashed every second pass, then
- * every fourth, and so on: hashing is most of what a pass costs. */
+/* Is the frame read and hashed in this pass? One that hasn't changed for long is so every second pass, then every fourth,
+ * and so on, and taken for what it was in between: that is most of what a pass costs. */
+static bool is_due(const struct merge_scan *s, frame_t f)
+{
+	uint8_t calm = s->tag[f.v] ? s->calm[f.v] : 0;
+	return calm <= 1 || (s->pass + f.v) % (1u << (calm - 1)) == 0;
+}
+
+/* Has a frame the tag that it had in the pass before? bytes: NULL if it isn't due. */
 static bool is_stable(struct merge_scan *s, frame_t f, const uint8_t *bytes)
 {
+	if (!bytes)
+		return true;
 	uint32_t was = s->tag[f.v];
 	uint8_t calm = was ? s->calm[f.v] : 0;
-	if (calm > 1 && (s->pass + f.v) % (1u << (calm - 1)))
-		return true;
 	s->tag[f.v] = tag_of(bytes);
 	bool stable = s->tag[f.v] == was;
 	s->calm[f.v] = !stable ? 0 : calm < CALM_MOST ? (uint8_t)(calm + 1) : calm;
@@ -351,7 +361,7 @@ static void look_at_private(struct merge_scan *s, frame_t f, const struct ipt_ow
 	bool stable = is_stable(s, f, bytes);
 	if (!page.domain || merge_again_is_soon(&s->again, page.vm, page.gfn, s->pass))
 		return;
-	if (is_templates(s, &page) || (stable && is_zero(bytes))) {
+	if (is_templates(s, &page) || (stable && s->tag[f.v] == s->zeroes)) {
 		if (merge_run_extend(&s->run, &page, MERGE_RUN))
 			return;
 		flush(s);
@@ -409,28 +419,49 @@ static uint32_t worth_a_look_in(struct merge_scan *s, frame_t f, const struct ip
 	return domain && domain_fd(&s->files, domain) >= 0 ? domain : 0;
 }
 
+/* What a step has read: frames that follow each other, of one domain's file. */
+struct reading {
+	int file;
+	uint32_t first, end;
+};
+
+/* The bytes of f, which is due, and with it those behind that are; NULL: they can't be read. */
+static const uint8_t *read_due(struct merge_scan *s, struct reading *r, uint32_t f, uint32_t end)
+{
+	if (f < r->first || f >= r->end) {
+		uint32_t n = 1;
+		while (f + n < end && is_due(s, frame(f + n)))
+			n++;
+		ssize_t got = pread(r->file, s->bytes, n * PAGE_SIZE, (off_t)f << PAGE_SHIFT);
+		r->first = f;
+		r->end = f + (got > 0 ? (uint32_t)((uint64_t)got >> PAGE_SHIFT) : 0);
+		s->scanned_bytes += (uint64_t)(r->end - f) << PAGE_SHIFT;
+	}
+	return f < r->end ? s->bytes + (f - r->first) * PAGE_SIZE : NULL;
+}
+
 /* Frames from f on up to `end`, of which at least the first has memory in the domain's file. Returns where that ends, or
  * where another domain's frame is. */
 static uint32_t look_at_data(struct merge_scan *s, uint32_t domain, uint32_t f, uint32_t end)
 {
-	int file = domain_fd(&s->files, domain);
-	off_t hole = lseek(file, (off_t)f << PAGE_SHIFT, SEEK_HOLE);
+	struct reading r = {.file = domain_fd(&s->files, domain)};
+	off_t hole = lseek(r.file, (off_t)f << PAGE_SHIFT, SEEK_HOLE);
 	if (hole > 0 && (uint64_t)hole >> PAGE_SHIFT < end)
 		end = (uint32_t)((uint64_t)hole >> PAGE_SHIFT);
-	ssize_t got = pread(file, s->bytes, (end - f) * PAGE_SIZE, (off_t)f << PAGE_SHIFT);
-	uint32_t n = got > 0 ? (uint32_t)((uint64_t)got >> PAGE_SHIFT) : 0;
-	for (uint32_t i = 0; i < n; i++) {
+	for (; f < end; f++) {
 		struct ipt_owner o;
-		frame_t at = frame(f + i);
-		const uint8_t *bytes = s->bytes + i * PAGE_SIZE;
+		frame_t at = frame(f);
 		uint32_t in = ipt_owner(s->table, at, &o) ? 0 : worth_a_look_in(s, at, &o);
-		s->scanned_bytes += PAGE_SIZE;
-		if (in &&
-		    in != domain) /* it was punched out of this file and is in another's now */
-			return at.v;
-		if (in && o.state == IPT_SHARED)
+		if (in && in != domain)
+			return f; /* it was punched out of this file and is in another's now */
+		if (!in)
+			continue;
+		const uint8_t *bytes = is_due(s, at) ? read_due(s, &r, f, end) : NULL;
+		if (!bytes && is_due(s, at))
+			return end;
+		if (o.state == IPT_SHARED)
 			look_at_shared(s, at, domain, bytes);
-		else if (in)
+		else
 			look_at_private(s, at, &o, bytes);
 	}
 	return end;

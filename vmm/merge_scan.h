@@ -30,6 +30,7 @@ struct merge_scan {
 	uint32_t *tag; /* of each frame's contents when it was last looked at; 0: never */
 	/* The domain of each that is shared; of a template's, whose its tag is (OF_TEMPLATE). */
 	uint32_t *domain;
+	uint32_t zeroes;     /* the tag of a page of them */
 	uint8_t *calm;       /* times in a row that each was looked at, and hadn't changed */
 	struct merge_vm *vm; /* by id */
 	uint32_t pass;

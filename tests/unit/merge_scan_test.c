@@ -403,3 +403,25 @@ Test(merge_scan, vms_that_do_not_hear_are_left_alone_for_the_pass)
 	pass();
 	cr_expect_gt(n_asked, 0);
 }
+
+/* What hasn't changed for long is read in one pass of 16, and yet found by what comes to be equal to it. */
+Test(merge_scan, calm_frames_are_not_read)
+{
+	make();
+	vmid_t a = vm("a", 1);
+	pages(a, 32, 5);
+	for (unsigned i = 0; i < 40; i++)
+		pass();
+	uint64_t before = scan.scanned_bytes;
+	for (unsigned i = 0; i < 16; i++)
+		pass();
+	cr_expect_eq(scan.scanned_bytes - before, 16 * PAGE_SIZE, "%lu",
+		     (unsigned long)(scan.scanned_bytes - before));
+	cr_expect_eq(n_asked, 0);
+	vmid_t b = vm("b", 1);
+	pages(b, 32, 5);
+	pass();
+	pass();
+	expect_asked(0, MERGE_PUBLISH, a, 32, 16);
+	expect_asked(1, MERGE_MERGE, b, 32, 16);
+}
