@@ -65,11 +65,6 @@ void fail_be(enum fail_role role, const char *name)
 /* Others have it by this descriptor; -1: nobody has. */
 static int area_fd = -1;
 
-static struct fail_area *map_area(int fd)
-{
-	return sealed_map(fd, sizeof fail_area);
-}
-
 /* What is mapped at `at` takes the area's place, which processes that were forked before have for themselves. */
 static int put_in_place(struct fail_area *at, int fd)
 {
@@ -86,7 +81,7 @@ static int put_in_place(struct fail_area *at, int fd)
 static int share_by(int fd)
 {
 	static char kept[offsetof(struct fail_area, slot)];
-	struct fail_area *new = map_area(fd);
+	struct fail_area *new = sealed_map(fd, sizeof fail_area);
 	if (!new)
 		return -errno;
 	/* What is set already is few. */
@@ -228,7 +223,7 @@ int fail_take(int fd)
 		return -errno;
 	if (st.st_size != sizeof fail_area)
 		return -EPROTO;
-	struct fail_area *old = map_area(fd);
+	struct fail_area *old = sealed_map(fd, sizeof fail_area);
 	char(*set)[FAIL_TEXT_MAX] = calloc(FAIL_IDS, sizeof *set);
 	if (!old || !set) {
 		int rc = -errno;

@@ -119,15 +119,14 @@ int host_adopt_pool(struct host *h, char *error)
 	if (!keeper->ledger)
 		return errorf(error, -errno, "the ledger of the host that died: %s",
 			      strerror(errno));
-	int fail = host_adopt_fd(h, KEPT_FAIL), refused = fail < 0 ? -EPROTO : fail_take(fail);
-	if (refused) {
-		if (fail >= 0)
-			close(fail);
-		return errorf(error, refused, "the failpoints of the host that died: %s",
-			      strerror(-refused));
+	int fail = host_adopt_fd(h, KEPT_FAIL);
+	int rc = fail_take(fail);
+	if (rc) {
+		close(fail);
+		return errorf(error, rc, "the failpoints of the host that died: %s", strerror(-rc));
 	}
 	int table = host_adopt_fd(h, KEPT_TABLE);
-	int rc = ipt_attach(&h->table, table);
+	rc = ipt_attach(&h->table, table);
 	close(table);
 	if (rc)
 		return errorf(error, rc, "the table of the host that died: %s", strerror(-rc));

@@ -160,6 +160,20 @@ int memory_copy_page(const struct pool *p, frame_t to, frame_t from);
 /* With memory.lock held: clean and free limbo frames. */
 void memory_free(struct memory *m, frame_t first, uint32_t n);
 #define MEMORY_RUN 64 /* pages that are dealt with at once, at most */
+/* Limbo frames that nobody of ours is to have any more. Where our window may show them until it is changed they are cleaned
+ * only then; and those that follow each other at once. All zero: none. */
+struct memory_lost {
+	struct {
+		frame_t first;
+		uint32_t n;
+	} run[MEMORY_RUN];
+	unsigned runs;
+};
+void memory_lose(struct memory_lost *l, frame_t first, uint32_t n);
+/* The same as what the table calls (ipt_run_fn), with a struct memory_lost. */
+void memory_lose_run(void *lost, gfn_t g, frame_t first, uint32_t n);
+/* With memory.lock held: clean and free them. */
+void memory_free_lost(struct memory *m, const struct memory_lost *l);
 /* With memory.lock held: limbo frames become what is at n gfns, at most MEMORY_RUN, in the table (over aliases) and in the window.
  * -errno as ipt_map_over, or of mmap. */
 int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n);

@@ -164,19 +164,15 @@ static bool are_shared(const struct merge_scan *s, const struct merge_run *r)
 	return true;
 }
 
-/* A page of a run wasn't done. */
-static void look_again(struct merge_scan *s, const struct merge_run *r, uint32_t k)
+/* A page of a run was done, or not. Either way its frame is looked at anew: it is somebody else's soon, or wasn't what its
+ * tag said. */
+static void note_page(struct merge_scan *s, const struct merge_run *r, uint32_t k, bool done)
 {
 	s->tag[r->frame + k] = 0;
-	if (op_of(r) == MERGE_MERGE)
+	if (done)
+		merge_again_note(&s->again, r->vm, r->gfn + k, s->pass);
+	else if (op_of(r) == MERGE_MERGE)
 		forget_shared(s, frame(r->target + k));
-}
-
-/* A page of a run gave its frame back: whoever gets that next begins anew. */
-static void note_done(struct merge_scan *s, const struct merge_run *r, uint32_t k)
-{
-	s->tag[r->frame + k] = 0;
-	merge_again_note(&s->again, r->vm, r->gfn + k, s->pass);
 }
 
 /* Ask for all that has come together for a VM. */
@@ -202,10 +198,7 @@ static void flush_batch(struct merge_scan *s, struct merge_batch *b)
 	s->pages_done += (unsigned)__builtin_popcountll(done);
 	for (uint32_t i = 0; i < runs; i++)
 		for (uint32_t k = 0; k < b->run[i].count; k++, done >>= 1)
-			if (done & 1)
-				note_done(s, &b->run[i], k);
-			else
-				look_again(s, &b->run[i], k);
+			note_page(s, &b->run[i], k, done & 1);
 	b->runs = b->pages = 0;
 }
 
@@ -456,8 +449,9 @@ static uint32_t look_at_data(struct merge_scan *s, uint32_t domain, uint32_t f, 
 			return f; /* it was punched out of this file and is in another's now */
 		if (!in)
 			continue;
-		const uint8_t *bytes = is_due(s, at) ? read_due(s, &r, f, end) : NULL;
-		if (!bytes && is_due(s, at))
+		bool due = is_due(s, at);
+		const uint8_t *bytes = due ? read_due(s, &r, f, end) : NULL;
+		if (due && !bytes)
 			return end;
 		if (o.state == IPT_SHARED)
 			look_at_shared(s, at, domain, bytes);

@@ -34,20 +34,13 @@
 #define PAGEMAP_SWAPPED (UINT64_C(1) << 62)
 #define PAGEMAP_FILE    (UINT64_C(1) << 61)
 
-/* Frames that gave way, limbo. They are cleaned together, when the request is done: those of pages that stand alone often
- * follow each other, as they were copied one after the other. */
-struct given {
-	struct {
-		frame_t first;
-		uint32_t n;
-	} run[MERGE_RUN];
-	unsigned runs;
-};
+_Static_assert(MERGE_RUN <= MEMORY_RUN, "what a request frees can be noted");
 
 /* Pages of a VM that lie at frames of its own which follow each other. */
 struct job {
 	struct memory *m;
-	struct given *given;
+	/* Frames that gave way in this request: of pages that stand alone they often follow each other. */
+	struct memory_lost *lost;
 	gfn_t first;
 	frame_t own;
 	uint32_t n;
@@ -109,26 +102,6 @@ static int watch(const struct job *j)
 
 /* ---- what is asked for --------------------------------------------------------------------- */
 
-static void give(struct given *all, frame_t first, uint32_t n)
-{
-	if (all->runs && all->run[all->runs - 1].first.v + all->run[all->runs - 1].n == first.v)
-		all->run[all->runs - 1].n += n;
-	else
-		all->run[all->runs++] = (typeof(all->run[0])){first, n};
-}
-
-static void free_given(struct memory *m, const struct given *all)
-{
-	for (unsigned i = 0; i < all->runs; i++)
-		memory_free(m, all->run[i].first, all->run[i].n);
-}
-
-static void gone(void *ctx, gfn_t g, frame_t first, uint32_t n)
-{
-	(void)g;
-	give(ctx, first, n);
-}
-
 static bool is_pinned(const struct job *j, uint32_t i)
 {
 	return memory_has_pins(j->m, frame_add(j->own, i), 1);
@@ -149,7 +122,8 @@ static int drop(struct job *j)
 		for (n = 1; i + n < j->n && is_droppable(j, i + n) == zero; n++)
 			;
 		if (zero)
-			ipt_drop(m->table, m->vm, gfn_add(j->first, i), n, &done, gone, j->given);
+			ipt_drop(m->table, m->vm, gfn_add(j->first, i), n, &done, memory_lose_run,
+				 j->lost);
 		j->done |= done ? bits(i, done) : 0;
 		rc = make_private(j, i + done, n - done);
 	}
@@ -265,8 +239,7 @@ static int map_merged(struct job *j, uint32_t i, uint32_t n, frame_t target, int
 		for (run = 0; k + run < i + n && !(kept & bits(k + run, 1)); run++)
 			;
 		j->done |= run ? bits(k, run) : 0;
-		if (run)
-			give(j->given, frame_add(j->own, k), run);
+		memory_lose(j->lost, frame_add(j->own, k), run);
 		show(m, gfn_add(j->first, k), run);
 	}
 	return rc;
@@ -408,11 +381,11 @@ static bool maps_others(const struct merge_piece *p)
 	return p->op == MERGE_RETURN || p->op == MERGE_MERGE;
 }
 
-static int do_piece(struct memory *m, struct given *given, const struct merge_piece *r, bool still,
-		    uint64_t *done)
+static int do_piece(struct memory *m, struct memory_lost *lost, const struct merge_piece *r,
+		    bool still, uint64_t *done)
 {
 	struct job j = {
-		.m = m, .given = given, .first = gfn(r->gfn), .still = still && maps_others(r)};
+		.m = m, .lost = lost, .first = gfn(r->gfn), .still = still && maps_others(r)};
 	int rc = 0;
 	if (begin(&j, r))
 		rc = r->op == MERGE_ZERO      ? drop(&j)
@@ -439,9 +412,9 @@ static bool makes_sense(const struct merge_request *r)
 static int obey(struct memory *m, const struct merge_board *b, const struct merge_request *r,
 		bool still, struct merge_answer *a)
 {
-	static struct given given; /* loop's thread alone */
+	static struct memory_lost lost; /* loop's thread alone */
 	int rc = 0;
-	given.runs = 0;
+	lost.runs = 0;
 	if (!makes_sense(r))
 		a->status = -EINVAL;
 	else if (!r->domain || r->domain != merge_domain(b, m->vm))
@@ -452,12 +425,12 @@ static int obey(struct memory *m, const struct merge_board *b, const struct merg
 	for (uint32_t i = 0, at = 0; !rc && i < r->pieces; at += r->piece[i++].count) {
 		uint64_t done = 0;
 		if (memory_has_room(m, r->piece[i].count, 2))
-			rc = do_piece(m, &given, &r->piece[i], still, &done);
+			rc = do_piece(m, &lost, &r->piece[i], still, &done);
 		else
 			a->status = -ENOSPC;
 		a->done |= done << at;
 	}
-	free_given(m, &given);
+	memory_free_lost(m, &lost);
 	memory_leave(m);
 	return rc;
 }

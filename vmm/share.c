@@ -48,25 +48,22 @@ void memory_free(struct memory *m, frame_t first, uint32_t n)
 	}
 }
 
-/* Shared frames that lost their last viewer with us. Our window shows them until the new ones are mapped, and so they
- * are cleaned only then. */
-struct lost {
-	struct {
-		frame_t first;
-		uint32_t n;
-	} run[MEMORY_RUN];
-	unsigned runs;
-};
-
-static void lose(void *ctx, gfn_t g, frame_t first, uint32_t n)
+void memory_lose(struct memory_lost *l, frame_t first, uint32_t n)
 {
-	struct lost *l = ctx;
-	(void)g;
-	if (l->runs < MEMORY_RUN)
-		l->run[l->runs++] = (typeof(l->run[0])){first, n};
+	typeof(l->run[0]) *last = l->runs ? &l->run[l->runs - 1] : NULL;
+	if (last && last->first.v + last->n == first.v)
+		last->n += n;
+	else if (n && l->runs < MEMORY_RUN)
+		l->run[l->runs++] = (typeof(*last)){first, n};
 }
 
-static void free_lost(struct memory *m, const struct lost *l)
+void memory_lose_run(void *lost, gfn_t g, frame_t first, uint32_t n)
+{
+	(void)g;
+	memory_lose(lost, first, n);
+}
+
+void memory_free_lost(struct memory *m, const struct memory_lost *l)
 {
 	for (unsigned i = 0; i < l->runs; i++)
 		memory_free(m, l->run[i].first, l->run[i].n);
@@ -74,11 +71,11 @@ static void free_lost(struct memory *m, const struct lost *l)
 
 int memory_put_back(struct memory *m, gfn_t first, frame_t f, uint32_t n)
 {
-	struct lost lost = {.runs = 0};
-	int rc = ipt_map_over(m->table, m->vm, first, f, n, lose, &lost);
+	struct memory_lost lost = {.runs = 0}; /* shared frames of which we were the last viewer */
+	int rc = ipt_map_over(m->table, m->vm, first, f, n, memory_lose_run, &lost);
 	if (!rc)
 		rc = window_map(&m->window, first, f, n);
-	free_lost(m, &lost);
+	memory_free_lost(m, &lost);
 	return rc;
 }
 
@@ -104,7 +101,7 @@ static int hold(struct memory *m, gfn_t first, frame_t from, uint32_t n)
 
 /* A shared page's new owner: first..first+n are `from`.., shared and held, and none or (n = 1) one has a page. */
 static int replace(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool copy,
-		   struct lost *lost)
+		   struct memory_lost *lost)
 {
 	unsigned order = 0;
 	while (1u << order < n)
@@ -117,7 +114,7 @@ static int replace(struct memory *m, gfn_t first, frame_t from, uint32_t n, bool
 	if (copy)
 		rc = memory_copy_page(m->pool, f, from);
 	if (!rc)
-		rc = ipt_map_over(m->table, m->vm, first, f, n, lose, lost);
+		rc = ipt_map_over(m->table, m->vm, first, f, n, memory_lose_run, lost);
 	if (rc) {
 		memory_free(m, f, 1u << order);
 		return rc;
@@ -134,11 +131,11 @@ static int take_over(struct memory *m, gfn_t first, frame_t from, uint32_t n, bo
 	int rc = hold(m, first, from, n);
 	if (rc)
 		return rc;
-	struct lost lost = {.runs = 0};
+	struct memory_lost lost = {.runs = 0};
 	rc = replace(m, first, from, n, copy, &lost);
 	for (uint32_t i = 0; i < n; i++)
 		ipt_unpin(m->table, frame_add(from, i));
-	free_lost(m, &lost);
+	memory_free_lost(m, &lost);
 	return rc;
 }
 
