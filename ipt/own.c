@@ -8,7 +8,7 @@
 #ifdef __SANITIZE_ADDRESS__
 #define OWN_BYTES 64
 #else
-#define OWN_BYTES 4480
+#define OWN_BYTES 4416
 #endif
 #define OWN_ALIGN 64 /* cache lines: pieces are different threads' */
 

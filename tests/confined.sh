@@ -37,7 +37,7 @@ confined_task() { # PID DIRECTORY
 confined_process() { # PID HOST-PID FILES-IT-MAY-HAVE
 	local p=/proc/$1 limit task ns link fd one=0 two=0 filters
 	for task in "$p"/task/*; do
-		filters=$(confined_task "$1" "$task") || { echo "$filters" >&2; return 1; }
+		filters=$(confined_task "$1" "$task") || { [ -e "$task/status" ] || continue; echo "$filters" >&2; return 1; }
 		# KVM's own thread runs in the kernel only, by the filters of the vCPU that was the first.
 		case $(cat "$task/comm"):$filters in kvm-nx-*) continue ;; esac
 		case $filters in

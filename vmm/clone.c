@@ -1,5 +1,6 @@
 #include "vmm/clone.h"
 #include "ipt/fail.h"
+#include "vmm/doze.h"
 #include "vmm/error.h"
 #include "vmm/identity.h"
 #include <errno.h>
@@ -20,7 +21,9 @@ static void forget_the_past(struct vm *vm)
 	vm->starved.n = 0;
 	loop_unpost(vm->loop, &vm->pause.look);
 	loop_unpost(vm->loop, &vm->reclaiming);
+	loop_unpost(vm->loop, &vm->doze.rouse);
 	pause_init(vm);
+	doze_init(vm, vm->doze.able);
 	inject_init(vm);
 }
 

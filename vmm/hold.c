@@ -53,7 +53,8 @@ static bool is_busy(struct vm_hold *h)
 static bool all_stand(const struct vm *vm, uint32_t which)
 {
 	for (unsigned i = 0; i < vm->kvm.cpus; i++)
-		if (atomic_load_explicit(&vm->hold.stands[i], memory_order_acquire) != which)
+		if (atomic_load_explicit(&vm->hold.stands[i], memory_order_acquire) != which &&
+		    !atomic_load_explicit(&vm->vcpu_gone[i], memory_order_acquire))
 			return false;
 	return true;
 }
@@ -71,6 +72,8 @@ bool hold_still(struct vm *vm)
 		return false;
 	h->last = h->last == UINT32_MAX ? 1 : h->last + 1;
 	atomic_store_explicit(&h->wanted, h->last, memory_order_seq_cst);
+	if (all_stand(vm, h->last)) /* without a thread: nobody is to be woken for it */
+		return true;
 	vcpu_kick_all(vm);
 	const uint64_t until = clock_ns() + PATIENCE_NS;
 	const struct timespec slice = {.tv_nsec = LOOK_NS};

@@ -6,9 +6,9 @@
 #include <time.h>
 #include <unistd.h>
 
-void idle_init(struct idle *i)
+void idle_init(struct idle *i, void (*rouse)(struct idle *i))
 {
-	*i = (struct idle){0};
+	*i = (struct idle){.rouse = rouse};
 }
 
 void idle_line(struct idle *i, bool high)
@@ -24,6 +24,8 @@ void idle_wake(struct idle *i)
 	atomic_fetch_add_explicit(&i->wakes, 1, memory_order_seq_cst);
 	if (atomic_load_explicit(&i->rests, memory_order_seq_cst))
 		syscall(SYS_futex, &i->wakes, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+	if (atomic_load_explicit(&i->asleep, memory_order_seq_cst))
+		i->rouse(i);
 }
 
 void idle_forget(struct idle *i)
@@ -52,4 +54,25 @@ void idle_rest(struct idle *i, const _Atomic bool *stop, const _Atomic bool *pau
 	       atomic_load_explicit(&i->wakes, memory_order_acquire) == wakes)
 		;
 	atomic_fetch_sub_explicit(&i->rests, 1, memory_order_relaxed);
+}
+
+uint32_t idle_wakes(const struct idle *i)
+{
+	return atomic_load_explicit(&i->wakes, memory_order_acquire);
+}
+
+bool idle_sleep(struct idle *i, uint32_t wakes)
+{
+	/* As in idle_rest: who isn't seen to sleep sees the count. */
+	atomic_fetch_add_explicit(&i->asleep, 1, memory_order_seq_cst);
+	if (!atomic_load_explicit(&i->lines, memory_order_relaxed) &&
+	    atomic_load_explicit(&i->wakes, memory_order_seq_cst) == wakes)
+		return true;
+	idle_rise(i);
+	return false;
+}
+
+void idle_rise(struct idle *i)
+{
+	atomic_fetch_sub_explicit(&i->asleep, 1, memory_order_relaxed);
 }

@@ -391,12 +391,17 @@ static bool sit_out(struct vm *vm, unsigned cpu)
 	return false;
 }
 
+bool inject_wants(const struct vm *vm, unsigned cpu)
+{
+	return atomic_load_explicit(&vm->inject.attention, memory_order_acquire) >> cpu & 1;
+}
+
 bool inject_may_enter(struct vm *vm, unsigned cpu)
 {
 	uint64_t hva = mce_taken();
 	if (hva && is_the_guests(vm->kvm.vcpu[cpu].fd, hva))
 		check_machine(vm, cpu, hva);
-	if (!(atomic_load_explicit(&vm->inject.attention, memory_order_acquire) >> cpu & 1))
+	if (!inject_wants(vm, cpu))
 		return true;
 	atomic_fetch_and_explicit(&vm->inject.attention, ~(1u << cpu), memory_order_acq_rel);
 	move_tsc(vm, cpu);

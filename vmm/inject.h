@@ -146,6 +146,8 @@ void inject_obey(struct vm *vm);
 /* A vCPU's thread begins; and before each time that it enters the guest. False: don't yet. */
 void inject_thread(struct vm *vm, unsigned cpu);
 bool inject_may_enter(struct vm *vm, unsigned cpu);
+/* Has it something to do before that? */
+bool inject_wants(const struct vm *vm, unsigned cpu);
 /* A vCPU has been given a machine check: on processors that tell all of them, so that the others have it too. */
 void inject_tell_others(struct vm *vm, unsigned cpu);
 /* inject_power.c: disks get to be what a power cut leaves of them. Loop's thread. */

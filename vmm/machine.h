@@ -43,7 +43,7 @@
 #define MACHINE_RESET_VALUE 0x42
 /* A read gives the number of the clone, 0 for a VM that was booted: 4 bytes, little-endian. */
 #define MACHINE_IDENTITY_PORT 0x608
-/* A read comes back after IDLE_MS, or as soon as a virtio interrupt line is high or input comes: how
+/* A read comes back as soon as a virtio interrupt line is high or input comes, perhaps earlier: how
  * a guest rests that can't execute HLT. */
 #define MACHINE_IDLE_PORT 0x60c
 

@@ -4,6 +4,7 @@
 #include "vmm/kvm.h"
 #include "vmm/nook.h"
 #include "vmm/run.h"
+#include "vmm/stack.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -88,10 +89,9 @@ static const struct {
 	{"scenario", command_scenario},
 };
 
-int main(int argc, char **argv)
+static int obey(int argc, char **argv)
 {
 	const char *command = argc > 1 ? argv[1] : "";
-	nook_take();
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
 		if (!strcmp(command, commands[i].name))
 			return commands[i].run(argc - 1, argv + 1);
@@ -101,4 +101,11 @@ int main(int argc, char **argv)
 	}
 	fprintf(stderr, "invisor: '%.80s': no such command; see invisor --help\n", command);
 	return EXIT_BAD_INPUT;
+}
+
+/* Which may become a host, and VMs' processes. */
+int main(int argc, char **argv)
+{
+	nook_take();
+	stack_leave(argc, argv, obey);
 }

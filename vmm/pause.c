@@ -7,6 +7,7 @@
  */
 #include "vmm/clock.h"
 #include "vmm/container.h"
+#include "vmm/doze.h"
 #include "vmm/vm.h"
 #include <errno.h>
 #include <stdio.h>
@@ -153,6 +154,7 @@ static void update(struct vm *vm)
 	}
 	if (p->stillness == VM_PARKS && all_parked(vm)) {
 		settle(vm);
+		doze_settle(vm);
 		board_pause(vm);
 		p->stillness = VM_STILL;
 		if (p->by_user)
@@ -165,12 +167,15 @@ static void update(struct vm *vm)
 		board_resume(vm);
 		vm_set_state(vm, VM_RUNNING);
 		want(vm, false);
+		board_wake(vm); /* vCPUs without a thread, which couldn't get one meanwhile */
 	}
 }
 
 static void look(struct loop_work *w)
 {
-	update(container(struct vm, pause.look, w));
+	struct vm *vm = container(struct vm, pause.look, w);
+	doze_settle(vm); /* a thread that let go may have posted this */
+	update(vm);
 }
 
 void pause_init(struct vm *vm)

@@ -339,6 +339,14 @@ size_t serial_input(struct serial *s, const char *bytes, size_t n)
 	return taken;
 }
 
+bool serial_waits(struct serial *s)
+{
+	pthread_mutex_lock(&s->lock);
+	bool waits = s->fifo_count || s->backlog_count;
+	pthread_mutex_unlock(&s->lock);
+	return waits;
+}
+
 bool serial_break(struct serial *s)
 {
 	pthread_mutex_lock(&s->lock);

@@ -31,6 +31,8 @@ void serial_destroy(struct serial *s);
 void serial_access(struct serial *s, unsigned offset, uint8_t *data, bool write);
 /* Bytes for the guest; returns how many were taken. Any thread. */
 size_t serial_input(struct serial *s, const char *bytes, size_t n);
+/* Are there bytes that the guest hasn't read? Any thread. */
+bool serial_waits(struct serial *s);
 /* Go on in a VM whose interrupt chip is new: the line is raised again where it was high. Any thread. */
 void serial_resume(struct serial *s);
 /* A break condition, in order with the bytes: Linux takes the next byte as a SysRq command ('s'

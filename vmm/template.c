@@ -180,6 +180,18 @@ static void make_clone(struct vm *vm, const struct link_request *request,
 		close(pidfd);
 }
 
+/* What clones get of the heap begins on a page of its own, and there is VM_HEAP_KEPT of it. */
+static void align_heap(void)
+{
+	void *end = malloc(VM_HEAP_KEPT);
+	/* glibc has 16 bytes before each piece, of which it lends the first 8 to the piece before. */
+	size_t piece = (16 - (uintptr_t)end) & (PAGE_SIZE - 1);
+	free(end);
+	void *stays = malloc(piece + PAGE_SIZE - 8);
+	__asm__ volatile("" : : "r"(stays));
+	free(malloc(VM_HEAP_KEPT));
+}
+
 /* The child of a VM's process: let go of what is the VM's. */
 static void leave_the_vm(struct vm *vm, int link)
 {
@@ -207,7 +219,8 @@ static void leave_the_vm(struct vm *vm, int link)
 	}
 	fds_close_all_but(keep, n);
 	vm->links.link_fd = link;
-	malloc_trim(0);
+	align_heap();
+	malloc_trim(VM_HEAP_KEPT);
 }
 
 /* Serve the host's requests, in frames that begin on a page of their own: what a clone writes to of this stack is then

@@ -1,5 +1,6 @@
 #include "ipt/fail.h"
 #include "vmm/clock.h"
+#include "vmm/doze.h"
 #include "vmm/error.h"
 #include "vmm/hold.h"
 #include "vmm/stack.h"
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #define VCPU_STACK  (64 * KiB)
@@ -130,6 +132,13 @@ static bool handle(struct vm *vm, unsigned cpu, struct kvm_run *run)
 	}
 }
 
+/* Is it a read that idle_rest answers? */
+static bool is_rest(const struct kvm_run *run)
+{
+	return run->exit_reason == KVM_EXIT_IO && run->io.port == MACHINE_IDLE_PORT &&
+	       run->io.direction == KVM_EXIT_IO_IN;
+}
+
 static APART void run_failed(struct vm *vm, unsigned cpu)
 {
 	char words[128];
@@ -181,7 +190,8 @@ static void *vcpu_main(void *arg)
 	unsigned cpu = start->cpu;
 	struct kvm_vcpu *v = &vm->kvm.vcpu[cpu];
 	inject_thread(vm, cpu);
-	if (cpu == 0 && vm->frozen.cpus && !wake(vm)) {
+	const bool born = vm->frozen.cpus && !start->again;
+	if (cpu == 0 && born && !wake(vm)) {
 		atomic_store_explicit(&vm->vcpu_gone[0], true, memory_order_release);
 		return NULL;
 	}
@@ -191,17 +201,17 @@ static void *vcpu_main(void *arg)
 		atomic_store_explicit(&vm->vcpu_gone[cpu], true, memory_order_release);
 		return NULL;
 	}
-	if (vm->frozen.cpus) {
+	if (born) {
 		clone_go(vm, cpu);
 		stack_trim(VCPU_STACK / 2); /* its birth took more of it than an idle guest does */
 	}
-	if (cpu == 0) {
+	if (cpu == 0 && !start->again) {
 		atomic_store_explicit(&vm->links.mailbox->run_started_ns, clock_ns(),
 				      memory_order_release);
 		vm_set_state(vm, VM_RUNNING);
 	}
 	uint64_t remaps = atomic_load_explicit(&vm->memory.remaps, memory_order_acquire);
-	bool first = cpu == 0;
+	bool first = cpu == 0 && !start->again;
 	for (;;) {
 		/* Who kicks says why first. So what a kick left is cleared before we look why: a later one then is
 		 * seen by KVM, and one that comes after its reason is gone doesn't keep us out for ever. */
@@ -239,40 +249,91 @@ static void *vcpu_main(void *arg)
 		}
 		atomic_fetch_add_explicit(&vm->links.mailbox->exits[v->run->exit_reason & 63], 1,
 					  memory_order_relaxed);
+		const bool rests = is_rest(v->run) && doze_able(vm);
+		const uint32_t wakes = idle_wakes(&vm->idle);
 		if (!handle(vm, cpu, v->run))
 			break;
+		if (rests && wakes == idle_wakes(&vm->idle)) {
+			if (!complete_access(vm, cpu, &remaps))
+				break;
+			if (doze_off(vm, cpu, wakes))
+				return NULL;
+		}
 	}
 	atomic_store_explicit(&vm->vcpu_gone[cpu], true, memory_order_release);
 	loop_post(vm->loop, &vm->pause.look); /* who waits for it to park waits no longer */
 	return NULL;
 }
 
-int vcpu_start(struct vm *vm, unsigned cpu)
+/* Of each vCPU's thread, with a guard below it. A clone has them by the fork. */
+static uint8_t *stacks[MACHINE_MAX_CPUS];
+
+static int take_stack(unsigned cpu)
 {
-	struct sigaction action = {.sa_handler = on_kick};
-	sigaction(KICK_SIGNAL, &action, NULL);
+	if (stacks[cpu])
+		return 0;
+	void *at = mmap(NULL, VCPU_STACK, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+	if (at == MAP_FAILED)
+		return -errno;
+	if (mprotect(at, PAGE_SIZE, PROT_NONE) < 0) {
+		int rc = -errno;
+		munmap(at, VCPU_STACK);
+		return rc;
+	}
+	stacks[cpu] = at;
+	return 0;
+}
+
+static int start(struct vm *vm, unsigned cpu, bool again)
+{
 	/* Not the heap's: with its first free the thread would get a cache of its own. */
-	vm->start[cpu] = (struct vm_start){vm, cpu};
+	vm->start[cpu] = (struct vm_start){vm, cpu, again};
 	pthread_attr_t attr;
 	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, VCPU_STACK);
+	pthread_attr_setstack(&attr, stacks[cpu], VCPU_STACK);
 	int rc = fail_point(FAIL_VM_THREAD);
 	if (!rc)
 		rc = pthread_create(&vm->vcpu_thread[cpu], &attr, vcpu_main, &vm->start[cpu]);
+	if (rc)
+		vm->vcpu_thread[cpu] = 0;
 	pthread_attr_destroy(&attr);
 	return -rc;
 }
 
+int vcpu_start(struct vm *vm, unsigned cpu)
+{
+	struct sigaction action = {.sa_handler = on_kick};
+	sigaction(KICK_SIGNAL, &action, NULL);
+	int rc = take_stack(cpu);
+	return rc ? rc : start(vm, cpu, false);
+}
+
+int vcpu_start_again(struct vm *vm, unsigned cpu)
+{
+	return start(vm, cpu, true);
+}
+
+void vcpu_join(struct vm *vm, unsigned cpu)
+{
+	pthread_join(vm->vcpu_thread[cpu], NULL);
+	vm->vcpu_thread[cpu] = 0;
+	madvise(stacks[cpu], VCPU_STACK, MADV_DONTNEED);
+}
+
 static bool kick(struct vm *vm, unsigned cpu)
 {
-	if (!vm->vcpu_thread[cpu] ||
-	    atomic_load_explicit(&vm->vcpu_gone[cpu], memory_order_acquire))
-		return false;
-	/* Read by KVM before it enters the guest, so the signal can't come too early to be noticed (api.rst,
-	 * struct kvm_run, immediate_exit). */
-	vm->kvm.vcpu[cpu].run->immediate_exit = 1;
-	pthread_kill(vm->vcpu_thread[cpu], KICK_SIGNAL);
-	return true;
+	pthread_mutex_lock(&vm->doze.lock);
+	bool there = vm->vcpu_thread[cpu] &&
+		     !atomic_load_explicit(&vm->vcpu_gone[cpu], memory_order_acquire);
+	if (there) {
+		/* Read by KVM before it enters the guest, so the signal can't come too early to be noticed
+		 * (api.rst, struct kvm_run, immediate_exit). */
+		vm->kvm.vcpu[cpu].run->immediate_exit = 1;
+		pthread_kill(vm->vcpu_thread[cpu], KICK_SIGNAL);
+	}
+	pthread_mutex_unlock(&vm->doze.lock);
+	return there;
 }
 
 void vcpu_kick_all(struct vm *vm)

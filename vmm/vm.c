@@ -2,6 +2,7 @@
 #include "ipt/fail.h"
 #include "vmm/clock.h"
 #include "vmm/container.h"
+#include "vmm/doze.h"
 #include "vmm/error.h"
 #include "vmm/event.h"
 #include "vmm/hold.h"
@@ -163,7 +164,7 @@ static void rest(struct loop_work *w)
 {
 	struct vm *vm = container(struct vm, resting, w);
 	memory_rest(&vm->memory);
-	malloc_trim(0);
+	malloc_trim(VM_HEAP_KEPT);
 	stack_trim(STACK_BYTES);
 }
 
@@ -382,6 +383,7 @@ static int set_up(struct vm *vm, char *error)
 	if (rc)
 		return rc;
 	pause_init(vm);
+	doze_init(vm, vm->config.image->kind == BOOT_BARE);
 	inject_init(vm);
 	vm->on_fault.done = on_fault;
 	vm->on_link.done = on_link;

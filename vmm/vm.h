@@ -24,7 +24,9 @@
 #define VM_MAX_DISKS    8
 #define VM_MAX_PMEM     MACHINE_MAX_PMEM
 #define VM_LOOP_ENTRIES 64
-#define VM_MAX_SAID     50 /* lines about a guest's faults that a user is shown */
+/* At the heap's end, for what a clone needs: else its heap would grow, and shrink again when it rests. */
+#define VM_HEAP_KEPT (8 * KiB)
+#define VM_MAX_SAID  50 /* lines about a guest's faults that a user is shown */
 
 struct vm_disk {
 	const char *path; /* for messages */
@@ -113,6 +115,14 @@ struct vm_hold {
 	uint64_t at_ns, cpu_ns; /* when it was last asked for; what vCPUs had used then */
 };
 
+/* See doze.h. */
+struct vm_doze {
+	pthread_mutex_t lock; /* who kicks a thread, and who has it end */
+	bool able, asleep[MACHINE_MAX_CPUS];
+	unsigned tries;
+	struct loop_work rouse;
+};
+
 /* A virtio slot's interrupt. */
 struct vm_slot {
 	struct vm *vm;
@@ -141,6 +151,7 @@ struct vm {
 	struct fault_queue starved;
 	struct vm_pause pause;
 	struct vm_hold hold;
+	struct vm_doze doze;
 	struct inject_state inject;
 	_Atomic enum vm_birth birth;
 	struct learn
@@ -149,6 +160,7 @@ struct vm {
 	struct vm_start {
 		struct vm *vm;
 		unsigned cpu;
+		bool again;        /* it ran before */
 	} start[MACHINE_MAX_CPUS]; /* what these are told */
 	_Atomic bool vcpu_gone[MACHINE_MAX_CPUS];
 	_Atomic bool stopping, ended;
@@ -242,6 +254,10 @@ void clone_go(struct vm *vm, unsigned cpu);
 
 /* Start the thread of a vCPU whose registers are set. -errno of pthread_create. */
 int vcpu_start(struct vm *vm, unsigned cpu);
+/* For doze.c, with doze.lock: one that let its thread end has another; -errno as before. That one has ended: wait for it,
+ * and give its stack back. */
+int vcpu_start_again(struct vm *vm, unsigned cpu);
+void vcpu_join(struct vm *vm, unsigned cpu);
 /* Have vCPUs leave the guest; they look at stopping, hold.wanted and pause.wanted before they enter it again. */
 void vcpu_kick_all(struct vm *vm);
 /* Ask vCPUs to leave the guest, and wait up to `ms` for them; those that wait for a frame in the

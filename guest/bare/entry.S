@@ -18,7 +18,10 @@
 bare_start:
 	cld
 	xorl %ebp, %ebp
-	call bare_main
+	testl %esi, %esi
+	jnz 1f
+	movl $bare_stack_top, %esp /* vCPU 0's own: see bare.lds */
+1:	call bare_main
 	ud2 /* bare_main doesn't return */
 	.size bare_start, . - bare_start
 

@@ -8,7 +8,7 @@
 #include "guest/bare/cpu.h"
 #include "vmm/machine.h"
 
-/* At most some 50 ms; ends when a virtio device's interrupt stands, or input comes. */
+/* Ends when a virtio device's interrupt stands, or input comes; perhaps earlier. */
 static inline void idle_wait(void)
 {
 	(void)cpu_in8(MACHINE_IDLE_PORT);

@@ -25,7 +25,7 @@
  *   smp=0|1                  1: all vCPUs, each in a slice of its own (0: vCPU 0, the others wait)
  *
  * The memory workloads' region:
- *   base=GPA                 where it begins (4 MiB: the next 2 MiB boundary above the image)
+ *   base=GPA                 where it begins (4 MiB, or the next 2 MiB boundary above the image)
  *   pages=N or mem=SIZE      how long it is (all memory from base on)
  *   order=seq|rand seed=S    in address order or a permutation that S chooses (seq, 1)
  *

@@ -5,11 +5,14 @@
 extern char bare_image_end[];
 
 #define ROUND_2M(v) (((v) + 0x1fffff) & ~UINT64_C(0x1fffff))
+#define LEAST       UINT64_C(0x400000)
 
 void region_make(struct region *r, const struct stage *s)
 {
 	uint64_t image_end = (uint64_t)(uintptr_t)bare_image_end;
 	uint64_t base = s->base != WORDS_UNSET ? s->base : ROUND_2M(image_end);
+	if (s->base == WORDS_UNSET && base < LEAST)
+		base = LEAST;
 	uint64_t left = s->pages;
 
 	*r = (struct region){0};

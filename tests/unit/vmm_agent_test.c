@@ -353,7 +353,7 @@ static bool rests_long(struct idle *i)
 Test(vmm_idle, rests_unless_there_is_something)
 {
 	struct idle i;
-	idle_init(&i);
+	idle_init(&i, NULL);
 	cr_assert(rests_long(&i));
 	idle_line(&i, true);
 	idle_line(&i, true);
@@ -382,4 +382,36 @@ Test(vmm_idle, rests_unless_there_is_something)
 		pthread_join(t, NULL);
 	}
 	cr_assert(early);
+}
+
+static unsigned roused;
+
+static void rouse(struct idle *i)
+{
+	(void)i;
+	roused++;
+}
+
+Test(vmm_idle, who_sleeps_is_roused_by_what_comes_before_or_after)
+{
+	struct idle i;
+	idle_init(&i, rouse);
+	uint32_t wakes = idle_wakes(&i);
+	idle_wake(&i);
+	cr_assert_eq(roused, 0, "nobody sleeps");
+	cr_assert_not(idle_sleep(&i, wakes), "something came before");
+	idle_wake(&i);
+	cr_assert_eq(roused, 0, "it doesn't sleep");
+	cr_assert(idle_sleep(&i, idle_wakes(&i)));
+	idle_line(&i, true);
+	cr_assert_eq(roused, 1);
+	cr_assert_not(idle_sleep(&i, idle_wakes(&i)), "a line is high");
+	idle_line(&i, false);
+	cr_assert(idle_sleep(&i, idle_wakes(&i)), "a second one");
+	idle_rise(&i);
+	idle_wake(&i);
+	cr_assert_eq(roused, 2, "one still sleeps");
+	idle_rise(&i);
+	idle_wake(&i);
+	cr_assert_eq(roused, 2);
 }
