@@ -1,5 +1,6 @@
 /* What stands at ports and MMIO addresses: UART, reset and power registers, virtio slots. */
 #include "vmm/container.h"
+#include "vmm/doze.h"
 #include "vmm/error.h"
 #include "vmm/reclaim.h"
 #include "vmm/vm.h"
@@ -158,8 +159,7 @@ static void cleaned(void *ctx, uint64_t pages, int error)
 
 static void rouse(struct idle *i)
 {
-	struct vm *vm = container(struct vm, idle, i);
-	loop_post(vm->loop, &vm->doze.rouse);
+	doze_rouse(container(struct vm, idle, i));
 }
 
 int board_create(struct vm *vm, char *error)

@@ -60,6 +60,11 @@ static int rise(struct vm *vm, unsigned cpu)
 	return 0;
 }
 
+void doze_rouse(struct vm *vm)
+{
+	loop_post(vm->loop, &vm->doze.rouse);
+}
+
 static void rouse(struct loop_work *w)
 {
 	struct vm *vm = container(struct vm, doze.rouse, w);
