@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #define FLUSH_DELAY_MS 5
@@ -47,13 +48,23 @@ static void on_timer(struct loop_op *op, int res, uint32_t flags)
 		loop_post(o->loop, &o->arm);
 }
 
+/* Where the loop can't be asked to wait: nothing that is held is to stay for ever. */
+static void pass_time(void)
+{
+	nanosleep(&(struct timespec){.tv_nsec = FLUSH_DELAY_MS * 1000000}, NULL);
+}
+
 static void arm_timer(struct loop_work *w)
 {
 	struct outlet *o = container(struct outlet, arm, w);
 	o->delay = (struct __kernel_timespec){.tv_nsec = FLUSH_DELAY_MS * 1000000};
 	struct io_uring_sqe *sqe = loop_sqe(o->loop, &o->timer);
-	if (sqe)
+	if (sqe) {
 		io_uring_prep_timeout(sqe, &o->delay, 0, 0);
+	} else {
+		pass_time();
+		on_timer(&o->timer, 0, 0);
+	}
 }
 
 static void on_writable(struct loop_op *op, int res, uint32_t flags)
@@ -68,6 +79,13 @@ static void on_writable(struct loop_op *op, int res, uint32_t flags)
 	o->room(o->ctx);
 }
 
+static void look_again(struct loop_work *w)
+{
+	struct outlet *o = container(struct outlet, again, w);
+	pass_time();
+	on_writable(&o->writable, 0, 0);
+}
+
 void outlet_init(struct outlet *o, char *buffer, int fd, struct loop *loop, void (*room)(void *ctx),
 		 void *ctx)
 {
@@ -76,6 +94,7 @@ void outlet_init(struct outlet *o, char *buffer, int fd, struct loop *loop, void
 			     .loop = loop,
 			     .lock = PTHREAD_MUTEX_INITIALIZER,
 			     .arm = {.run = arm_timer},
+			     .again = {.run = look_again},
 			     .timer = {.done = on_timer},
 			     .writable = {.done = on_writable},
 			     .room = room,
@@ -85,6 +104,7 @@ void outlet_init(struct outlet *o, char *buffer, int fd, struct loop *loop, void
 void outlet_renew(struct outlet *o, int fd)
 {
 	loop_unpost(o->loop, &o->arm);
+	loop_unpost(o->loop, &o->again);
 	outlet_init(o, o->buffer, fd, o->loop, o->room, o->ctx);
 }
 
@@ -141,8 +161,8 @@ size_t outlet_offer(struct outlet *o, const char *bytes, size_t n)
 	else if (o->held && !o->timer_set)
 		arm = o->timer_set = true;
 	pthread_mutex_unlock(&o->lock);
-	if (watch)
-		loop_wait(o->loop, &o->writable, o->fd, POLLOUT);
+	if (watch && loop_wait(o->loop, &o->writable, o->fd, POLLOUT) < 0)
+		loop_post(o->loop, &o->again);
 	if (arm)
 		loop_post(o->loop, &o->arm);
 	return took;

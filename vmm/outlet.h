@@ -21,7 +21,7 @@ struct outlet {
 	char *buffer; /* of OUTLET_BYTES: elsewhere, so that a clone that says nothing need not have its own */
 	size_t held;
 	bool timer_set;
-	struct loop_work arm;
+	struct loop_work arm, again;
 	struct loop_op timer, writable;
 	struct __kernel_timespec delay;
 	bool waiting;            /* the loop waits for room to write */
