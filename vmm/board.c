@@ -1,6 +1,4 @@
 /* What stands at ports and MMIO addresses: UART, reset and power registers, virtio slots. */
-#include "vmm/container.h"
-#include "vmm/doze.h"
 #include "vmm/error.h"
 #include "vmm/reclaim.h"
 #include "vmm/vm.h"
@@ -157,16 +155,11 @@ static void cleaned(void *ctx, uint64_t pages, int error)
 	reclaim_cleaned(vm->links.reclaim, pages, error);
 }
 
-static void rouse(struct idle *i)
-{
-	doze_rouse(container(struct vm, idle, i));
-}
-
 int board_create(struct vm *vm, char *error)
 {
 	static const struct serial_ops ops = {
 		.irq = serial_irq, .output = serial_output, .room = input_room};
-	idle_init(&vm->idle, rouse);
+	idle_init(&vm->idle);
 	outlet_init(&vm->outlet, vm->buffers.console_out, vm->links.console_fd, vm->loop,
 		    console_room, vm);
 	outlet_init(&vm->agent_outlet, vm->buffers.agent_out, vm->links.agent_fd, vm->loop,

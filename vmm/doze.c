@@ -8,11 +8,6 @@
 #define TRIES    100 /* for a thread, which there was room for before */
 #define RETRY_NS 10000000
 
-bool doze_able(const struct vm *vm)
-{
-	return vm->doze.able;
-}
-
 bool doze_off(struct vm *vm, unsigned cpu, uint32_t wakes)
 {
 	pthread_mutex_lock(&vm->doze.lock);
@@ -22,11 +17,8 @@ bool doze_off(struct vm *vm, unsigned cpu, uint32_t wakes)
 		   !atomic_load_explicit(&vm->pause.wanted, memory_order_acquire) &&
 		   !hold_wanted(vm) && !inject_wants(vm, cpu) && !serial_waits(vm->serial) &&
 		   idle_sleep(&vm->idle, wakes);
-	if (off) {
+	if (off)
 		vm->doze.asleep[cpu] = true;
-		atomic_store_explicit(&vm->vcpu_gone[cpu], true, memory_order_release);
-		loop_post(vm->loop, &vm->pause.look); /* who waits for it to park waits no longer */
-	}
 	pthread_mutex_unlock(&vm->doze.lock);
 	return off;
 }
@@ -60,8 +52,10 @@ static int rise(struct vm *vm, unsigned cpu)
 	return 0;
 }
 
-void doze_rouse(struct vm *vm)
+/* Any thread. */
+static void on_wake(struct idle *i)
 {
+	struct vm *vm = container(struct vm, idle, i);
 	loop_post(vm->loop, &vm->doze.rouse);
 }
 
@@ -92,5 +86,6 @@ void doze_init(struct vm *vm, bool able)
 {
 	vm->doze = (struct vm_doze){
 		.lock = PTHREAD_MUTEX_INITIALIZER, .able = able, .rouse = {.run = rouse}};
+	vm->idle.rouse = on_wake;
 	atomic_store_explicit(&vm->idle.asleep, 0, memory_order_relaxed);
 }

@@ -14,14 +14,10 @@ struct vm;
 
 /* Before vCPUs run; in a clone again, where all have threads. */
 void doze_init(struct vm *vm, bool able);
-/* Does the guest do without threads for vCPUs that rest? */
-bool doze_able(const struct vm *vm);
-/* vCPU's thread, with no access to complete, after a rest that began when idle_wakes() was `wakes`. True: it is to end now,
- * and touches nothing of the VM's any more. */
+/* vCPU's thread, where vm->doze.able, with no access to complete, after a rest that began when idle_wakes() was `wakes`.
+ * True: it is to end now, as one that has gone. What ends the rest (idle_wake) gets it another, on the loop's thread, unless
+ * the VM is to stand still, or ends; who lets it go on wakes it again. If there is no thread for a second, the VM ends. */
 bool doze_off(struct vm *vm, unsigned cpu, uint32_t wakes);
-/* Something ended a rest: those that sleep get threads, on the loop's, unless the VM is to stand still, or ends; after standing
- * still it is to be called again. If there is no thread for a second, the VM ends. Any thread. */
-void doze_rouse(struct vm *vm);
 /* Loop's thread: when this returns, threads that let go have ended, and hold no lock of the C library's. */
 void doze_settle(struct vm *vm);
 

@@ -6,9 +6,9 @@
 #include <time.h>
 #include <unistd.h>
 
-void idle_init(struct idle *i, void (*rouse)(struct idle *i))
+void idle_init(struct idle *i)
 {
-	*i = (struct idle){.rouse = rouse};
+	*i = (struct idle){0};
 }
 
 void idle_line(struct idle *i, bool high)

@@ -20,11 +20,10 @@ struct idle {
 	_Atomic uint32_t asleep; /* vCPUs that rest without a thread */
 	void (*rouse)(
 		struct
-		idle *i); /* called when these are to go on, by any thread, and also if they needn't */
+		idle *i); /* set before any sleeps: called when these are to go on, by any thread */
 };
 
-/* rouse: NULL where nobody sleeps. */
-void idle_init(struct idle *i, void (*rouse)(struct idle *i));
+void idle_init(struct idle *i);
 /* A line went high or low. Any thread. */
 void idle_line(struct idle *i, bool high);
 /* Whoever rests now goes on. Any thread. */

@@ -129,11 +129,12 @@ static void freeze(struct vm *vm)
 	answer_freeze(vm, &a, pidfd);
 }
 
-/* Parked vCPUs sleep when this returns, and hold no lock: the process may be forked. */
+/* Parked vCPUs sleep or have no thread when this returns, and hold no lock: the process may be forked. */
 static void settle(struct vm *vm)
 {
 	pthread_mutex_lock(&vm->pause.lock);
 	pthread_mutex_unlock(&vm->pause.lock);
+	doze_settle(vm);
 }
 
 static void update(struct vm *vm)
@@ -154,7 +155,6 @@ static void update(struct vm *vm)
 	}
 	if (p->stillness == VM_PARKS && all_parked(vm)) {
 		settle(vm);
-		doze_settle(vm);
 		board_pause(vm);
 		p->stillness = VM_STILL;
 		if (p->by_user)

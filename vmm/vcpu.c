@@ -249,7 +249,7 @@ static void *vcpu_main(void *arg)
 		}
 		atomic_fetch_add_explicit(&vm->links.mailbox->exits[v->run->exit_reason & 63], 1,
 					  memory_order_relaxed);
-		const bool rests = is_rest(v->run) && doze_able(vm);
+		const bool rests = vm->doze.able && is_rest(v->run);
 		const uint32_t wakes = idle_wakes(&vm->idle);
 		if (!handle(vm, cpu, v->run))
 			break;
@@ -257,7 +257,7 @@ static void *vcpu_main(void *arg)
 			if (!complete_access(vm, cpu, &remaps))
 				break;
 			if (doze_off(vm, cpu, wakes))
-				return NULL;
+				break;
 		}
 	}
 	atomic_store_explicit(&vm->vcpu_gone[cpu], true, memory_order_release);

@@ -10,9 +10,8 @@ extern char bare_image_end[];
 void region_make(struct region *r, const struct stage *s)
 {
 	uint64_t image_end = (uint64_t)(uintptr_t)bare_image_end;
-	uint64_t base = s->base != WORDS_UNSET ? s->base : ROUND_2M(image_end);
-	if (s->base == WORDS_UNSET && base < LEAST)
-		base = LEAST;
+	uint64_t lowest = image_end > LEAST ? image_end : LEAST;
+	uint64_t base = s->base != WORDS_UNSET ? s->base : ROUND_2M(lowest);
 	uint64_t left = s->pages;
 
 	*r = (struct region){0};

@@ -353,7 +353,7 @@ static bool rests_long(struct idle *i)
 Test(vmm_idle, rests_unless_there_is_something)
 {
 	struct idle i;
-	idle_init(&i, NULL);
+	idle_init(&i);
 	cr_assert(rests_long(&i));
 	idle_line(&i, true);
 	idle_line(&i, true);
@@ -395,7 +395,8 @@ static void rouse(struct idle *i)
 Test(vmm_idle, who_sleeps_is_roused_by_what_comes_before_or_after)
 {
 	struct idle i;
-	idle_init(&i, rouse);
+	idle_init(&i);
+	i.rouse = rouse;
 	uint32_t wakes = idle_wakes(&i);
 	idle_wake(&i);
 	cr_assert_eq(roused, 0, "nobody sleeps");
