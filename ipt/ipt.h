@@ -504,5 +504,9 @@ void ipt_counts(struct ipt *t, struct ipt_counts *out);
  * to `say` as one line of text (may be NULL). */
 typedef void ipt_say_fn(void *ctx, const char *line);
 int ipt_audit(struct ipt *t, ipt_say_fn *say, void *ctx);
+/* The same beside others at work: up to six audits over 0.2 s, until one finds nothing that those before it
+ * found. What all of them found, in the same words, is told and counted, each once, up to 1,024. A wrong count
+ * of a VM that is busy meanwhile may be missed. */
+int ipt_audit_live(struct ipt *t, ipt_say_fn *say, void *ctx);
 
 #endif

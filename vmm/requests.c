@@ -172,7 +172,7 @@ static void take_audit(struct control_request *r, const json_t *o)
 {
 	(void)o;
 	json_t *lines = json_array();
-	int n = ipt_audit(host_table(control_host(r)), audit_say, lines);
+	int n = ipt_audit_live(host_table(control_host(r)), audit_say, lines);
 	control_reply(r, json_pack("{s:i, s:o}", "violations", n, "lines", lines));
 }
 

@@ -108,7 +108,7 @@ static void say_but(void *ctx, const char *line)
 	struct but *b = ctx;
 	unsigned vm;
 
-	if (sscanf(line, "I4: VM %u has", &vm) != 1 || vm != b->vm)
+	if (sscanf(line, "I4: VM %u counts", &vm) != 1 || vm != b->vm)
 		say(&b->lines, line);
 }
 
