@@ -1,10 +1,10 @@
 /* invisor: the command line. */
 #include "vmm/commands.h"
 #include "vmm/density.h"
+#include "vmm/first_stack.h"
 #include "vmm/kvm.h"
 #include "vmm/nook.h"
 #include "vmm/run.h"
-#include "vmm/stack.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -107,5 +107,5 @@ static int obey(int argc, char **argv)
 int main(int argc, char **argv)
 {
 	nook_take();
-	stack_leave(argc, argv, obey);
+	first_stack_leave(argc, argv, obey);
 }

@@ -21,6 +21,7 @@
 #include "vmm/clock.h"
 #include "vmm/evict.h"
 #include "vmm/merge.h"
+#include "vmm/store.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -72,7 +73,7 @@ static bool read_page(const struct job *j, frame_t f, uint8_t *page)
 
 static bool is_zero(const struct job *j, frame_t f)
 {
-	return read_page(j, f, one) && !one[0] && !memcmp(one, one + 1, PAGE_SIZE - 1);
+	return read_page(j, f, one) && store_is_zero(one);
 }
 
 static bool are_equal(const struct job *j, frame_t f, frame_t g)
