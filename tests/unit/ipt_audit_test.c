@@ -11,7 +11,7 @@ struct worker {
 	struct ipt *t;
 	vmid_t vm;
 	pthread_t thread;
-	atomic_uint stop, rounds;
+	atomic_bool stop;
 };
 
 /* Map and give back, at random, as fast as it goes. */
@@ -30,7 +30,6 @@ static void *work(void *arg)
 		} else if (!ipt_alloc(w->t, w->vm, 0, NULL, &f)) {
 			ipt_map(w->t, w->vm, gfn(g), f, 1);
 		}
-		atomic_fetch_add(&w->rounds, 1);
 	}
 	return NULL;
 }
@@ -50,7 +49,7 @@ static void begin(struct ipt *t, struct worker *workers)
 static void end(struct worker *workers)
 {
 	for (unsigned i = 0; i < WORKERS; i++)
-		atomic_store(&workers[i].stop, 1);
+		atomic_store(&workers[i].stop, true);
 	for (unsigned i = 0; i < WORKERS; i++)
 		pthread_join(workers[i].thread, NULL);
 }
